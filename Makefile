@@ -1,0 +1,24 @@
+.PHONY: sweep test check bench
+PYTHON := .venv/bin/python
+
+sweep: .venv/installed  ## 12 trials on drawn pictures: a ranked table and a promoted model in a few minutes
+	$(PYTHON) run_sweep.py --image-size 64 --epochs 3 --trials 12 --name quick
+
+test: .venv/installed  ## every test, with the coverage of our own lines
+	$(PYTHON) -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90
+
+check: .venv/installed  ## style, formatting, types
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+bench: .venv/installed  ## the tables of the README
+	$(PYTHON) benchmarks/training.py
+
+.venv/installed: requirements.lock
+	if command -v uv >/dev/null; then \
+	  uv venv --quiet --allow-existing .venv && uv pip install --quiet --python $(PYTHON) -r requirements.lock; \
+	else \
+	  python3 -m venv .venv && $(PYTHON) -m pip install --quiet -r requirements.lock; \
+	fi
+	touch $@

@@ -1,0 +1,1 @@
+"""Train, judge and use one small convolutional network that tells cats from dogs. Knows no search."""

@@ -1,0 +1,327 @@
+"""Drawn or real pictures -> decoded once, kept as bytes, split by content, batched on the device.
+
+Decoded pictures are kept in $CATDOG_CACHE (default ~/.cache/catdog), one folder per data set and size, and mapped
+into memory by every process that trains. Remove the folder at any time; it is made again.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from errno import EACCES, ELOOP, ENOENT
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from catdog.folder import CLASSES, Photograph, list_photographs, read_picture
+from catdog.synthetic import synthetic
+
+__all__ = ["MEAN", "STD", "Data", "Pictures", "describe_source", "load_data", "load_test", "locate", "preprocessing"]
+
+MEAN = (0.5, 0.5, 0.5)  # of pixels in 0 to 1; the first BatchNorm takes care of the rest
+STD = (0.25, 0.25, 0.25)
+
+TEST_SHARE = 0.2  # of the pictures, where the folder has no test part
+VALIDATION_SHARE = 0.15  # of the training pictures
+NUM_DRAWN = {"training": 1200, "test": 1000}  # pictures of the synthetic set
+FORMAT = 1  # of the cache; raise it when decoding or drawing changes
+NAMES_SHOWN = 10
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Some rows of a shared array of decoded pictures."""
+
+    images: Tensor  # (N, S, S, 3) uint8
+    labels: Tensor  # (N,) int64, index into Data.classes
+    rows: Tensor  # (n,) int64, which of the N are meant
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: str) -> "Pictures":
+        """Copy these rows to a GPU; on the CPU the shared array is used where it lies."""
+        if torch.device(device).type == "cpu":
+            return self
+        rows = torch.arange(len(self), device=device)
+        return Pictures(self.images[self.rows].to(device), self.labels[self.rows].to(device), rows)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a network is trained and chosen on. The test pictures are not here: see `load_test`."""
+
+    training: Pictures
+    validation: Pictures
+    classes: tuple[str, ...]
+    fingerprint: str  # of the contents and labels of all pictures but the test's, whatever their names and size
+    notes: tuple[str, ...]  # what a person should know: files left out and why, a sentence each
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """One cached array of pictures."""
+
+    images: Tensor  # (N, S, S, 3) uint8, mapped from the file
+    labels: np.ndarray  # (N,) uint8
+    hashes: np.ndarray  # (N,) content hashes, hex text
+    readable: np.ndarray  # (N,) bool
+    notes: tuple[str, ...]
+
+
+def load_data(source: str, image_size: int) -> Data:
+    """Load the training and validation pictures of `source`: "synthetic", "kaggle" or a folder.
+
+    The first call decodes (with a progress bar); later ones map the result. Validation is the folder's own, or a
+    stratified share split off by content hash, so that equal files never stand on both sides. Raises ValueError, in
+    one sentence, for a folder that cannot be used.
+    """
+    decoded, sides = _training_side(source, image_size)
+    training, validation = (np.flatnonzero(sides == side) for side in ("training", "validation"))
+    used = np.concatenate((training, validation))
+    contents = sorted(f"{decoded.hashes[row]} {decoded.labels[row]}" for row in used)
+    if source == "synthetic":  # drawn anew for each size, and always the same
+        contents = [f"drawn {FORMAT} {NUM_DRAWN}"]
+    fingerprint = hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16]
+    return Data(_rows(decoded, training), _rows(decoded, validation), CLASSES, fingerprint, decoded.notes)
+
+
+def load_test(source: str, image_size: int) -> tuple[Pictures, tuple[str, ...]]:
+    """Load the sealed test pictures of `source`, and notes on what was left out. Meant for promotion alone."""
+    decoded, sides = _training_side(source, image_size)
+    if "test" in sides:
+        return _rows(decoded, np.flatnonzero(sides == "test")), ()
+    test = _decode(source, image_size, "test")
+    known = test.readable & np.isin(test.hashes, decoded.hashes)
+    notes = test.notes
+    if known.any():
+        notes += (f"left out {known.sum()} test pictures whose content also stands in the training pictures",)
+    rows = np.flatnonzero(test.readable & ~known)
+    if len(np.unique(test.labels[rows])) < len(CLASSES):
+        raise ValueError(f"{source} has no readable test pictures of each class that training has not seen; add some")
+    return _rows(test, rows), notes
+
+
+def locate(source: str) -> str:
+    """Turn "kaggle" into the folder of the data set, fetched where it is not there; others stay as they are."""
+    return str(_folder(source)) if source == "kaggle" else source
+
+
+def describe_source(source: str) -> str:
+    """Say in a few words what `source` holds, without decoding it. Raises ValueError like `load_data`."""
+    if source == "kaggle":
+        return "kaggle (tongpython/cat-and-dog)"
+    if source == "synthetic":
+        return f"synthetic ({NUM_DRAWN['training']} drawn pictures to train, {NUM_DRAWN['test']} to test)"
+    listing = list_photographs(_folder(source))
+    num_training = len(listing.training) + len(listing.validation)
+    test = f"{len(listing.test)} to test" if listing.test else f"{TEST_SHARE:.0%} of them split off to test"
+    return f"{source} ({num_training} pictures to train, {test})"
+
+
+def preprocessing(image_size: int) -> dict[str, Any]:
+    """Describe, for a model's header, how a picture becomes the network's input."""
+    return {"image_size": image_size, "resize": "stretch", "color": "RGB", "mean": [*MEAN], "std": [*STD]}
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("CATDOG_CACHE") or Path.home() / ".cache" / "catdog")
+
+
+def _training_side(source: str, image_size: int) -> tuple[_Decoded, np.ndarray]:
+    """Decode all but a folder's own test pictures; say of each row on which side it stands ("" for none)."""
+    decoded = _decode(source, image_size, "training")
+    sides = np.where(decoded.readable, "training", "").astype("<U10")  # room for "validation"
+    contradictory = _contradictory(decoded)
+    sides[contradictory] = ""
+    if source == "synthetic":
+        given, has_test = np.zeros(len(sides), dtype=bool), True
+    else:
+        listing = list_photographs(_folder(source))
+        given = np.array([p.part == "validation" for p in (*listing.training, *listing.validation)])
+        has_test = bool(listing.test)
+    if not has_test:
+        sides[_split_off(decoded, sides == "training", TEST_SHARE, "test")] = "test"
+    if given.any():
+        sides[(sides == "training") & np.isin(decoded.hashes, decoded.hashes[given])] = "validation"
+    else:
+        sides[_split_off(decoded, sides == "training", VALIDATION_SHARE, "validation")] = "validation"
+    for side in ("training", "validation"):
+        if len(np.unique(decoded.labels[sides == side])) < len(CLASSES):
+            raise ValueError(f"{source} has too few readable pictures to hold out some of each class; add more")
+    return decoded, sides
+
+
+def _contradictory(decoded: _Decoded) -> np.ndarray:
+    """Mark pictures whose very content is called a cat in one place and a dog in another."""
+    as_cat, as_dog = (decoded.hashes[decoded.readable & (decoded.labels == label)] for label in (0, 1))
+    return np.isin(decoded.hashes, np.intersect1d(as_cat, as_dog))
+
+
+def _split_off(decoded: _Decoded, among: np.ndarray, share: float, salt: str) -> np.ndarray:
+    """Mark `share` of the contents of each class: those whose salted hashes come first."""
+    marked = np.zeros(len(among), dtype=bool)
+    for label in range(len(CLASSES)):
+        of_class = among & (decoded.labels == label)
+        contents = np.unique(decoded.hashes[of_class])
+        order = sorted(contents, key=lambda content: hashlib.sha256(f"{salt} {content}".encode()).digest())
+        marked |= of_class & np.isin(decoded.hashes, order[: round(share * len(order))])
+    return marked
+
+
+def _rows(decoded: _Decoded, rows: np.ndarray) -> Pictures:
+    return Pictures(decoded.images, torch.from_numpy(decoded.labels.astype(np.int64)), torch.from_numpy(rows))
+
+
+def _folder(source: str) -> Path:
+    if source != "kaggle":
+        return Path(source)
+    try:
+        import kagglehub  # noqa: PLC0415 - only this source needs it, and the network
+    except ImportError as error:
+        raise ValueError("--data kaggle needs kagglehub; install it, or give a folder") from error
+    try:
+        return Path(kagglehub.dataset_download("tongpython/cat-and-dog"))
+    except Exception as error:  # whatever its HTTP client raises: no network, no access, no space
+        raise ValueError(
+            f"--data kaggle could not fetch tongpython/cat-and-dog ({error}); download it by hand and give its folder"
+        ) from error
+
+
+def _decode(source: str, size: int, part: str) -> _Decoded:
+    """Return the cached pictures of one part, decoding or drawing them where they are not there yet."""
+    if source == "synthetic":
+        identity: list[Any] = [NUM_DRAWN[part], part]
+        build = partial(_draw, size=size, part=part)
+    else:
+        listing = list_photographs(_folder(source))
+        photographs = listing.test if part == "test" else (*listing.training, *listing.validation)
+        identity = [_stamp(listing.folder, photograph) for photograph in photographs]
+        build = partial(_decode_files, photographs=photographs, size=size, notes=list(listing.notes))
+    key = hashlib.sha256(json.dumps([FORMAT, size, identity]).encode()).hexdigest()[:24]
+    folder = _built_once(cache_folder() / f"{part}-{size}px-{key}", build)
+    about = json.loads((folder / "about.json").read_text())
+    images = np.load(folder / "images.npy", mmap_mode="c")  # copy-on-write: torch wants a writable array
+    columns = np.load(folder / "columns.npz")
+    return _Decoded(
+        torch.from_numpy(images), columns["labels"], columns["hashes"], columns["readable"], tuple(about["notes"])
+    )
+
+
+def _stamp(folder: Path, photograph: Photograph) -> list[Any]:
+    name = [str(photograph.path.relative_to(folder)), photograph.label, photograph.part]
+    try:
+        stat = photograph.path.stat()
+    except OSError:  # a link to nowhere, say: decoding will name it
+        return name
+    return [*name, stat.st_size, stat.st_mtime_ns]
+
+
+def _built_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """Let one process build `folder`, others wait; it appears whole or not at all."""
+    if folder.exists():
+        return folder
+    lock = FileLock(f"{folder}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise ValueError(
+            f"cannot keep decoded pictures in {folder.parent} ({error.strerror}); "
+            "set CATDOG_CACHE to a folder that can be written"
+        ) from error
+    half_built = folder.with_name(f"{folder.name}.partial")
+    try:
+        if not folder.exists():
+            shutil.rmtree(half_built, ignore_errors=True)  # what a killed process left
+            half_built.mkdir()
+            build(half_built)
+            half_built.rename(folder)
+    finally:
+        shutil.rmtree(half_built, ignore_errors=True)
+        lock.release()
+    return folder
+
+
+def _draw(folder: Path, size: int, part: str) -> None:
+    seed = list(NUM_DRAWN).index(part)
+    images, labels = synthetic(NUM_DRAWN[part], size, seed, progress=partial(_progress, "drawing", NUM_DRAWN[part]))
+    np.save(folder / "images.npy", images)
+    hashes = [hashlib.sha256(image).hexdigest() for image in images]
+    _save_columns(folder, labels, hashes, [True] * len(labels), [])
+
+
+def _decode_files(folder: Path, photographs: Sequence[Photograph], size: int, notes: list[str]) -> None:
+    shape = (len(photographs), size, size, 3)
+    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    _reserve(folder / "images.npy")
+
+    def decode(row: int) -> tuple[str, bool]:
+        try:
+            content = photographs[row].path.read_bytes()
+        except OSError as error:
+            if error.errno not in (ENOENT, EACCES, ELOOP):
+                raise  # the disk's fault, which may pass; a picture is not left out for it
+            return "", False
+        try:
+            images[row] = np.asarray(read_picture(content, size))
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - Pillow's decoders raise anything on a broken file; it is left out and named
+            return "", False
+        return hashlib.sha256(content).hexdigest(), True
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the interpreter's lock
+        outcomes = pool.map(decode, range(len(photographs)))
+        hashes, readable = zip(*_progress("decoding", len(photographs), outcomes), strict=True)
+    images.flush()
+    broken = [p.path for p, good in zip(photographs, readable, strict=True) if not good]
+    if len(broken) == len(photographs):
+        raise ValueError(f"none of the {len(broken)} files could be read as a picture, {broken[0]} for one")
+    if broken:
+        names = ", ".join(str(path) for path in broken[:NAMES_SHOWN])
+        more = f" and {len(broken) - NAMES_SHOWN} more" if len(broken) > NAMES_SHOWN else ""
+        notes.append(f"left out {len(broken)} of {len(photographs)} files that are no pictures: {names}{more}")
+    _save_columns(folder, [p.label for p in photographs], hashes, readable, notes)
+
+
+def _reserve(path: Path) -> None:
+    """Take the disk space of a sparse file; writing to its memory map would end the process where there is none."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _save_columns(
+    folder: Path, labels: Sequence[int] | np.ndarray, hashes: Sequence[str], readable: Sequence[bool], notes: list[str]
+) -> None:
+    np.savez(
+        folder / "columns.npz",
+        labels=np.asarray(labels, dtype=np.uint8),
+        hashes=np.asarray(hashes, dtype=str),
+        readable=np.asarray(readable, dtype=bool),
+    )
+    (folder / "about.json").write_text(json.dumps({"notes": notes}))
+
+
+def _progress(what: str, total: int, items: Iterable[T]) -> Iterable[T]:
+    """Show a bar on the terminal where rich is installed."""
+    try:
+        from rich.console import Console  # noqa: PLC0415 - optional here
+        from rich.progress import track  # noqa: PLC0415
+    except ImportError:
+        return items
+    console = Console(stderr=True)
+    return track(
+        items, f"{what} {total} pictures", total, console=console, transient=True, disable=not console.is_terminal
+    )

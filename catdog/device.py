@@ -1,0 +1,58 @@
+"""Which devices this machine has, and which numbers they multiply natively."""
+
+import ctypes
+from typing import Literal
+
+import torch
+
+__all__ = ["DeviceLostError", "Precision", "autocast", "find_devices", "has_bfloat16", "keep_freed_memory"]
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+DeviceLostError: type[Exception] = torch.AcceleratorError
+"""A GPU's context is beyond repair: whatever its process does with the GPU afterwards fails too."""
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of mallopt(3)
+
+
+def find_devices(wanted: str) -> list[str]:
+    """Resolve "auto" (every GPU, else the CPU), "cpu" or a list like "cuda:0,cuda:1".
+
+    Raises ValueError for a device that this machine does not have.
+    """
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if wanted == "auto":
+        return gpus or ["cpu"]
+    devices = [device.strip() for device in wanted.split(",")]
+    for device in devices:
+        if device not in ("cpu", *gpus):
+            raise ValueError(f"unknown device {device!r}; this machine has {', '.join(['cpu', *gpus])}")
+    return devices
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Enter bfloat16 arithmetic where it is wanted ("auto": where the device has it); weights stay float32."""
+    wanted = has_bfloat16(device) if precision == "auto" else precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Say whether `device` multiplies bfloat16 natively: CUDA from Ampere on, CPUs with AVX-512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next tensor instead of giving it back to the system.
+
+    A training step on a CPU frees and takes the same megabytes again and again; without this every one of their
+    pages is mapped and cleared anew. Elsewhere than on glibc it does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20)):
+        mallopt(parameter, value)

@@ -1,0 +1,147 @@
+"""A folder of photographs -> labelled files, whichever of the usual layouts it has; one file -> one picture.
+
+Understood are, at any depth: Kaggle's `training_set/training_set/cats/`, `train/` with `test/` or `validation/`,
+`PetImages/Cat/`, and flat `cat.0.jpg`. Files are opened by content; their extension means nothing.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+__all__ = ["CLASSES", "Listing", "Photograph", "list_photographs", "read_picture"]
+
+CLASSES = ("cat", "dog")
+
+LABELS = {"cat": 0, "cats": 0, "dog": 1, "dogs": 1}
+PARTS = {
+    **dict.fromkeys(("train", "training", "train_set", "training_set"), "training"),
+    **dict.fromkeys(("val", "valid", "validation", "validation_set", "val_set"), "validation"),
+    **dict.fromkeys(("test", "testing", "test_set", "testing_set"), "test"),
+}
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One labelled file."""
+
+    path: Path
+    label: int  # index into CLASSES
+    part: str  # training, validation, test, or "" where no folder says
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The labelled files of a folder."""
+
+    folder: Path
+    training: tuple[Photograph, ...]
+    validation: tuple[Photograph, ...]  # empty: to be split off the training pictures
+    test: tuple[Photograph, ...]  # empty: to be split off the training pictures
+    notes: tuple[str, ...]  # what was left out, a sentence each
+
+
+def list_photographs(folder: Path) -> Listing:
+    """Find and label every file below `folder`.
+
+    Raises ValueError, in one sentence, for a folder that is missing, has no pictures, lacks one of the classes, or
+    can be read in more than one way.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"data folder {folder} does not exist; give --data synthetic, kaggle or a folder")
+    found, unlabelled = [], 0
+    for path in _files(folder):
+        photograph = _label(folder, path)
+        found.append(photograph) if photograph else (unlabelled := unlabelled + 1)
+    if not found:
+        raise ValueError(
+            f"data folder {folder} holds no pictures of cats and dogs; expected folders named cats and dogs, or "
+            "files named like cat.0.jpg"
+        )
+    _refuse_mixture(folder, found)
+    parts = {part: tuple(p for p in found if p.part == part) for part in ("training", "validation", "test")}
+    parts["training"] += tuple(p for p in found if not p.part)
+    if not parts["test"]:  # train/ + validation/: what was held out serves as the sealed test
+        parts["test"], parts["validation"] = parts["validation"], ()
+    for part, photographs in parts.items():
+        _refuse_one_class(folder, part, photographs)
+    notes = (f"left out {unlabelled} files of {folder} that no name calls cat or dog",) if unlabelled else ()
+    return Listing(folder, parts["training"], parts["validation"], parts["test"], notes)
+
+
+def read_picture(content: bytes, size: int) -> Image.Image:
+    """Decode a picture of any format and mode, upright, as RGB of (size, size) pixels.
+
+    The whole picture is kept: it is stretched to a square. Raises OSError, ValueError or an Image.DecompressionBomb
+    error for what is no picture.
+    """
+    with Image.open(BytesIO(content)) as image:
+        image.draft("RGB", (size, size))  # JPEG alone: decode at 1/2, 1/4 or 1/8 of the size
+        upright = ImageOps.exif_transpose(image)
+        return _to_rgb(upright).resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel: convert("RGB") would clip, not scale
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the visible files below `folder` in a fixed order."""
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _label(folder: Path, path: Path) -> Photograph | None:
+    above = [name.lower() for name in path.relative_to(folder).parts[:-1]]
+    labels = {LABELS[name] for name in above if name in LABELS}
+    if len(labels) > 1:
+        raise ValueError(f"{path} lies below both a cat and a dog folder; move it to one of them")
+    if not labels and (named := re.match(r"(cat|dog)s?[._ -]*\(?\d", path.name.lower())):
+        labels = {LABELS[named[1]]}
+    part = next((PARTS[name] for name in above if name in PARTS), "")
+    return Photograph(path, labels.pop(), part) if labels else None
+
+
+def _refuse_mixture(folder: Path, found: list[Photograph]) -> None:
+    """Refuse a folder that seems to hold two data sets, where either could be meant."""
+    roots = Counter(_data_set(folder, p) for p in found)
+    if len(roots) > 1:
+        first, second = (folder / name for name, _ in roots.most_common(2))
+        raise ValueError(f"{folder} is ambiguous: it has pictures in {first} and {second}; give one of them to --data")
+    if {"", "training"} <= {p.part for p in found}:
+        raise ValueError(
+            f"{folder} is ambiguous: some pictures stand in a train folder and some beside it; move them together"
+        )
+
+
+def _data_set(folder: Path, photograph: Photograph) -> Path:
+    """Return the folder, below `folder`, in which the parts or classes of a picture's data set stand."""
+    above = photograph.path.relative_to(folder).parts[:-1]
+    kept = []
+    for name in above:
+        if name.lower() in PARTS or name.lower() in LABELS:
+            break
+        kept.append(name)
+    return Path(*kept)
+
+
+def _refuse_one_class(folder: Path, part: str, photographs: tuple[Photograph, ...]) -> None:
+    missing = [name for label, name in enumerate(CLASSES) if all(p.label != label for p in photographs)]
+    if part == "training" and len(missing) == len(CLASSES):
+        raise ValueError(f"{folder} has no training pictures; put them into {folder / 'train'}")
+    if photographs and missing:
+        raise ValueError(
+            f"the {part} pictures of {folder} show no {missing[0]}; add a folder {missing[0]}s beside the other class"
+        )

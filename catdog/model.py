@@ -1,0 +1,229 @@
+"""ModelConfig -> network; one safetensors file that holds the weights and everything needed to judge them.
+
+`python -m catdog.model --stem-width 32 --body-width 128` prints the layers of any configuration.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor, nn
+
+__all__ = [
+    "CNN",
+    "ModelConfig",
+    "build_model",
+    "count_mult_adds",
+    "count_parameters",
+    "load_model",
+    "read_header",
+    "save_model",
+    "write_file",
+]
+
+Header = dict[str, Any]
+T = TypeVar("T")
+
+ENTRIES = {"model", "classes", "preprocessing", "metrics", "provenance"}  # of every header, beside the hash
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the network. The defaults are the README network: 2,668,418 parameters at 224 px."""
+
+    stem_width: int = 64  # channels after the first block
+    body_width: int = 512  # channels of every later block
+    body_repeats: int = 4  # how often a body_width -> body_width block is applied
+    share_body: bool = True  # one block re-applied (True), or one block for each application
+    dropout: float = 0.0  # probability of zeroing a feature before the linear layer, 0 <= p < 1
+    image_size: int = 224  # height and width of the input, pixels
+    classes: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("stem_width", "body_width", "body_repeats", "classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        if self.final_size < 1:
+            raise ValueError(
+                f"image_size {self.image_size} is too small for body_repeats {self.body_repeats}: "
+                f"{self.num_poolings} poolings need at least {2**self.num_poolings} pixels"
+            )
+
+    @property
+    def num_poolings(self) -> int:
+        return self.body_repeats + 2
+
+    @property
+    def final_size(self) -> int:
+        """Height and width, in pixels, of the last feature map."""
+        return int(self.image_size // 2**self.num_poolings)
+
+
+def block(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Conv3x3 -> ReLU -> BatchNorm -> MaxPool2: (B, in, H, W) -> (B, out, H // 2, W // 2)."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.BatchNorm2d(out_channels),
+        nn.MaxPool2d(2),
+    )
+
+
+class CNN(nn.Module):
+    """Map normalised pictures (B, 3, image_size, image_size) to logits (B, classes)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.body_width
+        self.stem = block(3, config.stem_width)
+        self.widen = block(config.stem_width, width)
+        num_blocks = 1 if config.share_body else config.body_repeats
+        self.body = nn.ModuleList(block(width, width) for _ in range(num_blocks))
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(width * config.final_size**2, config.classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.widen(self.stem(x))  # (B, body_width, S / 4, S / 4)
+        for repeat in range(self.config.body_repeats):
+            x = self.body[0 if self.config.share_body else repeat](x)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def build_model(config: ModelConfig, seed: int = 0) -> CNN:
+    """Build the network with weights drawn from `seed`, leaving the global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CNN(config).to(memory_format=torch.channels_last)
+
+
+def count_mult_adds(config: ModelConfig) -> int:
+    """Count the multiply-adds of one picture's forward pass, convolutions and linear layer, as torchinfo does."""
+    size, width = config.image_size, config.body_width
+    widths = [(3, config.stem_width), (config.stem_width, width), *[(width, width)] * config.body_repeats]
+    total = 0
+    for num_in, num_out in widths:
+        total += (9 * num_in + 1) * num_out * size**2 + 2 * num_out  # convolution with bias, BatchNorm's weights
+        size //= 2
+    return total + (width * size**2 + 1) * config.classes
+
+
+def count_parameters(config: ModelConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in CNN(config).parameters())
+
+
+def save_model(model: CNN, path: Path, header: Mapping[str, Any]) -> None:
+    """Write `model` and `header` to one safetensors file, all or nothing.
+
+    `header` holds the JSON-able entries `classes`, `preprocessing`, `metrics` and `provenance`; `model` (the
+    configuration) and `sha256` (over tensors and every other entry) are added here.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    entries = {"model": asdict(model.config), **header}
+    metadata = {key: json.dumps(value, sort_keys=True) for key, value in entries.items()}
+    metadata["sha256"] = _digest(tensors, metadata)
+    write_file(path, serialize(tensors, metadata=metadata))
+
+
+def load_model(path: Path) -> tuple[CNN, Header]:
+    """Read, verify and rebuild a saved network (in eval mode) with its header.
+
+    Raises ValueError, in one sentence, for a file that is missing, torn, altered or of another shape.
+    """
+    tensors, header = _read(path)
+    try:
+        with torch.device("meta"):
+            model = CNN(ModelConfig(**header["model"]))
+        model.load_state_dict(tensors, assign=True)
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} does not hold the network its header describes; train it again") from error
+    return model.to(memory_format=torch.channels_last).eval(), header
+
+
+def read_header(path: Path) -> Header:
+    """Return the verified header of a saved network, JSON decoded. Raises ValueError like `load_model`."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Header]:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; run a sweep first: python run_sweep.py")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file; restore or promote it again") from error
+    if metadata.pop("sha256", None) != _digest(tensors, metadata):
+        raise ValueError(f"{path} was altered: its sha256 does not match; restore or promote it again")
+    if missing := ENTRIES - metadata.keys():
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))} in its header; train it again")
+    return tensors, {key: json.loads(value) for key, value in metadata.items()}
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write `content` so that `path` holds either its old bytes or all the new ones, also after a power cut.
+
+    One process at a time may write a path.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def add_options(parser: argparse.ArgumentParser, config: type) -> None:
+    """Give `parser` one option for each field of a configuration class, with the field's default."""
+    for field in fields(config):
+        flag, kind = f"--{field.name.replace('_', '-')}", type(field.default)
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
+        else:
+            parser.add_argument(flag, type=kind, default=field.default, help=f"default {field.default}")
+
+
+def config_from(options: argparse.Namespace, config: type[T]) -> T:
+    """Build a configuration from parsed `add_options`. Raises ValueError for a value out of range."""
+    return config(**{field.name: getattr(options, field.name) for field in fields(config)})  # type: ignore[arg-type]
+
+
+def main() -> None:
+    from torchinfo import summary  # noqa: PLC0415 - only this table needs it
+
+    parser = argparse.ArgumentParser(prog="python -m catdog.model", description="Print a network's layers.")
+    add_options(parser, ModelConfig)
+    try:
+        config = config_from(parser.parse_args(), ModelConfig)
+    except ValueError as error:
+        parser.error(str(error))
+    summary(build_model(config), input_size=(1, 3, config.image_size, config.image_size), device="cpu", verbose=1)
+
+
+if __name__ == "__main__":
+    main()

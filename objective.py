@@ -1,0 +1,150 @@
+"""What a trial is: parameters of optimizer.json -> a network, trained, kept and, if it wins, tested.
+
+This file and run_sweep.py are the two that know both packages: `search` drives what `catdog` does.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from catdog.data import Data, load_data, load_test, preprocessing
+from catdog.device import DeviceLostError
+from catdog.evaluate import accuracy_interval, evaluate
+from catdog.model import ModelConfig, build_model, load_model, save_model
+from catdog.train import TrainConfig, train
+from search.ledger import Sweep
+from search.space import Parameters
+from search.worker import CHECKPOINT, Row, Task
+
+__all__ = ["DEFAULTS", "METRICS", "SEARCHABLE", "TrainTrial", "cast", "configure", "judge_model", "origin"]
+
+METRICS: dict[str, Literal["minimize", "maximize"]] = {  # what a goal may be, and which way it is better
+    "val_loss": "minimize",
+    "val_accuracy": "maximize",
+    "train_loss": "minimize",
+    "train_accuracy": "maximize",
+}
+DEFAULTS = {**asdict(ModelConfig()), **asdict(TrainConfig())}
+SEARCHABLE = {name: value for name, value in DEFAULTS.items() if name != "classes"}
+
+
+@dataclass(frozen=True)
+class TrainTrial:
+    """The objective: train one trial, keep the weights of the epoch that counts."""
+
+    sweep: Sweep
+    source: str
+    fixed: Parameters
+    fingerprint: str  # of the data that the sweep began with
+    origin: Mapping[str, Any]  # what every trial's provenance shares
+
+    def __call__(self, task: Task) -> Iterator[Row]:
+        try:
+            yield from self.epochs(task)
+        except DeviceLostError as error:  # every later trial of this process would fail too; a new one goes on
+            print(f"trial {task.number}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def epochs(self, task: Task) -> Iterator[Row]:
+        shape, recipe = configure({"seed": task.seed, **task.parameters}, self.fixed)
+        data = self.load(shape.image_size)
+        model = build_model(shape, recipe.seed)
+        checkpoint = task.folder / CHECKPOINT
+        goal, best = self.sweep.space.goal, None
+        for epoch in train(model, recipe, data.training, data.validation, device=task.device, checkpoint=checkpoint):
+            row = asdict(epoch)
+            replayed = row.pop("replayed")
+            if goal.replaces(row[goal.column], best):
+                best = row[goal.column]
+                if not replayed:
+                    header = self.header(task, data, recipe, row)
+                    save_model(model, task.folder / "model.safetensors", header)
+            yield row
+
+    def load(self, image_size: int) -> Data:
+        """Load the sweep's data. Raises OSError where it has gone or changed: no trial is to blame for that."""
+        try:
+            data = load_data(self.source, image_size)
+        except ValueError as error:
+            raise OSError(str(error)) from error
+        if data.fingerprint != self.fingerprint:
+            raise OSError(f"the pictures of {self.source} changed while the sweep ran; give the sweep another --name")
+        return data
+
+    def header(self, task: Task, data: Data, recipe: TrainConfig, row: Row) -> dict[str, Any]:
+        size = len(data.validation)
+        interval = accuracy_interval(row["val_accuracy"], size)
+        validation = {"epoch": row["epoch"], "loss": row["val_loss"], "accuracy": row["val_accuracy"]}
+        return {
+            "classes": data.classes,
+            "preprocessing": preprocessing(data.training.images.shape[1]),
+            "metrics": {"validation": {**validation, "accuracy_interval": interval, "pictures": size}},
+            "provenance": {
+                **self.origin,
+                "run": self.sweep.name,
+                "trial": task.number,
+                "parameters": dict(task.parameters),
+                "training": asdict(recipe),
+                "seeds": {"sweep": self.sweep.space.seed, "trial": recipe.seed},
+                "data": {"source": self.source, "fingerprint": data.fingerprint},
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+        }
+
+
+def judge_model(challenger: Path, target: Path, source: str, device: str) -> list[str]:
+    """Judge a saved network on the sealed test pictures; write it, with what came out, to `target`.
+
+    Return what a person should know, a sentence each. Raises ValueError for a file that is not whole.
+    """
+    model, header = load_model(challenger)
+    test, notes = load_test(source, model.config.image_size)
+    scores = evaluate(model, test, device=device)
+    low, high = accuracy_interval(scores.accuracy, len(test))
+    figures = {"loss": scores.loss, "accuracy": scores.accuracy, "pictures": len(test)}
+    header["metrics"]["test"] = {**figures, "accuracy_interval": (low, high)}
+    del header["model"]  # save_model writes it
+    save_model(model, target, header)
+    number = header["provenance"]["trial"]
+    accuracy = f"{scores.accuracy:.1%} ({low:.1%} to {high:.1%}, {len(test)} pictures)"
+    return [*(f"note: {note}" for note in notes), f"winner: trial {number}, test accuracy {accuracy}"]
+
+
+def configure(parameters: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
+    """Turn parameters of optimizer.json into configurations. Raises ValueError for what no trial could use."""
+    values = {name: cast(name, value) for name, value in {**fixed, **parameters}.items()}
+
+    def those_of(kind: type) -> dict[str, Any]:
+        return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+
+    return ModelConfig(**those_of(ModelConfig)), TrainConfig(**those_of(TrainConfig))
+
+
+def cast(name: str, value: Any) -> Any:
+    """Give a parameter the type that its field has; optimizer.json knows numbers and texts only."""
+    kind = type(DEFAULTS[name])
+    texts = {"true": True, "false": False}
+    if kind is bool and str(value).lower() in texts:
+        return texts[str(value).lower()]
+    if kind is float and isinstance(value, int | float):
+        return float(value)
+    if kind is int and isinstance(value, int | float) and value == int(value):
+        return int(value)
+    if kind is str and isinstance(value, str):
+        return value
+    wanted = {bool: '"true" or "false"', int: "a whole number", float: "a number", str: "a text"}[kind]
+    raise ValueError(f"{name} is {value!r}; it must be {wanted}")
+
+
+def origin() -> dict[str, Any]:
+    """Say which code and versions train, for the header of every model."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    versions = {name: version(name) for name in ("torch", "torchvision", "optuna", "numpy", "pillow")}
+    return {"commit": git.stdout.strip() or None, "versions": {"python": platform.python_version(), **versions}}

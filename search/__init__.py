@@ -1,0 +1,1 @@
+"""Propose, run, rank and promote trials. Knows no images, models or torch."""

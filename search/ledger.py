@@ -1,0 +1,254 @@
+"""One Optuna study in one storage: every trial, every epoch's value, every state. Nothing else remembers anything.
+
+A trial belongs to the process that holds its lock file, and the kernel lets go of a lock when its holder dies,
+however it dies. So a trial that is RUNNING and not locked was left behind, and whoever asks next goes on with it.
+Asking happens under one more lock, so that the budget is counted and spent by one process at a time.
+"""
+
+import json
+import math
+import socket
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import getpid
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from search.space import Parameters, Space
+
+__all__ = ["Claim", "Ledger", "LedgerError", "Sweep", "create_ledger", "open_study", "parameters_of"]
+
+LedgerError = optuna.exceptions.StorageInternalError
+PrunerName = Literal["hyperband", "median", "none"]
+
+MAX_DEATHS = 3  # of workers on one trial, with no epoch finished in between
+BUSY_SECONDS = 60.0  # how long SQLite waits for another process's transaction
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What every process of a sweep must know; small enough to be sent to each worker."""
+
+    folder: Path  # runs/NAME
+    space: Space
+    epochs: int  # at most, for each trial
+    num_trials: int  # the budget
+    pruner: PrunerName
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def trial_folder(self, number: int) -> Path:
+        return self.folder / "trials" / f"{number:04}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this process holds, until `release` or death."""
+
+    trial: FrozenTrial  # as it stood when it was taken; earlier epochs of a trial taken over are in it
+    lock: FileLock
+
+    def release(self) -> None:
+        self.lock.release()
+
+
+class Ledger:
+    """The study of a sweep, opened by one process."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+        self.storage = _storage(sweep.folder)
+        self.study = optuna.load_study(study_name=sweep.name, storage=self.storage)
+        # Not the study's: with Hyperband there, Optuna shows TPE the trials of one bracket alone.
+        self.pruner = _pruner(sweep.pruner, sweep.epochs)
+
+    def trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def num_unfinished(self) -> int:
+        """Count the trials that are still to be started or ended."""
+        in_budget = self.trials()[: self.sweep.num_trials]
+        return self.sweep.num_trials - sum(trial.state.is_finished() for trial in in_budget)
+
+    def take(self, slot: int, device: str) -> Claim | None:
+        """Go on with a trial that was left behind, else start one while the budget lasts, else return None."""
+        with self._claiming():
+            claim = self._take_over() or self._start()
+            if claim:
+                worker = {"slot": slot, "device": device, "host": socket.gethostname(), "pid": getpid()}
+                self.note(claim.trial, worker=worker)
+            return claim
+
+    def report(self, trial: FrozenTrial, step: int, value: float) -> bool:
+        """Record what the trial is worth after epoch `step` (from 1); say whether the pruner wants it stopped."""
+        if step < (trial.last_step or 0):
+            return False  # recorded before the trial was taken over
+        self.storage.set_trial_intermediate_value(trial._trial_id, step, value)
+        if step >= self.sweep.epochs:
+            return False  # nothing is left to save
+        return self.pruner.prune(self.study, self.storage.get_trial(trial._trial_id))
+
+    def note(self, trial: FrozenTrial, **entries: Any) -> None:
+        """Write down facts about a trial that is not finished yet."""
+        for key, value in entries.items():
+            self.storage.set_trial_user_attr(trial._trial_id, key, value)
+
+    def tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None) -> None:
+        """End a trial; only a COMPLETE one has a value."""
+        self.study.sampler = self.sweep.space.sampler(trial.number)  # which may want to hear of it
+        self.study.tell(trial.number, value, state)
+
+    def count_death(self, slot: int) -> bool:
+        """Note that the worker in `slot` died; fail its trial when that happened too often in one epoch.
+
+        Return whether it had taken a trial.
+        """
+        with self._claiming():
+            for trial in self._running():
+                worker = trial.user_attrs.get("worker", {})
+                if (worker.get("slot"), worker.get("host")) != (slot, socket.gethostname()):
+                    continue
+                if (lock := self._try_lock(trial)) is None:
+                    return True  # somebody goes on with it already, or it had just ended
+                before = trial.user_attrs.get("deaths", {})
+                num = 1 + (before.get("count", 0) if before.get("step") == trial.last_step else 0)
+                self.note(trial, deaths={"step": trial.last_step, "count": num}, worker={})
+                if num >= MAX_DEATHS:
+                    self.note(trial, reason=f"its worker died {num} times in epoch {(trial.last_step or 0) + 1}")
+                    self.tell(trial, TrialState.FAIL)
+                lock.release()
+                return True
+        return False
+
+    def promoted(self) -> int | None:
+        """Return which trial was promoted last, if any."""
+        number: int | None = self.study.user_attrs.get("promoted")
+        return number
+
+    def note_promotion(self, number: int) -> None:
+        self.study.set_user_attr("promoted", number)
+
+    def _claiming(self) -> FileLock:
+        return FileLock(self.sweep.folder / "claim.lock")
+
+    def _running(self) -> list[FrozenTrial]:
+        return [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
+
+    def _try_lock(self, trial: FrozenTrial) -> FileLock | None:
+        """Lock a running trial; None where another process holds it or has ended it in the meantime."""
+        folder = self.sweep.trial_folder(trial.number)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return None
+        if self.storage.get_trial(trial._trial_id).state == TrialState.RUNNING:
+            return lock
+        lock.release()
+        return None
+
+    def _take_over(self) -> Claim | None:
+        for trial in self._running():
+            if trial.number < self.sweep.num_trials and (lock := self._try_lock(trial)):
+                self.study.sampler = self.sweep.space.sampler(trial.number)
+                return Claim(self._complete(optuna.Trial(self.study, trial._trial_id)), lock)
+        return None
+
+    def _start(self) -> Claim | None:
+        trials = self.trials()
+        if not trials:
+            self._enqueue_baseline()
+        num_started = sum(trial.state != TrialState.WAITING for trial in trials)
+        if num_started >= self.sweep.num_trials:
+            return None
+        self.study.sampler = self.sweep.space.sampler(num_started)
+        trial = self.study.ask()
+        lock = self._try_lock(self.storage.get_trial(trial._trial_id))
+        assert lock, "nobody else can know a trial that was just made"
+        return Claim(self._complete(trial), lock)
+
+    def _enqueue_baseline(self) -> None:
+        """Make trial 0 the README configuration, also where the space does not hold it."""
+        space = self.sweep.space
+        if space.holds_baseline:
+            self.study.enqueue_trial(space.baseline)
+        else:
+            self.study.enqueue_trial({}, user_attrs={"parameters": space.baseline})
+
+    def _complete(self, trial: optuna.Trial) -> FrozenTrial:
+        """Have parameters proposed, where they are not: a process may have died between asking and proposing."""
+        if "parameters" not in trial.user_attrs:
+            self.sweep.space.suggest(trial)
+        return self.storage.get_trial(trial._trial_id)
+
+
+def create_ledger(sweep: Sweep, settings: Mapping[str, Any]) -> Ledger:
+    """Open the sweep's ledger, making folder and study where there are none.
+
+    Raises ValueError, naming them, where the ledger was made with other `settings` (JSON-able), and OSError where
+    the folder cannot be written.
+    """
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    storage = _storage(sweep.folder)
+    study = optuna.create_study(
+        study_name=sweep.name, storage=storage, direction=sweep.space.goal.direction, load_if_exists=True
+    )
+    known = study.user_attrs.get("settings")
+    if known is None:
+        study.set_user_attr("settings", dict(settings))
+        (sweep.folder / "sweep.json").write_text(json.dumps(settings, indent=2))  # for people; nothing reads it
+    elif changed := [key for key in settings if known.get(key) != settings[key]]:
+        differences = ", ".join(f"{key} was {_short(known.get(key))}, is {_short(settings[key])}" for key in changed)
+        raise ValueError(f"{sweep.folder} holds a sweep with other settings ({differences}); give another --name")
+    return Ledger(sweep)
+
+
+def open_study(folder: Path) -> optuna.Study:
+    """Open the ledger in `folder` for reading. Raises ValueError where there is none."""
+    if not (folder / "ledger.db").is_file():
+        raise ValueError(f"{folder} holds no sweep; name one of runs/")
+    try:
+        return optuna.load_study(study_name=folder.name, storage=_storage(folder))
+    except KeyError as error:  # killed before its study was made
+        raise ValueError(f"{folder} holds a sweep that was never begun; start it with run_sweep.py") from error
+
+
+def parameters_of(trial: FrozenTrial) -> Parameters:
+    """Return a trial's parameters, in the terms of optimizer.json."""
+    return {**trial.params, **trial.user_attrs.get("parameters", {})}
+
+
+def _storage(folder: Path) -> RDBStorage:
+    path = folder / "ledger.db"
+    try:
+        connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
+        connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers and the writer do not block
+        connection.close()
+        return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
+    except (sqlite3.Error, SQLAlchemyError) as error:
+        raise OSError(f"the ledger {path} cannot be opened ({error})") from error
+
+
+def _pruner(name: PrunerName, epochs: int) -> BasePruner:
+    if name == "hyperband":
+        # A third of the epochs before the first decision, then half go on. On photographs, eight epochs: the README
+        # network (best val_loss 0.50) led two one-cycle runs at epoch 2 (0.55, 0.52) that were to end at 0.31 and 0.29,
+        # and trailed them at epoch 3 (0.44, 0.45).
+        return HyperbandPruner(min_resource=math.ceil(epochs / 3), max_resource=epochs, reduction_factor=2)
+    return MedianPruner() if name == "median" else NopPruner()
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

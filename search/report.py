@@ -1,0 +1,131 @@
+"""Ledger -> ranked table, on the terminal and as ranking.csv. `python -m search.report NAME` prints it at any time."""
+
+import argparse
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from search.ledger import LedgerError, open_study, parameters_of
+from search.space import Goal
+
+__all__ = ["Ranked", "rank", "ranking_table", "winner_of", "write_ranking"]
+
+WIDE = 150  # columns of a terminal that shows parameters too
+ORDER = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One line of a ranking."""
+
+    rank: int  # from 1
+    trial: int  # its number; 0 is the baseline
+    state: str  # complete, pruned, running, waiting or fail
+    value: float | None  # of the goal; of an unfinished or pruned trial, what it had reached
+    val_accuracy: float | None  # 0 to 1, at the epoch that counts
+    epochs: int  # finished
+    seconds: float | None  # of training, all processes that took the trial up together
+    parameters: dict[str, Any]
+    reason: str  # why it was pruned or failed
+
+
+def rank(trials: Sequence[FrozenTrial], goal: Goal) -> list[Ranked]:
+    """Order trials: complete ones by the goal, then pruned, running and failed ones by what they had reached."""
+
+    def key(trial: FrozenTrial) -> tuple[int, float, int]:
+        value = _value(trial, goal)
+        worst_last = math.inf if value is None else value if goal.direction == "minimize" else -value
+        return ORDER.index(trial.state), worst_last, trial.number
+
+    return [_ranked(place, trial, goal) for place, trial in enumerate(sorted(trials, key=key), 1)]
+
+
+def winner_of(ranking: Sequence[Ranked]) -> Ranked | None:
+    """Return the best complete trial, or None where no trial completed."""
+    return ranking[0] if ranking and ranking[0].state == "complete" else None
+
+
+def ranking_table(ranking: Sequence[Ranked], goal: Goal, width: int) -> Table:
+    """Lay a ranking out for a terminal of `width` columns; parameters are shown where there is room for them."""
+    names = _parameter_names(ranking) if width >= WIDE else []
+    table = Table(title="ranking, best first; trial 0 is the README baseline", title_justify="left", box=SIMPLE)
+    for name in ("rank", "trial", "state", goal.metric, "val acc", "epochs", "seconds", *names):
+        table.add_column(name, justify="left" if name == "state" else "right")
+    for line in ranking:
+        figures = [_text(line.value), _text(line.val_accuracy), str(line.epochs), _text(line.seconds, ".0f")]
+        parameters = [_text(line.parameters.get(name), ".3g") for name in names]
+        table.add_row(str(line.rank), str(line.trial), line.state, *figures, *parameters)
+    return table
+
+
+def write_ranking(path: Path, ranking: Sequence[Ranked], goal: Goal) -> None:
+    """Write the ranking as CSV, one row per trial, replacing what was there."""
+    names = _parameter_names(ranking)
+    partial = path.with_name(f".{path.name}")
+    with partial.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["rank", "trial", "state", goal.metric, "val_accuracy", "epochs", "seconds", *names, "reason"])
+        for line in ranking:
+            parameters = [line.parameters.get(name, "") for name in names]
+            figures = [line.value, line.val_accuracy, line.epochs, line.seconds]
+            writer.writerow([line.rank, line.trial, line.state, *figures, *parameters, line.reason])
+    partial.replace(path)
+
+
+def _ranked(place: int, trial: FrozenTrial, goal: Goal) -> Ranked:
+    metrics = trial.user_attrs.get("metrics", {})
+    return Ranked(
+        rank=place,
+        trial=trial.number,
+        state=trial.state.name.lower(),
+        value=_value(trial, goal),
+        val_accuracy=metrics.get("val_accuracy"),
+        epochs=len(trial.intermediate_values),
+        seconds=trial.user_attrs.get("seconds"),
+        parameters=parameters_of(trial),
+        reason=trial.user_attrs.get("reason", ""),
+    )
+
+
+def _value(trial: FrozenTrial, goal: Goal) -> float | None:
+    if trial.state == TrialState.COMPLETE:
+        return trial.value
+    values = [value for _, value in sorted(trial.intermediate_values.items())]
+    return values[goal.index(values)] if values else None
+
+
+def _parameter_names(ranking: Sequence[Ranked]) -> list[str]:
+    return list(dict.fromkeys(name for line in ranking for name in line.parameters))
+
+
+def _text(value: Any, form: str = ".4g") -> str:
+    return "" if value is None else f"{value:{form}}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m search.report", description="Rank the trials of a sweep.")
+    parser.add_argument("name", help="the sweep's folder below runs/")
+    folder = Path("runs") / parser.parse_args().name
+    try:
+        study = open_study(folder)
+    except (ValueError, OSError, LedgerError) as error:
+        parser.exit(2, f"{error}\n")
+    if "settings" not in study.user_attrs:
+        parser.exit(2, f"{folder} holds a sweep that was never begun; start it with run_sweep.py\n")
+    goal = Goal(**study.user_attrs["settings"]["goal"])
+    ranking = rank(study.get_trials(deepcopy=False), goal)
+    write_ranking(folder / "ranking.csv", ranking, goal)
+    console = Console()
+    console.print(ranking_table(ranking, goal, console.width))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Stand-ins and small real things that several tests use."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from catdog.data import Pictures
+from catdog.synthetic import draw, synthetic
+
+ROOT = Path(__file__).parents[1]
+
+SMALL_SPACE = {
+    "algorithm": "bayes",
+    "trials": 1,
+    "parameters": {
+        "stem_width": {"type": "discrete", "values": [2, 4]},
+        "body_width": {"type": "discrete", "values": [4, 8]},
+        "learning_rate": {"type": "float", "min": 0.001, "max": 0.01, "scalingType": "loguniform"},
+    },
+    "spec": {"maxCombo": 3, "metric": "best_val_loss", "objective": "minimize", "seed": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Keep decoded pictures out of the user's cache."""
+    monkeypatch.setenv("CATDOG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def write_space(tmp_path):
+    """Write optimizer.json with changes: `write_space(spec={...})` replaces entries, None removes a key."""
+
+    def write(content=None, **changes):
+        whole = {**SMALL_SPACE, **changes} if content is None else content
+        path = tmp_path / "optimizer.json"
+        path.write_text(json.dumps({key: value for key, value in whole.items() if value is not None}))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def drawn_files():
+    """Contents of drawn picture files, cats and dogs in turn: {0: [jpeg, ...], 1: [...]}."""
+    from io import BytesIO
+
+    def jpeg(label, seed):
+        buffer = BytesIO()
+        draw(label, 64, seed).save(buffer, "JPEG")
+        return buffer.getvalue()
+
+    return {label: [jpeg(label, 100 * label + seed) for seed in range(24)] for label in (0, 1)}
+
+
+@pytest.fixture
+def photographs(tmp_path, drawn_files):
+    """A folder laid out like Kaggle's: 20 + 20 pictures to train, 4 + 4 to test."""
+    root = tmp_path / "photographs"
+    for label, name in enumerate(("cats", "dogs")):
+        for index, content in enumerate(drawn_files[label]):
+            part = "training_set" if index < 20 else "test_set"
+            path = root / part / part / name / f"{name[:-1]}.{index}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    return root
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """120 drawn pictures of 32 px in memory."""
+    images, labels = synthetic(120, 32, seed=0)
+    return Pictures(torch.from_numpy(images), torch.from_numpy(labels).long(), torch.arange(120))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Leave the other cores to the tests beside this one, and to the programs that they start."""
+    torch.set_num_threads(1)

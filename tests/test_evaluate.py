@@ -1,0 +1,65 @@
+import pytest
+import torch
+
+from catdog import device
+from catdog.device import find_devices, has_bfloat16
+from catdog.evaluate import accuracy_interval, evaluate, normalise
+from catdog.model import ModelConfig, build_model
+
+SHAPE = ModelConfig(stem_width=2, body_width=4, body_repeats=2, image_size=32)
+
+
+def test_scores_follow_from_the_logits(pictures):
+    scores = evaluate(build_model(SHAPE), pictures, precision="float32")
+    y = pictures.labels[pictures.rows]
+    assert scores.logits.shape == (120, 2)
+    assert scores.accuracy == (scores.logits.argmax(1) == y).double().mean()
+    assert scores.loss == pytest.approx(-scores.logits.log_softmax(1)[torch.arange(120), y].mean().item())
+
+
+def test_pictures_are_judged_alone_whatever_the_batch(pictures, monkeypatch):
+    whole = evaluate(build_model(SHAPE), pictures, precision="float32").logits
+    monkeypatch.setattr("catdog.evaluate.BATCH_PIXELS", 7 * 32 * 32)
+    assert torch.allclose(whole, evaluate(build_model(SHAPE), pictures, precision="float32").logits, atol=1e-5)
+
+
+def test_normalised_pictures_are_channels_last_floats(pictures):
+    x = normalise(pictures.images[:4])
+    assert (x.shape, x.dtype) == ((4, 3, 32, 32), torch.float32)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert normalise(torch.zeros(1, 2, 2, 3, dtype=torch.uint8)).unique().item() == -2
+
+
+@pytest.mark.parametrize(  # R: prop.test(x, n, correct = FALSE)
+    ("accuracy", "count", "low", "high"),
+    [(0.9, 100, 0.8256, 0.9448), (1.0, 20, 0.8389, 1.0), (0.0, 20, 0.0, 0.1611)],
+)
+def test_interval_is_wilsons(accuracy, count, low, high):
+    assert accuracy_interval(accuracy, count) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_auto_takes_every_gpu_else_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert find_devices("auto") == ["cpu"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_devices("auto") == ["cuda:0", "cuda:1"]
+    assert find_devices("cuda:1, cpu") == ["cuda:1", "cpu"]
+
+
+def test_unknown_device_is_refused_with_those_there_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="unknown device 'cuda:7'; this machine has cpu, cuda:0"):
+        find_devices("cuda:7")
+
+
+@pytest.mark.parametrize(
+    ("abilities", "expected"), [({}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)]
+)
+def test_bfloat16_is_used_where_the_processor_has_it(monkeypatch, abilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)
+    assert has_bfloat16(torch.device("cpu")) is expected
+
+
+def test_keeping_memory_is_skipped_where_there_is_no_glibc(monkeypatch):
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda _: object())
+    device.keep_freed_memory()

@@ -1,0 +1,57 @@
+"""The arrows between the packages, read from the imports themselves."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+OURS = sorted([*ROOT.glob("catdog/*.py"), *ROOT.glob("search/*.py")])
+
+
+def imported_by(path):
+    """Top-level names of everything a file imports, at its top or inside a function."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_each_package_keeps_to_its_own(path):
+    forbidden = {"catdog": {"search", "optuna", "joblib"}, "search": {"catdog", "torch", "torchvision", "PIL"}}
+    assert not imported_by(path) & forbidden[path.parent.name]
+
+
+def test_catdog_trains_with_six_packages_alone():
+    """Import everything of catdog/ where nothing but its own six packages (and what torch needs) can be found."""
+    code = """
+import sys
+refused = {"optuna", "joblib", "pydantic", "rich", "torchinfo", "kagglehub", "sqlalchemy", "comet_ml", "gradio"}
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in refused:
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+import catdog.train, catdog.predict, torch
+from catdog.data import Pictures, load_data
+from catdog.model import ModelConfig, build_model
+from catdog import data
+data.NUM_DRAWN = {"training": 40, "test": 10}
+loaded = load_data("synthetic", 32)
+config = ModelConfig(2, 4, 2, image_size=32)
+epochs = catdog.train.train(build_model(config), catdog.train.TrainConfig(epochs=1), loaded.training, loaded.validation)
+print(len(list(epochs)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout.strip() == "1", done.stderr
+
+
+def test_search_runs_without_torch():
+    code = "import sys; sys.modules['torch'] = None\nimport search.sweep, search.report, search.live, search.promote"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,0 +1,194 @@
+import sqlite3
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from search.ledger import Ledger, create_ledger, open_study, parameters_of
+from tests.counting_sweep import make_sweep
+
+GOAL = {"goal": "loss", "epochs": 4}
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return create_ledger(make_sweep(tmp_path / "runs/one", 3), GOAL)
+
+
+def finish(ledger, claim, value=1.0):
+    ledger.tell(claim.trial, TrialState.COMPLETE, value)
+    claim.release()
+
+
+def test_first_trial_is_the_baseline_though_the_space_lacks_it(ledger):
+    claim = ledger.take(0, "cpu")
+    assert claim.trial.number == 0
+    assert claim.trial.params == {}
+    assert parameters_of(claim.trial) == {"x": 2.0}
+
+
+def test_baseline_in_the_space_is_known_to_the_sampler(tmp_path):
+    space = {"parameters": {"x": {"type": "float", "min": 0, "max": 3}}}
+    claim = create_ledger(make_sweep(tmp_path / "runs/one", 3, **space), GOAL).take(0, "cpu")
+    assert claim.trial.params == {"x": 2.0}
+
+
+def test_budget_is_spent_exactly_whoever_asks(ledger):
+    other = Ledger(ledger.sweep)
+    claims = [(ledger, other)[turn % 2].take(turn, "cpu") for turn in range(5)]
+    assert [claim.trial.number for claim in claims[:3]] == [0, 1, 2]
+    assert claims[3:] == [None, None]
+    assert ledger.num_unfinished() == 3
+    for claim in claims[:3]:
+        finish(ledger, claim)
+    assert ledger.num_unfinished() == 0
+    assert ledger.take(0, "cpu") is None
+
+
+def test_smaller_budget_than_was_spent_leaves_nothing_to_do(ledger):
+    from dataclasses import replace
+
+    claims = [ledger.take(slot, "cpu") for slot in range(3)]
+    finish(ledger, claims[0])
+    claims[1].release()
+    claims[2].release()
+    smaller = Ledger(replace(ledger.sweep, num_trials=2))
+    assert smaller.num_unfinished() == 1
+    finish(smaller, smaller.take(0, "cpu"))
+    assert smaller.num_unfinished() == 0
+    assert smaller.take(0, "cpu") is None  # trial 2 waits for a larger budget
+    assert Ledger(replace(ledger.sweep, num_trials=1)).num_unfinished() == 0
+
+
+def test_trial_that_ends_while_another_worker_looks_is_not_taken_over(ledger, monkeypatch):
+    claim = ledger.take(0, "cpu")
+    stale = ledger.trials()
+    finish(ledger, claim)
+    monkeypatch.setattr(ledger, "_running", lambda: stale)
+    assert ledger.take(0, "cpu").trial.number == 1
+
+
+def test_death_is_counted_once_for_the_worker_that_held_the_trial(ledger):
+    ledger.take(0, "cpu").release()
+    assert ledger.count_death(0)
+    assert not ledger.count_death(0)  # its successor died before it took anything
+
+
+def test_trial_left_behind_is_taken_over_as_it_was(ledger):
+    claim = ledger.take(0, "cpu")
+    finish(ledger, claim)
+    left = ledger.take(0, "cpu")
+    ledger.report(left.trial, 1, 0.5)
+    left.release()  # as the kernel does when a worker dies
+    taken = Ledger(ledger.sweep).take(1, "cpu")
+    assert taken.trial.number == left.trial.number
+    assert taken.trial.params == left.trial.params
+    assert taken.trial.intermediate_values == {1: 0.5}
+
+
+def test_trial_whose_process_died_before_proposing_gets_its_parameters(ledger):
+    finish(ledger, ledger.take(0, "cpu"))
+    number = ledger.study.ask().number  # asked, nothing proposed, nobody holds it
+    assert ledger.trials()[number].params == {}
+    claim = ledger.take(0, "cpu")
+    assert claim.trial.number == number
+    assert 0 <= claim.trial.params["x"] <= 1
+
+
+def test_proposal_does_not_depend_on_who_asks_when(tmp_path):
+    one, other = (create_ledger(make_sweep(tmp_path / f"runs/{name}", 3), GOAL) for name in "ab")
+    first = [one.take(0, "cpu") for _ in range(3)]
+    second = [Ledger(other.sweep).take(slot, "cpu") for slot in range(3)]
+    assert [claim.trial.params for claim in first] == [claim.trial.params for claim in second]
+    assert first[1].trial.params != first[2].trial.params
+
+
+def test_three_deaths_in_one_epoch_fail_the_trial_with_the_reason(ledger):
+    for _ in range(3):
+        ledger.take(0, "cpu").release()
+        assert ledger.count_death(0)
+    trial = ledger.trials()[0]
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["reason"] == "its worker died 3 times in epoch 1"
+
+
+def test_death_after_a_new_epoch_counts_from_one(ledger):
+    for epoch in range(1, 4):
+        claim = ledger.take(0, "cpu")
+        ledger.report(claim.trial, epoch, 1.0)
+        claim.release()
+        ledger.count_death(0)
+    assert ledger.trials()[0].state == TrialState.RUNNING
+
+
+def test_death_of_a_worker_without_a_trial_says_so(ledger):
+    claim = ledger.take(0, "cpu")
+    assert not ledger.count_death(1)
+    claim.release()
+
+
+def test_poor_trial_is_stopped_and_the_last_epoch_never_is(tmp_path):
+    ledger = create_ledger(make_sweep(tmp_path / "runs/one", 12), GOAL)
+    claims = [ledger.take(slot, "cpu") for slot in range(12)]
+    good, poor = claims[:6], claims[6:]
+    for claim in good:
+        for epoch in range(1, 5):
+            ledger.report(claim.trial, epoch, 0.1)
+    assert any(ledger.report(claim.trial, epoch, 9.0) for claim in poor for epoch in range(1, 4))
+    assert not any(ledger.report(claim.trial, 4, 9.0) for claim in poor)
+
+
+def test_epoch_reported_before_is_not_decided_again(ledger):
+    claim = ledger.take(0, "cpu")
+    ledger.report(claim.trial, 2, 0.5)
+    claim.release()
+    again = ledger.take(0, "cpu")
+    assert not ledger.report(again.trial, 1, 99.0)
+    assert ledger.trials()[0].intermediate_values == {2: 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("median", optuna.pruners.MedianPruner), ("none", optuna.pruners.NopPruner)]
+)
+def test_other_pruners_can_be_chosen(tmp_path, name, kind):
+    from dataclasses import replace
+
+    ledger = create_ledger(replace(make_sweep(tmp_path / "runs/one", 3), pruner=name), GOAL)
+    assert isinstance(ledger.pruner, kind)
+
+
+def test_other_settings_are_refused_by_name(ledger):
+    assert create_ledger(ledger.sweep, GOAL)
+    with pytest.raises(
+        ValueError, match=r"holds a sweep with other settings \(epochs was 4, is 5\); give another --name"
+    ):
+        create_ledger(ledger.sweep, {**GOAL, "epochs": 5})
+
+
+def test_ledger_writes_ahead_so_that_readers_never_wait(ledger):
+    with sqlite3.connect(ledger.sweep.folder / "ledger.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_ledger_that_is_no_database_is_named(tmp_path):
+    (tmp_path / "runs/one").mkdir(parents=True)
+    (tmp_path / "runs/one/ledger.db").write_text("no database, though long enough to be looked at as one" * 40)
+    with pytest.raises(OSError, match=r"ledger.db cannot be opened"):
+        create_ledger(make_sweep(tmp_path / "runs/one", 3), GOAL)
+
+
+def test_unknown_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no sweep; name one of runs/"):
+        open_study(tmp_path / "none")
+
+
+@pytest.mark.parametrize("algorithm", ["grid", "random"])
+def test_whole_sweep_can_be_told_with_every_sampler(tmp_path, algorithm):
+    space = {"parameters": {"x": {"type": "discrete", "values": [0.1, 0.2, 0.4]}}, "algorithm": algorithm}
+    ledger = create_ledger(make_sweep(tmp_path / "runs/one", 4, **space), GOAL)
+    while claim := ledger.take(0, "cpu"):
+        finish(ledger, claim)
+    values = [parameters_of(trial)["x"] for trial in ledger.trials()]
+    assert len(values) == 4
+    assert algorithm == "random" or sorted(values) == [0.1, 0.2, 0.4, 2.0]

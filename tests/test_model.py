@@ -1,0 +1,149 @@
+import json
+import random
+import struct
+
+import pytest
+import torch
+from torchinfo import summary
+
+from catdog.model import (
+    ModelConfig,
+    build_model,
+    count_mult_adds,
+    count_parameters,
+    load_model,
+    main,
+    read_header,
+    save_model,
+)
+
+SMALL = ModelConfig(stem_width=2, body_width=4, body_repeats=2, image_size=32)
+HEADER = {"classes": ["cat", "dog"], "preprocessing": {"image_size": 32}, "metrics": {}, "provenance": {"trial": 3}}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(build_model(SMALL, seed=5), path, HEADER)
+    return path
+
+
+def test_default_network_is_the_readme_table():
+    table = summary(build_model(ModelConfig()), input_size=(1, 3, 224, 224), verbose=0)
+    text = str(table)
+    assert table.total_params == 2_668_418
+    assert round(table.total_mult_adds / 1e9, 2) == 13.62
+    for shape in ("64, 112, 112", "512, 56, 56", "512, 28, 28", "512, 14, 14", "512, 7, 7", "512, 3, 3", "1, 2"):
+        assert f"{shape}]" in text
+    assert text.count("(recursive)") == 9  # three applications of a block, its convolution and its BatchNorm
+    for line in (
+        "Input size (MB): 0.60",
+        "pass size (MB): 188.26",
+        "Params size (MB): 10.67",
+        "Total Size (MB): 199.54",
+    ):
+        assert line in text
+
+
+@pytest.mark.parametrize(
+    "config", [ModelConfig(), SMALL, ModelConfig(16, 32, 3, share_body=False, image_size=96), ModelConfig(8, 8, 1)]
+)
+def test_counts_are_those_of_torchinfo(config):
+    size = (1, 3, config.image_size, config.image_size)
+    table = summary(build_model(config), input_size=size, verbose=0)
+    assert count_parameters(config) == table.total_params
+    assert count_mult_adds(config) == table.total_mult_adds
+
+
+def test_unshared_body_has_weights_of_its_own_for_each_application():
+    shared, unshared = (count_parameters(ModelConfig(share_body=share)) for share in (True, False))
+    assert unshared - shared == 3 * (512 * 512 * 9 + 512 + 2 * 512)
+
+
+def test_too_small_image_is_refused_with_both_numbers():
+    with pytest.raises(ValueError, match=r"image_size 63 is too small for body_repeats 4: .* at least 64 pixels"):
+        ModelConfig(image_size=63)
+
+
+@pytest.mark.parametrize("field", ["stem_width", "body_width", "body_repeats", "classes"])
+def test_counts_below_one_are_refused(field):
+    with pytest.raises(ValueError, match=f"{field} is 0; it must be at least 1"):
+        ModelConfig(**{field: 0})
+
+
+def test_dropout_of_one_is_refused():
+    with pytest.raises(ValueError, match="dropout is 1"):
+        ModelConfig(dropout=1.0)
+
+
+def test_weights_follow_from_the_seed_and_leave_the_global_state_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one, same, other = (build_model(SMALL, seed) for seed in (7, 7, 8))
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(one.stem[0].weight, same.stem[0].weight)
+    assert not torch.equal(one.stem[0].weight, other.stem[0].weight)
+
+
+def test_saved_network_comes_back_with_its_header(saved):
+    model, header = load_model(saved)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(x), build_model(SMALL, seed=5).eval()(x))
+    assert model.config == SMALL
+    assert header == {**HEADER, "model": header["model"]} == read_header(saved)
+
+
+def test_missing_file_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="does not exist; run a sweep first"):
+        load_model(tmp_path / "none.safetensors")
+
+
+def test_every_flipped_bit_is_refused(saved):
+    content, rng = bytearray(saved.read_bytes()), random.Random(0)
+    for _ in range(200):
+        byte, bit = rng.randrange(len(content)), rng.randrange(8)
+        content[byte] ^= 1 << bit
+        saved.write_bytes(content)
+        with pytest.raises(ValueError, match=r"was altered|not a whole safetensors file|does not hold"):
+            load_model(saved)
+        content[byte] ^= 1 << bit
+
+
+def test_header_that_describes_another_network_is_refused(tmp_path):
+    model = build_model(SMALL)
+    model.config = ModelConfig(stem_width=3, body_width=4, body_repeats=2, image_size=32)
+    save_model(model, tmp_path / "lie.safetensors", HEADER)
+    with pytest.raises(ValueError, match="does not hold the network its header describes"):
+        load_model(tmp_path / "lie.safetensors")
+
+
+def test_header_without_an_entry_is_refused(tmp_path):
+    save_model(build_model(SMALL), tmp_path / "bare.safetensors", {"classes": ["cat", "dog"], "metrics": {}})
+    with pytest.raises(ValueError, match="lacks preprocessing, provenance in its header"):
+        load_model(tmp_path / "bare.safetensors")
+
+
+def test_truncated_file_is_refused(saved):
+    saved.write_bytes(saved.read_bytes()[:-7])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        load_model(saved)
+
+
+def test_header_can_be_read_without_our_code(saved):
+    content = saved.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+    assert set(metadata) == {"model", "classes", "preprocessing", "metrics", "provenance", "sha256"}
+
+
+def test_table_is_printed_for_any_configuration(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["model", "--stem-width", "8", "--no-share-body", "--image-size", "64"])
+    main()
+    assert "[1, 8, 32, 32]" in capsys.readouterr().out
+
+
+def test_impossible_configuration_is_one_sentence(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["model", "--image-size", "8"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "image_size 8 is too small" in capsys.readouterr().err

@@ -1,0 +1,271 @@
+import csv
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from optuna.trial import TrialState
+
+import run_sweep
+from catdog.data import load_data
+from catdog.evaluate import evaluate
+from catdog.model import load_model, save_model
+from search.ledger import open_study
+from search.worker import Task
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A folder to run in, with SIGTERM as it was afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    yield tmp_path / "home"
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def small(write_space, photographs):
+    """Arguments of a sweep of a few seconds."""
+    return [str(write_space()), "--data", str(photographs), "--image-size", "64", "--epochs", "2", "--name", "small"]
+
+
+def start(arguments, cwd="."):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "run_sweep.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+    )
+
+
+def finish(arguments, cwd="."):
+    process = start(arguments, cwd)
+    said, complained = process.communicate()
+    return process.returncode, said, complained
+
+
+def states():
+    return [trial.state for trial in open_study(run_sweep.Path("runs/small")).get_trials()]
+
+
+def wait_for_an_epoch(process, home):
+    while process.poll() is None and not list(home.glob("runs/small/trials/*/checkpoint.pt")):
+        time.sleep(0.05)
+
+
+def test_sweep_ranks_and_promotes_and_does_nothing_twice(home, small, photographs):
+    status, said, complained = finish(small)
+    assert (status, complained) == (0, "")
+    assert "test accuracy" in said
+    rows = list(csv.DictReader((home / "runs/small/ranking.csv").read_text().splitlines()))
+    assert sorted(row["trial"] for row in rows) == ["0", "1", "2"]
+    assert next(row for row in rows if row["trial"] == "0")["body_width"] == "512"
+    champion = home / "best_model/model.safetensors"
+    model, header = load_model(champion)
+    assert header["metrics"]["test"]["pictures"] == 8
+    assert header["provenance"]["trial"] == int(rows[0]["trial"])
+    assert {"run", "trial", "parameters", "seeds", "data", "versions", "commit", "time"} <= set(header["provenance"])
+    before = champion.stat()
+    status, said, _ = finish(small)
+    assert status == 0
+    assert "nothing left to do: all 3 trials of small have ended" in said
+    assert champion.stat().st_mtime_ns == before.st_mtime_ns
+    assert not list(home.glob("best_model/history/*"))
+    picture = next(photographs.rglob("test_set/cats/*.jpg"))
+    predicted = subprocess.run(
+        [sys.executable, "-m", "catdog.predict", str(picture), "--model", str(champion)],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert re.search(r": (cat|dog)  \(cat \d+\.\d%  dog \d+\.\d%\)", predicted.stdout)
+    assert model.config.image_size == 64
+
+
+def test_smaller_sweep_is_extended_but_not_under_other_settings(home, small, photographs, capsys):
+    assert run_sweep.main([*small, "--trials", "1"]) == 0
+    capsys.readouterr()
+    assert run_sweep.main([*small, "--trials", "1", "--epochs", "3"]) == 2
+    assert "other settings (epochs was 2, is 3); give another --name" in capsys.readouterr().err
+    champion_of_another_sweep_is_named_and_kept(home, [*small, "--trials", "1"], capsys)
+    assert run_sweep.main([*small, "--trials", "2"]) == 0
+    assert len(states()) == 2
+    for number in range(2):
+        assert_weights_are_of_the_best_epoch(home / f"runs/small/trials/{number:04}", photographs)
+
+
+def champion_of_another_sweep_is_named_and_kept(home, finished, capsys):
+    champion = home / "best_model/model.safetensors"
+    model, header = load_model(champion)
+    header["provenance"]["run"] = "later"
+    save_model(model, champion, {key: value for key, value in header.items() if key != "model"})
+    assert run_sweep.main(finished) == 0
+    assert "now holds trial 0 of later" in " ".join(capsys.readouterr().out.split())
+    champion.unlink()
+    assert run_sweep.main(finished) == 0
+    assert champion.exists()
+
+
+def assert_weights_are_of_the_best_epoch(folder, photographs):
+    model, header = load_model(folder / "model.safetensors")
+    losses = [float(row["val_loss"]) for row in csv.DictReader((folder / "history.csv").read_text().splitlines())]
+    kept = header["metrics"]["validation"]
+    assert kept["loss"] == min(losses)
+    assert kept["epoch"] == 1 + losses.index(min(losses))
+    validation = load_data(str(photographs), 64).validation
+    assert evaluate(model, validation).loss == pytest.approx(kept["loss"], rel=1e-3)
+
+
+def test_interrupted_and_killed_program_is_finished_by_the_same_command(home, small, photographs):
+    process = start(small)
+    wait_for_an_epoch(process, home)
+    process.send_signal(signal.SIGINT)
+    _, complained = process.communicate()
+    assert process.returncode == 130
+    assert "nothing is lost, the same command goes on: python" in complained
+    assert "Traceback" not in complained
+    process = start(small)
+    while process.poll() is None and not any(state.is_finished() for state in states()):
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    status, _, complained = finish(small)
+    assert status == 0, complained
+    assert [state.is_finished() for state in states()] == [True] * 3
+    assert not list(home.glob("runs/small/trials/*/checkpoint.pt"))
+    for folder in home.glob("runs/small/trials/*"):
+        assert_weights_are_of_the_best_epoch(folder, photographs)
+
+
+def test_dry_run_shows_the_plan_and_creates_nothing(home, small, cache, capsys):
+    assert run_sweep.main([*small, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "3 trials of at most 2 epochs, bayes" in said
+    assert "(40 pictures to train, 8 to test)" in said
+    assert "2,660,226" in said  # the README network at 64 px
+    assert not list(home.iterdir())
+    assert not cache.exists()
+
+
+BAD = {
+    "missing config": (["none.json"], "none.json: cannot be read"),
+    "missing data": (["--data", "/nowhere"], "data folder /nowhere does not exist"),
+    "image too small": (["--image-size", "32"], "image_size 32 is too small for body_repeats 4"),
+    "unknown device": (["--devices", "cuda:77"], "unknown device 'cuda:77'; this machine has cpu"),
+    "no budget": (["--trials", "0"], "argument --trials: '0' is no whole number from 1 on"),
+    "no number": (["--epochs", "many"], "argument --epochs: 'many' is no whole number from 1 on"),
+    "unknown option": (["--gpu"], "unrecognized arguments: --gpu; --help lists the options"),
+    "name with a slash": (["--name", "../up"], "--name is '../up'; use letters"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_creates_nothing(home, small, capsys, case):
+    arguments, message = BAD[case]
+    config = [] if arguments[0].endswith(".json") else small[:1]
+    try:
+        status = run_sweep.main([*config, *small[1:], *arguments])
+    except SystemExit as error:
+        status = error.code
+    complained = capsys.readouterr().err
+    assert status == 2
+    assert message in complained
+    assert complained.count("\n") == 1
+    assert not list(home.iterdir())
+
+
+def test_no_budget_in_file_or_command_is_refused(home, small, write_space, capsys):
+    path = write_space(spec={"metric": "best_val_loss"})
+    assert run_sweep.main([str(path), *small[1:]]) == 2
+    assert "spec.maxCombo is 0; set it, or give --trials" in capsys.readouterr().err
+
+
+def test_searched_field_cannot_be_given_on_the_command_line_too(home, small, write_space, capsys):
+    path = write_space(parameters={"epochs": [1, 2]})
+    assert run_sweep.main([str(path), *small[1:]]) == 2
+    assert "epochs is searched; leave out --epochs" in capsys.readouterr().err
+
+
+def test_empty_and_one_class_and_broken_folders_are_refused(home, small, photographs, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for path in photographs.rglob("dogs/*.jpg"):
+        path.unlink()
+    for folder, message in ((tmp_path / "empty", "holds no pictures"), (photographs, "show no dog")):
+        assert run_sweep.main([*small, "--data", str(folder)]) == 2
+        assert message in capsys.readouterr().err
+    assert not list(home.iterdir())
+
+
+def test_runs_that_cannot_be_written_are_refused(home, small, capsys):
+    (home / "runs").write_text("a file")
+    assert run_sweep.main(small) == 2
+    assert "runs/small cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("change", "message"), [("gone", "does not exist"), ("other", "changed while the sweep ran")])
+def test_data_that_goes_or_changes_is_no_trials_fault(home, small, photographs, change, message):
+    plan = run_sweep.make_plan(run_sweep.parse(small))
+    train_trial = run_sweep.TrainTrial(plan.sweep, plan.source, plan.fixed, "fingerprint of before", {})
+    if change == "gone":
+        shutil.rmtree(photographs)
+    with pytest.raises(OSError, match=message):
+        next(train_trial(Task(0, {}, 0, home, "cpu")))
+
+
+def test_lost_gpu_ends_its_process_not_the_trial(home, small):
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+import torch, run_sweep, objective
+from search.worker import Task
+def lost(*_, **__): raise torch.AcceleratorError("an illegal memory access was encountered")
+plan = run_sweep.make_plan(run_sweep.parse({small!r}))
+data = run_sweep.load_data(plan.source, 64)
+objective.train = lost
+train_trial = run_sweep.TrainTrial(plan.sweep, plan.source, plan.fixed, data.fingerprint, {{}})
+next(train_trial(Task(4, {{}}, 0, run_sweep.Path("."), "cpu")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "trial 4: an illegal memory access was encountered\n"
+
+
+def test_sweep_without_a_complete_trial_promotes_nothing(home, small, monkeypatch, capsys):
+    monkeypatch.setattr(run_sweep, "search", lambda *_: None)
+    assert run_sweep.main(small) == 1
+    assert "no trial completed, so nothing is promoted" in capsys.readouterr().err
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of 24 MB, where this machine lets us mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = shutil.which("mount") and os.geteuid() == 0
+    if (
+        not mounted
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], check=False).returncode
+    ):
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_full_disk_ends_the_run_and_the_ledger_resumes(full_disk, small):
+    ballast = full_disk / "ballast"
+    ballast.write_bytes(b"0" * 14 * 2**20)  # the baseline's weights fit, its checkpoint does not
+    status, _, complained = finish(small, full_disk)
+    assert status == 1
+    assert "No space left on device" in complained
+    assert "Traceback" not in complained
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=200m", full_disk], check=True)
+    status, _, complained = finish(small, full_disk)
+    assert status == 0, complained
+    trials = open_study(full_disk / "runs/small").get_trials()
+    assert all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
+    assert len(trials) == 3

@@ -1,0 +1,147 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from search.ledger import open_study, parameters_of
+from search.sweep import places, sole_owner
+from tests.conftest import ROOT
+from tests.counting_sweep import EPOCHS
+
+PROGRAM = [sys.executable, str(ROOT / "tests/counting_sweep.py")]
+
+
+def start(folder, *arguments):
+    return subprocess.Popen([*PROGRAM, str(folder), *arguments])
+
+
+def workers_of(pid):
+    """Pids of the worker processes of a sweep."""
+    listing = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    )
+    return [int(line.split()[0]) for line in listing.stdout.splitlines() if "popen_loky" in line]
+
+
+def is_alive(pid):
+    return Path(f"/proc/{pid}").exists()
+
+
+def epochs_in(folder):
+    """Every epoch that was trained, as (trial, epoch), in order."""
+    lines = (folder / "epochs.log").read_text().splitlines()
+    return [tuple(map(int, line.split()[:2])) for line in lines]
+
+
+def assert_exact(folder, num_trials):
+    trials = open_study(folder).get_trials()
+    assert [trial.number for trial in trials] == list(range(num_trials))
+    assert all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
+    for trial in trials:
+        assert trial.intermediate_values.keys() == set(range(1, trial.last_step + 1))
+        assert trial.state == TrialState.PRUNED or trial.last_step == EPOCHS
+    return trials
+
+
+def test_uninterrupted_sweep_trains_every_epoch_once(tmp_path):
+    folder = tmp_path / "runs/plain"
+    assert start(folder, "6", "2").wait() == 0
+    trials = assert_exact(folder, 6)
+    assert max(Counter(epochs_in(folder)).values()) == 1
+    assert parameters_of(trials[0]) == {"x": 2.0}
+    assert {trial.user_attrs["worker"]["slot"] for trial in trials} == {0, 1}
+    assert start(folder, "6", "2").wait() == 0  # nothing left
+    assert len(epochs_in(folder)) == sum(trial.last_step for trial in trials)
+
+
+def test_killed_at_random_moments_it_ends_with_exactly_the_budget(tmp_path):
+    folder, rng, kills, allowed = tmp_path / "runs/killed", random.Random(), 0, 0
+    process = start(folder, "12", "2")
+    while True:
+        try:
+            process.wait(rng.uniform(0.3, 2.5))
+            break
+        except subprocess.TimeoutExpired:
+            pass
+        workers = workers_of(process.pid)
+        if kills < 8 and workers and rng.random() < 0.6:
+            os.kill(rng.choice(workers), signal.SIGKILL)
+            kills, allowed = kills + 1, allowed + 1
+        elif kills < 8:
+            process.kill()
+            process.wait()
+            kills, allowed = kills + 1, allowed + 2  # two workers die with it
+            process = start(folder, "12", "2")
+    assert process.returncode == 0
+    assert kills >= 2
+    assert_exact(folder, 12)
+    repeats = Counter(epochs_in(folder))
+    assert sum(count - 1 for count in repeats.values()) <= allowed
+
+
+def test_retaken_trial_keeps_its_seed_and_parameters(tmp_path):
+    folder = tmp_path / "runs/retaken"
+    process = start(folder, "4", "2")
+    while not (folder / "epochs.log").exists():
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert start(folder, "4", "2").wait() == 0
+    told = {}
+    for line in (folder / "epochs.log").read_text().splitlines():
+        number, _, seed, x = line.split()
+        assert told.setdefault(number, (seed, x)) == (seed, x)
+    assert len(told) == 4
+
+
+def test_configuration_that_kills_its_worker_is_given_up_and_the_sweep_goes_on(tmp_path):
+    folder = tmp_path / "runs/deadly"
+    assert start(folder, "4", "2", "deadly").wait() == 0
+    states = [trial.state for trial in open_study(folder).get_trials()]
+    assert states.count(TrialState.FAIL) == 1
+    assert states[1] == TrialState.FAIL
+    assert len(states) == 4
+
+
+@pytest.mark.parametrize("moment", ["as they start", "as they train"])
+def test_workers_die_with_their_parent(tmp_path, moment):
+    process = start(tmp_path / "runs/orphans", "12", "2")
+    while len(workers := workers_of(process.pid)) < 2:
+        time.sleep(0.01)
+    while moment == "as they train" and not (tmp_path / "runs/orphans/epochs.log").exists():
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_alive, workers))
+
+
+def test_second_command_on_one_sweep_is_refused(tmp_path):
+    with sole_owner(tmp_path / "runs/one"):
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        code += "from pathlib import Path\nfrom search.sweep import sole_owner\n"
+        code += f"with sole_owner(Path({str(tmp_path / 'runs/one')!r})): pass"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "is being swept by another process" in other.stderr
+
+
+def test_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(ValueError, match="cannot be written"), sole_owner(tmp_path / "runs/one"):
+        pass
+
+
+def test_workers_are_dealt_onto_devices_and_share_the_cores():
+    gpus = places(["cuda:0", "cuda:1"], 4, 16)
+    assert [place.device for place in gpus] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert {place.threads for place in gpus} == {4}
+    assert [place.threads for place in places(["cpu"], 3, 2)] == [1, 1, 1]
