@@ -1,11 +1,14 @@
-.PHONY: sweep test check bench
+.PHONY: sweep test test-slow check bench
 PYTHON := .venv/bin/python
 
 sweep: .venv/installed  ## 12 trials on drawn pictures: a ranked table and a promoted model in a few minutes
 	$(PYTHON) run_sweep.py --image-size 64 --epochs 3 --trials 12 --name quick
 
-test: .venv/installed  ## every test, with the coverage of our own lines
-	$(PYTHON) -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90
+test: .venv/installed  ## the tests, with the coverage of our own lines
+	$(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow" --cov --cov-report=term --cov-fail-under=90
+
+test-slow: .venv/installed  ## the tests that take minutes: all that Comet can do to a sweep
+	$(PYTHON) -m pytest -n 4 --dist worksteal -m slow
 
 check: .venv/installed  ## style, formatting, types
 	$(PYTHON) -m ruff check .
@@ -14,6 +17,7 @@ check: .venv/installed  ## style, formatting, types
 
 bench: .venv/installed  ## the tables of the README
 	$(PYTHON) benchmarks/training.py
+	$(PYTHON) benchmarks/tracking.py
 
 .venv/installed: requirements.lock
 	if command -v uv >/dev/null; then \

@@ -3,6 +3,7 @@
 This file and run_sweep.py are the two that know both packages: `search` drives what `catdog` does.
 """
 
+import json
 import os
 import platform
 import subprocess
@@ -17,11 +18,12 @@ from typing import Any, Literal
 from catdog.data import Data, load_data, load_test, preprocessing
 from catdog.device import DeviceLostError
 from catdog.evaluate import accuracy_interval, evaluate
-from catdog.model import ModelConfig, build_model, load_model, save_model
+from catdog.model import ModelConfig, build_model, layer_table, load_model, save_model
 from catdog.train import TrainConfig, train
 from search.ledger import Sweep
 from search.space import Parameters
-from search.worker import CHECKPOINT, Row, Task
+from search.tracking import Row
+from search.worker import CHECKPOINT, Task
 
 __all__ = ["DEFAULTS", "METRICS", "SEARCHABLE", "TrainTrial", "cast", "configure", "judge_model", "origin"]
 
@@ -58,13 +60,17 @@ class TrainTrial:
         model = build_model(shape, recipe.seed)
         checkpoint = task.folder / CHECKPOINT
         goal, best = self.sweep.space.goal, None
+        (task.folder / "network.txt").write_text(layer_table(shape))
         for epoch in train(model, recipe, data.training, data.validation, device=task.device, checkpoint=checkpoint):
             row = asdict(epoch)
-            replayed = row.pop("replayed")
+            replayed, confusion = row.pop("replayed"), row.pop("confusion")
             if goal.replaces(row[goal.column], best):
                 best = row[goal.column]
                 if not replayed:
+                    matrix = {"labels": data.classes, "matrix": confusion}
+                    (task.folder / "confusion.json").write_text(json.dumps(matrix))
                     header = self.header(task, data, recipe, row)
+                    header["metrics"]["validation"]["confusion"] = confusion
                     save_model(model, task.folder / "model.safetensors", header)
             yield row
 

@@ -1,54 +1,54 @@
 """Launch or resume a sweep, rank its trials, promote the winner. `python run_sweep.py --help` lists the options."""
 
-import argparse
-import os
-import re
-import shlex
 import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main: Ctrl-C while torch is imported ends without a traceback
+
+import os
+import platform
 import sys
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
 
 from catdog.data import Data, describe_source, load_data, locate
-from catdog.device import find_devices
+from catdog.device import describe_device
 from catdog.model import count_mult_adds, count_parameters, read_header
-from objective import DEFAULTS, METRICS, SEARCHABLE, TrainTrial, cast, configure, judge_model, origin
-from search.ledger import Ledger, LedgerError, Sweep, create_ledger
+from objective import TrainTrial, configure, judge_model, origin
+from plan import Plan, command, complain, make_plan, parse, settings
+from search.comet import create_search, patiently
+from search.ledger import Ledger, LedgerError, create_ledger
 from search.live import live_view
 from search.promote import CHAMPION, promote
-from search.report import rank, ranking_table, winner_of, write_ranking
-from search.space import Parameters, first_proposals, load_space
-from search.sweep import places, sole_owner
+from search.report import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
+from search.space import first_proposals
 from search.sweep import run_sweep as search
-from search.worker import Place
+from search.sweep import sole_owner
+from search.tracking import Model, Tracking, notify, settle
 
-RUNS, BEST_MODEL = Path("runs"), Path("best_model")
+BEST_MODEL = Path("best_model")
+REGISTERED = "catdog"  # the champions' name in Comet's Model Registry
 NUM_SHOWN = 10  # trials in a dry run
 
-console = Console(width=None if sys.stdout.isatty() else 260)  # a log file has no edge
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything the command line and the search space decide."""
-
-    sweep: Sweep
-    source: str  # of pictures
-    fixed: Parameters  # of every trial: epochs, image_size
-    where: list[Place]
+console = Console(width=None if sys.stdout.isatty() else WIDE)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status: 0 done, 1 failed, 2 the user's input, 130 interrupted."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as cleanly as on Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     options = parse(arguments)
+    if os.environ.get("COMET_OPTIMIZER_PROCESS_ID", "0") != "0":  # comet optimize -j starts us once per job
+        say("the first process of this comet optimize runs the workers of all")
+        return 0
+    again = f"nothing is lost, the same command goes on: {command(options)}"
     try:
-        plan = make_plan(options)
+        plan = make_plan(options, say)
         if options.dry_run:
             show_plan(plan)
             return 0
@@ -56,98 +56,118 @@ def main(arguments: list[str] | None = None) -> int:
         data = load_data(plan.source, plan.fixed["image_size"])
         with sole_owner(plan.sweep.folder):
             ledger = create_ledger(plan.sweep, settings(plan, data))
+            if plan.engine == "comet":
+                ledger = join_search(plan, ledger)
             return carry_out(plan, data, ledger)
     except ValueError as error:
         return complain(2, str(error))
+    except MemoryError as error:
+        return complain(1, f"not enough memory ({error}); take a smaller --image-size or fewer --workers")
     except (OSError, RuntimeError, LedgerError) as error:
-        return complain(1, f"{error}; nothing is lost, the same command goes on: {command()}")
+        return complain(1, f"{error}; {again}")
     except KeyboardInterrupt:
-        return complain(130, f"interrupted; nothing is lost, the same command goes on: {command()}")
+        return complain(130, f"interrupted; {again}")
 
 
 def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
-    """Search until the budget is spent, rank, promote."""
+    """Search until the budget is spent, rank, promote, tell Comet."""
+    announce(plan, data, ledger)
+    objective = TrainTrial(ledger.sweep, plan.source, plan.fixed, data.fingerprint, origin())
+    tracking = make_tracking(plan, ledger)
+    with news_of(ledger, tracking):
+        try:
+            with live_view(ledger, console) as show:
+                search(ledger, objective, plan.where, show, tracking)
+        finally:
+            ranking = show_ranking(ledger)
+        winner = winner_of(ranking)
+        if winner:
+            promote_winner(plan, ledger, winner.trial)
+        tell_comet(ledger, tracking)
+    if winner:
+        return 0
+    return complain(1, "no trial completed, so nothing is promoted; the ranking says why each one ended")
+
+
+def announce(plan: Plan, data: Data, ledger: Ledger) -> None:
+    """Say what is going to happen."""
     say(f"data: {describe_source(plan.source)}; {len(data.training)} to train, {len(data.validation)} to validate")
     for note in data.notes:
         say(f"note: {note}")
     if plan.source == "synthetic":
         say("note: these pictures are drawn; for photographs give --data kaggle or --data FOLDER")
+    if plan.notify and plan.tracking != "online":
+        say("note: Comet can only notify with --tracking online")
     if ledger.num_unfinished() <= 0:
-        say(f"nothing left to do: all {plan.sweep.num_trials} trials of {plan.sweep.name} have ended")
-    objective = TrainTrial(plan.sweep, plan.source, plan.fixed, data.fingerprint, origin())
+        say(f"nothing left to do: all {len(ledger.trials())} trials of {ledger.sweep.name} have ended")
+
+
+def show_ranking(ledger: Ledger) -> list[Ranked]:
+    """Print the ranking and write ranking.csv."""
+    goal, path = ledger.sweep.space.goal, ledger.sweep.folder / "ranking.csv"
+    ranking = rank(ledger.trials(), goal)
+    write_ranking(path, ranking, goal)
+    print_ranking(console, ranking, goal, path)
+    return ranking
+
+
+@contextmanager
+def news_of(ledger: Ledger, tracking: Tracking | None) -> Iterator[None]:
+    """Have Comet tell the user, where that is wanted, that the sweep has ended, or why it stopped."""
+    anything_left = ledger.num_unfinished() > 0
+    news = f"sweep {ledger.sweep.name} has ended"
     try:
-        with live_view(ledger, console) as show:
-            search(ledger, objective, plan.where, show)
+        yield
+    except BaseException as error:
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        news = f"sweep {ledger.sweep.name} stopped: {reason}"
+        raise
     finally:
-        ranking = rank(ledger.trials(), plan.sweep.space.goal)
-        write_ranking(plan.sweep.folder / "ranking.csv", ranking, plan.sweep.space.goal)
-        console.print(ranking_table(ranking, plan.sweep.space.goal, console.width))
-    winner = winner_of(ranking)
-    if winner is None:
-        return complain(1, "no trial completed, so nothing is promoted; the ranking says why each one ended")
-    promote_winner(plan, ledger, winner.trial)
-    return 0
+        if tracking and anything_left:
+            notify(tracking, ledger.trials(), news)
 
 
-def make_plan(options: argparse.Namespace) -> Plan:
-    """Validate everything the user wrote, before anything is created. Raises ValueError, one sentence."""
-    given = {name: getattr(options, name) for name in ("epochs", "image_size")}
-    fixed = {name: DEFAULTS[name] if value is None else value for name, value in given.items()}
-    configure({}, fixed)
-    space = load_space(options.config, SEARCHABLE, METRICS, lambda parameters: configure(parameters, fixed))
-    for name, value in given.items():
-        if name in space.parameters and value is not None:
-            raise ValueError(f"{options.config}: {name} is searched; leave out --{name.replace('_', '-')}")
-    sizes = space.values_of("image_size") or [fixed["image_size"]]
-    for depth in space.values_of("body_repeats"):
-        configure({"image_size": min(sizes), "body_repeats": depth}, fixed)
-    if options.seed is not None:
-        space = replace(space, seed=options.seed)
-    num_trials = space.num_trials if options.trials is None else options.trials
-    if num_trials < 1:
-        raise ValueError(f"{options.config}: spec.maxCombo is 0; set it, or give --trials with 1 or more")
-    devices = find_devices(options.devices)
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    num_workers = options.workers or (num_cores if devices == ["cpu"] else len(devices))
-    epochs = max(cast("epochs", n) for n in [fixed["epochs"], *space.values_of("epochs")])
-    name = options.name or space.name
-    if not re.fullmatch(r"[\w][\w.-]*", name):
-        raise ValueError(f"--name is {name!r}; use letters, digits, '.', '_' and '-'")
-    sweep = Sweep(RUNS / name, space, epochs, num_trials, options.pruner)
-    return Plan(sweep, options.data, fixed, places(devices, num_workers, num_cores))
+def tell_comet(ledger: Ledger, tracking: Tracking | None) -> None:
+    """Send what Comet has not got yet: results to its Optimizer, experiments, the promoted model."""
+    if ledger.budget() < ledger.sweep.num_trials:
+        say(f"Comet's search was over after {ledger.budget()} trials; it has nothing more to try")
+    if num_left := ledger.report_left():
+        say(f"Comet's Optimizer has not taken {num_left} results yet; the same command sends them")
+    if tracking:
+        outcome = settle(tracking, ledger.trials(), registration(ledger), lambda text: say(f"Comet: {text}"))
+        say(f"Comet: {outcome}")
 
 
-def settings(plan: Plan, data: Data) -> dict[str, Any]:
-    """Say what must be the same when a sweep is resumed; the budget, devices and workers may change."""
-    space = plan.sweep.space
-    return {
-        "data": data.fingerprint,
-        **plan.fixed,
-        "seed": space.seed,
-        "pruner": plan.sweep.pruner,
-        "goal": asdict(space.goal),
-        "algorithm": space.algorithm,
-        "parameters": space.content["parameters"],
-    }
-
-
-def show_plan(plan: Plan) -> None:
-    """Print what a sweep would do, and the size of its first trials."""
+def join_search(plan: Plan, ledger: Ledger) -> Ledger:
+    """Open the ledger so that Comet proposes: in the search noted there, else in the one to join, else a new one."""
     sweep = plan.sweep
-    say(f"sweep {sweep.name}: {sweep.num_trials} trials of at most {sweep.epochs} epochs, {sweep.space.algorithm}")
-    say(f"goal: {sweep.space.goal.direction} {sweep.space.goal.metric}; pruner: {sweep.pruner}")
-    say(f"data: {describe_source(plan.source)}")
-    say(f"workers: {', '.join(f'{place.device} ({place.threads} threads)' for place in plan.where)}")
-    table = Table(title="first trials", title_justify="left")
-    for title in ("trial", "parameters", "weights", "mult-adds"):
-        table.add_column(title, justify="left" if title == "parameters" else "right")
-    for number, parameters in enumerate(first_proposals(sweep.space, min(NUM_SHOWN, sweep.num_trials))):
-        shape, _ = configure(parameters, plan.fixed)
-        values = " ".join(
-            f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in parameters.items()
-        )
-        table.add_row(str(number), values, f"{count_parameters(shape):,}", f"{count_mult_adds(shape) / 1e9:.2f} G")
-    console.print(table)
+    search_id = ledger.search_id()
+    if sweep.search_id and search_id not in ("", sweep.search_id):
+        raise ValueError(f"{sweep.folder} belongs to Comet's search {search_id}; give another --name")
+    if not search_id:
+        # Twice the budget: a proposal whose answer is lost on its way counts at Comet, and a sweep may be extended.
+        max_combo = 0 if sweep.space.algorithm == "grid" else 2 * sweep.num_trials
+        content = {**sweep.space.content, "name": sweep.name}
+        search_id = sweep.search_id or patiently(lambda: create_search(content, max_combo), sweep.patience, say)
+        ledger.note_search(search_id)
+    say(f"search at Comet: {search_id}")
+    return Ledger(replace(sweep, search_id=search_id))
+
+
+def make_tracking(plan: Plan, ledger: Ledger) -> Tracking | None:
+    """Say where experiments go; None where there are none."""
+    if plan.tracking == "off":
+        return None
+    code = origin()
+    facts = {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "devices": ", ".join(dict.fromkeys(describe_device(place.device) for place in plan.where)),
+        "commit": code["commit"],
+        **code["versions"],
+    }
+    return Tracking(plan.tracking, ledger.sweep, ledger.uid(), facts, plan.notify)
 
 
 def promote_winner(plan: Plan, ledger: Ledger, number: int) -> None:
@@ -164,9 +184,20 @@ def promote_winner(plan: Plan, ledger: Ledger, number: int) -> None:
         for sentence in judge_model(challenger, target, plan.source, plan.where[0].device):
             say(sentence)
 
-    promote(plan.sweep.trial_folder(number) / "model.safetensors", BEST_MODEL, judge)
+    kept = promote(plan.sweep.trial_folder(number) / "model.safetensors", BEST_MODEL, judge)
     ledger.note_promotion(number)
-    return say(f"promoted: {champion}")
+    before = f"; trial {holder[1]} of {holder[0]}, which was there, is kept as {kept}" if holder and kept else ""
+    return say(f"promoted: {champion}{before}")
+
+
+def registration(ledger: Ledger) -> Model | None:
+    """Say what Comet's Model Registry is to hold of this sweep: its promoted trial, while that is the champion."""
+    champion, number = BEST_MODEL / CHAMPION, ledger.promoted()
+    if number is None or holder_of(champion) != (ledger.sweep.name, number):
+        return None
+    time = datetime.fromisoformat(read_header(champion)["provenance"]["time"])
+    version = f"{time.year}.{time.month * 100 + time.day}.{time.hour * 10000 + time.minute * 100 + time.second}"
+    return Model(number, champion, REGISTERED, version)
 
 
 def holder_of(champion: Path) -> tuple[str, int] | None:
@@ -178,47 +209,29 @@ def holder_of(champion: Path) -> tuple[str, int] | None:
     return provenance.get("run"), provenance.get("trial")
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    whole = partial(number_from, 0)
-    positive = partial(number_from, 1)
-    add = parser.add_argument
-    add("config", nargs="?", type=Path, default=Path("configs/optimizer.json"), help="search space, goal and budget")
-    add("--data", default="synthetic", help="synthetic, kaggle or a folder of photographs")
-    add("--name", help="the run's folder below runs/; an existing one is resumed (default: the config's name)")
-    add("--trials", type=positive, help="budget, the baseline included (default: spec.maxCombo)")
-    add("--epochs", type=positive, help=f"at most, for each trial (default: {DEFAULTS['epochs']})")
-    add("--image-size", type=positive, help=f"pixels (default: {DEFAULTS['image_size']})")
-    add("--seed", type=whole, help="of proposals, weights and order (default: spec.seed)")
-    add("--devices", default="auto", help="auto, cpu or cuda:0,cuda:1,...")
-    add("--workers", type=positive, help="processes (default: one per GPU, else one per core)")
-    add("--pruner", choices=("hyperband", "median", "none"), default="hyperband", help="what stops poor trials early")
-    add("--dry-run", action="store_true", help="print the plan and train nothing")
-    return parser.parse_args(arguments)
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.exit(complain(2, f"{message}; --help lists the options"))
-
-
-def number_from(least: int, text: str) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
-    return int(text)
+def show_plan(plan: Plan) -> None:
+    """Print what a sweep would do, and the size of its first trials."""
+    sweep = plan.sweep
+    proposer = f"{sweep.space.algorithm} by {'the Comet Optimizer' if plan.engine == 'comet' else 'Optuna'}"
+    say(f"sweep {sweep.name}: {sweep.num_trials} trials of at most {sweep.epochs} epochs, {proposer}")
+    say(f"goal: {sweep.space.goal.direction} {sweep.space.goal.metric}; pruner: {sweep.pruner}")
+    say(f"data: {describe_source(plan.source)}; tracking: {plan.tracking}")
+    say(f"workers: {', '.join(f'{place.device} ({place.threads} threads)' for place in plan.where)}")
+    table = Table(title="first trials", title_justify="left")
+    for title in ("trial", "parameters", "weights", "mult-adds"):
+        table.add_column(title, justify="left" if title == "parameters" else "right")
+    num_shown = 1 if plan.engine == "comet" else min(NUM_SHOWN, sweep.num_trials)  # Comet tells when it is asked
+    for number, parameters in enumerate(first_proposals(sweep.space, num_shown)):
+        shape, _ = configure(parameters, plan.fixed)
+        values = " ".join(
+            f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in parameters.items()
+        )
+        table.add_row(str(number), values, f"{count_parameters(shape):,}", f"{count_mult_adds(shape) / 1e9:.2f} G")
+    console.print(table)
 
 
 def say(text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def complain(status: int, message: str) -> int:
-    print(f"run_sweep.py: {' '.join(message.split())}", file=sys.stderr)
-    return status
-
-
-def command() -> str:
-    return shlex.join(["python", *sys.argv])
 
 
 if __name__ == "__main__":

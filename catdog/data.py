@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import EACCES, ELOOP, ENOENT
 from functools import partial
 from pathlib import Path
@@ -105,7 +105,7 @@ def load_test(source: str, image_size: int) -> tuple[Pictures, tuple[str, ...]]:
     known = test.readable & np.isin(test.hashes, decoded.hashes)
     notes = test.notes
     if known.any():
-        notes += (f"left out {known.sum()} test pictures whose content also stands in the training pictures",)
+        notes += (f"left out {known.sum()} of the test pictures: their content also stands in the training pictures",)
     rows = np.flatnonzero(test.readable & ~known)
     if len(np.unique(test.labels[rows])) < len(CLASSES):
         raise ValueError(f"{source} has no readable test pictures of each class that training has not seen; add some")
@@ -148,6 +148,11 @@ def _training_side(source: str, image_size: int) -> tuple[_Decoded, np.ndarray]:
         given, has_test = np.zeros(len(sides), dtype=bool), True
     else:
         listing = list_photographs(_folder(source))
+        if contradictory.any():
+            named = np.flatnonzero(contradictory)[:NAMES_SHOWN]
+            paths = ", ".join(str((*listing.training, *listing.validation)[row].path) for row in named)
+            note = f"left out {contradictory.sum()} files that are a cat in one place and a dog in another: {paths}"
+            decoded = replace(decoded, notes=(*decoded.notes, note))
         given = np.array([p.part == "validation" for p in (*listing.training, *listing.validation)])
         has_test = bool(listing.test)
     if not has_test:

@@ -5,7 +5,15 @@ from typing import Literal
 
 import torch
 
-__all__ = ["DeviceLostError", "Precision", "autocast", "find_devices", "has_bfloat16", "keep_freed_memory"]
+__all__ = [
+    "DeviceLostError",
+    "Precision",
+    "autocast",
+    "describe_device",
+    "find_devices",
+    "has_bfloat16",
+    "keep_freed_memory",
+]
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -28,6 +36,11 @@ def find_devices(wanted: str) -> list[str]:
         if device not in ("cpu", *gpus):
             raise ValueError(f"unknown device {device!r}; this machine has {', '.join(['cpu', *gpus])}")
     return devices
+
+
+def describe_device(device: str) -> str:
+    """Return a name that people know: "cuda:0 (NVIDIA H200)"; a CPU is only "cpu"."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -23,6 +23,7 @@ class Scores:
     loss: float  # mean cross-entropy, nats
     accuracy: float  # 0 to 1
     logits: Tensor  # (N, classes) float32, on the CPU
+    confusion: list[list[int]]  # pictures by true class (rows) and predicted class (columns)
 
 
 @torch.inference_mode()
@@ -39,8 +40,10 @@ def evaluate(
             logits.append(model(normalise(pictures.images[batch].to(device))).float().cpu())
     scores = torch.cat(logits)
     y = pictures.labels[pictures.rows].cpu()
-    correct = (scores.argmax(1) == y).double().mean().item()
-    return Scores(F.cross_entropy(scores, y).item(), correct, scores)
+    predicted, classes = scores.argmax(1), scores.shape[1]
+    correct = (predicted == y).double().mean().item()
+    confusion = torch.bincount(y * classes + predicted, minlength=classes**2).view(classes, classes)
+    return Scores(F.cross_entropy(scores, y).item(), correct, scores, confusion.tolist())
 
 
 def normalise(images: Tensor) -> Tensor:

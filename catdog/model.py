@@ -7,6 +7,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 Header = dict[str, Any]
+MAX_IMAGE_SIZE = 2048  # pixels; a picture is decoded to image_size**2 * 3 bytes that stay in memory
 T = TypeVar("T")
 
 ENTRIES = {"model", "classes", "preprocessing", "metrics", "provenance"}  # of every header, beside the hash
@@ -53,6 +55,8 @@ class ModelConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        if self.image_size > MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size is {self.image_size}; it must be at most {MAX_IMAGE_SIZE} pixels")
         if self.final_size < 1:
             raise ValueError(
                 f"image_size {self.image_size} is too small for body_repeats {self.body_repeats}: "
@@ -118,6 +122,16 @@ def count_mult_adds(config: ModelConfig) -> int:
         total += (9 * num_in + 1) * num_out * size**2 + 2 * num_out  # convolution with bias, BatchNorm's weights
         size //= 2
     return total + (width * size**2 + 1) * config.classes
+
+
+def layer_table(config: ModelConfig) -> str:
+    """Return torchinfo's table of the layers that one picture passes."""
+    from torchinfo import summary  # noqa: PLC0415 - wanted now and then
+
+    with torch.device("meta"):  # shapes alone, nothing is computed
+        model = CNN(config)
+    table = summary(model, input_size=(1, 3, config.image_size, config.image_size), device="meta", verbose=0)
+    return re.sub(r"\(Units\.(.)\w+\)", r"(\1)", str(table))  # torchinfo prints its enum's name since Python 3.11
 
 
 def count_parameters(config: ModelConfig) -> int:
@@ -203,7 +217,8 @@ def add_options(parser: argparse.ArgumentParser, config: type) -> None:
     for field in fields(config):
         flag, kind = f"--{field.name.replace('_', '-')}", type(field.default)
         if kind is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
+            text = f"default {'yes' if field.default else 'no'}"
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=text)
         else:
             parser.add_argument(flag, type=kind, default=field.default, help=f"default {field.default}")
 
@@ -214,15 +229,13 @@ def config_from(options: argparse.Namespace, config: type[T]) -> T:
 
 
 def main() -> None:
-    from torchinfo import summary  # noqa: PLC0415 - only this table needs it
-
     parser = argparse.ArgumentParser(prog="python -m catdog.model", description="Print a network's layers.")
     add_options(parser, ModelConfig)
     try:
         config = config_from(parser.parse_args(), ModelConfig)
     except ValueError as error:
-        parser.error(str(error))
-    summary(build_model(config), input_size=(1, 3, config.image_size, config.image_size), device="cpu", verbose=1)
+        parser.exit(2, f"{error}\n")
+    print(layer_table(config))
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ class Epoch:
     learning_rate: float  # of the last step
     seconds: float  # wall clock, validation included
     images_per_second: float  # training pictures, validation left out
+    confusion: list[list[int]]  # validation pictures by true class (rows) and predicted class (columns)
     replayed: bool = False  # read from a checkpoint of a later epoch: the weights are not this epoch's
 
 
@@ -144,6 +145,7 @@ class _Run:
             learning_rate=self.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - began,
             images_per_second=len(self.training) / trained,
+            confusion=scores.confusion,
         )
 
     def _pass(self, number: int) -> tuple[float, float]:
@@ -256,16 +258,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m catdog.train", description="Train one network.")
     parser.add_argument("--data", default="synthetic", help="synthetic, kaggle or a folder of pictures")
     parser.add_argument("--device", default="auto", help="cpu, cuda:0, ...; auto is the first GPU, else the CPU")
-    parser.add_argument("--output", type=Path, default=Path("model.safetensors"))
+    parser.add_argument("--output", type=Path, default=Path("model.safetensors"), help="file for the best epoch")
     add_options(parser, ModelConfig)
     add_options(parser, TrainConfig)
+    parser.epilog = "; ".join(f"{name}: {', '.join(get_args(kind))}" for name, kind in CHOICES.items())
     options = parser.parse_args()
     try:
         shape, recipe = config_from(options, ModelConfig), config_from(options, TrainConfig)
         data = load_data(options.data, shape.image_size)
         (device,) = find_devices(options.device)[:1]
     except ValueError as error:
-        parser.error(str(error))
+        parser.exit(2, f"{error}\n")
+    if not options.output.resolve().parent.is_dir():
+        parser.exit(2, f"--output {options.output} is in no folder that exists; make it first\n")
+    if shape.classes != len(data.classes):
+        parser.exit(2, f"--classes is {shape.classes}; the pictures have {len(data.classes)}\n")
     try:
         _train_and_save(shape, recipe, data, device, options.output)
     except (FloatingPointError, OSError) as error:
@@ -292,6 +299,7 @@ def _train_and_save(shape: ModelConfig, recipe: TrainConfig, data: Data, device:
                 "provenance": {"training": asdict(recipe), "data": data.fingerprint},
             }
             save_model(model, output, header)
+    print(f"the best epoch (val_loss {best:.4f}) is in {output}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import json
 import math
 import socket
 import sqlite3
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import getpid
 from pathlib import Path
@@ -18,18 +19,28 @@ from typing import Any, Literal
 import optuna
 from filelock import FileLock, Timeout
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from search.comet import CometSampler
 from search.space import Parameters, Space
 
-__all__ = ["Claim", "Ledger", "LedgerError", "Sweep", "create_ledger", "open_study", "parameters_of"]
+__all__ = ["Claim", "Ledger", "LedgerError", "Sweep", "create_ledger", "open_study", "parameters_of", "state_of"]
 
 LedgerError = optuna.exceptions.StorageInternalError
 PrunerName = Literal["hyperband", "median", "none"]
 
 MAX_DEATHS = 3  # of workers on one trial, with no epoch finished in between
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "unfinished",
+    TrialState.WAITING: "unfinished",
+}
+SEARCH, SEARCH_ENDED, NOTICE = "search", "search_ended", "notice"  # user attributes of the study
 BUSY_SECONDS = 60.0  # how long SQLite waits for another process's transaction
 
 
@@ -42,10 +53,18 @@ class Sweep:
     epochs: int  # at most, for each trial
     num_trials: int  # the budget
     pruner: PrunerName
+    search_id: str = ""  # of Comet's search, where the Comet Optimizer proposes
+    patience: float = 600.0  # seconds to wait for proposals while Comet is down
 
     @property
     def name(self) -> str:
         return self.folder.name
+
+    def sampler(self, number: int) -> BaseSampler:
+        """Make the engine that proposes trial `number`."""
+        if self.search_id:
+            return CometSampler(self.space.distributions, self.search_id)
+        return self.space.sampler(number)
 
     def trial_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:04}"
@@ -75,19 +94,40 @@ class Ledger:
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
+    def budget(self) -> int:
+        """Return how many trials the sweep is to have: fewer than asked for where Comet's search ended before."""
+        return min(self.sweep.num_trials, int(self.study.user_attrs.get(SEARCH_ENDED, self.sweep.num_trials)))
+
     def num_unfinished(self) -> int:
         """Count the trials that are still to be started or ended."""
-        in_budget = self.trials()[: self.sweep.num_trials]
-        return self.sweep.num_trials - sum(trial.state.is_finished() for trial in in_budget)
+        in_budget = self.trials()[: self.budget()]
+        return self.budget() - sum(trial.state.is_finished() for trial in in_budget)
 
     def take(self, slot: int, device: str) -> Claim | None:
-        """Go on with a trial that was left behind, else start one while the budget lasts, else return None."""
+        """Go on with a trial that was left behind, else start one while the budget lasts, else return None.
+
+        Raises ServiceDownError, and nothing has changed, where a proposal must come from Comet and Comet is down.
+        """
         with self._claiming():
-            claim = self._take_over() or self._start()
-            if claim:
-                worker = {"slot": slot, "device": device, "host": socket.gethostname(), "pid": getpid()}
-                self.note(claim.trial, worker=worker)
-            return claim
+            claim = self._take_over()
+            if not claim and not self.sweep.search_id:
+                claim = self._start()
+        if not claim and self.sweep.search_id:
+            claim = self._start_with_comet()
+        if claim:
+            worker = {"slot": slot, "device": device, "host": socket.gethostname(), "pid": getpid()}
+            self.note(claim.trial, worker=worker)
+        return claim
+
+    def reread(self, trial: FrozenTrial) -> FrozenTrial:
+        return self.storage.get_trial(trial._trial_id)
+
+    def news_of(self, trial: FrozenTrial) -> str:
+        """Say that a trial is the best one so far; nothing where it is not."""
+        complete = [other for other in self.trials() if other.state == TrialState.COMPLETE]
+        if not complete or self.study.best_trial.number != trial.number:
+            return ""
+        return f"sweep {self.sweep.name}: trial {trial.number} is the best so far"
 
     def report(self, trial: FrozenTrial, step: int, value: float) -> bool:
         """Record what the trial is worth after epoch `step` (from 1); say whether the pruner wants it stopped."""
@@ -105,8 +145,13 @@ class Ledger:
 
     def tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None) -> None:
         """End a trial; only a COMPLETE one has a value."""
-        self.study.sampler = self.sweep.space.sampler(trial.number)  # which may want to hear of it
+        self.study.sampler = self.sweep.sampler(trial.number)  # which may want to hear of it
         self.study.tell(trial.number, value, state)
+
+    def report_left(self) -> int:
+        """Tell Comet's Optimizer the results it has not taken yet, where it proposes; return how many are left."""
+        sampler = self.sweep.sampler(0)
+        return sampler.report_left(self.study) if isinstance(sampler, CometSampler) else 0
 
     def count_death(self, slot: int) -> bool:
         """Note that the worker in `slot` died; fail its trial when that happened too often in one epoch.
@@ -123,12 +168,32 @@ class Ledger:
                 before = trial.user_attrs.get("deaths", {})
                 num = 1 + (before.get("count", 0) if before.get("step") == trial.last_step else 0)
                 self.note(trial, deaths={"step": trial.last_step, "count": num}, worker={})
+                self.say(f"the worker of trial {trial.number} died; a new one goes on with it")
                 if num >= MAX_DEATHS:
                     self.note(trial, reason=f"its worker died {num} times in epoch {(trial.last_step or 0) + 1}")
                     self.tell(trial, TrialState.FAIL)
                 lock.release()
                 return True
         return False
+
+    def say(self, text: str) -> None:
+        """Leave a sentence for whoever watches the sweep."""
+        self.study.set_user_attr(NOTICE, text)
+
+    def notice(self) -> str:
+        """Return the latest sentence that a worker left."""
+        return str(self.study.user_attrs.get(NOTICE, ""))
+
+    def uid(self) -> str:
+        """Return what this sweep is called among all sweeps there are: 32 hexadecimal digits."""
+        return str(self.study.user_attrs["uid"])
+
+    def search_id(self) -> str:
+        """Return the id of the search at Comet that this sweep goes on with; empty where there is none yet."""
+        return str(self.study.user_attrs.get(SEARCH, ""))
+
+    def note_search(self, search_id: str) -> None:
+        self.study.set_user_attr(SEARCH, search_id)
 
     def promoted(self) -> int | None:
         """Return which trial was promoted last, if any."""
@@ -161,7 +226,7 @@ class Ledger:
     def _take_over(self) -> Claim | None:
         for trial in self._running():
             if trial.number < self.sweep.num_trials and (lock := self._try_lock(trial)):
-                self.study.sampler = self.sweep.space.sampler(trial.number)
+                self.study.sampler = self.sweep.sampler(trial.number)
                 return Claim(self._complete(optuna.Trial(self.study, trial._trial_id)), lock)
         return None
 
@@ -169,14 +234,26 @@ class Ledger:
         trials = self.trials()
         if not trials:
             self._enqueue_baseline()
-        num_started = sum(trial.state != TrialState.WAITING for trial in trials)
-        if num_started >= self.sweep.num_trials:
+        num_started = _num_started(trials)
+        if num_started >= self.budget():
             return None
-        self.study.sampler = self.sweep.space.sampler(num_started)
+        self.study.sampler = self.sweep.sampler(num_started)
         trial = self.study.ask()
         lock = self._try_lock(self.storage.get_trial(trial._trial_id))
         assert lock, "nobody else can know a trial that was just made"
         return Claim(self._complete(trial), lock)
+
+    def _start_with_comet(self) -> Claim | None:
+        """Have Comet propose before there is a trial, under a lock of its own: it may take its time."""
+        with FileLock(self.sweep.folder / "propose.lock"):
+            num_started = _num_started(self.trials())
+            sampler = self.sweep.sampler(num_started)
+            assert isinstance(sampler, CometSampler)
+            if 0 < num_started < self.budget() and not sampler.reserve(self.study):
+                self.study.set_user_attr(SEARCH_ENDED, num_started)
+                self.say(f"Comet's search is over after {num_started} trials, the baseline included")
+            with self._claiming():
+                return self._start()
 
     def _enqueue_baseline(self) -> None:
         """Make trial 0 the README configuration, also where the space does not hold it."""
@@ -193,6 +270,10 @@ class Ledger:
         return self.storage.get_trial(trial._trial_id)
 
 
+def _num_started(trials: Sequence[FrozenTrial]) -> int:
+    return sum(trial.state != TrialState.WAITING for trial in trials)
+
+
 def create_ledger(sweep: Sweep, settings: Mapping[str, Any]) -> Ledger:
     """Open the sweep's ledger, making folder and study where there are none.
 
@@ -205,13 +286,19 @@ def create_ledger(sweep: Sweep, settings: Mapping[str, Any]) -> Ledger:
         study_name=sweep.name, storage=storage, direction=sweep.space.goal.direction, load_if_exists=True
     )
     known = study.user_attrs.get("settings")
-    if known is None:
+    if known is None or not (study.get_trials(deepcopy=False) or study.user_attrs.get(SEARCH)):  # nothing begun
+        study.set_user_attr("uid", uuid.uuid4().hex)
         study.set_user_attr("settings", dict(settings))
         (sweep.folder / "sweep.json").write_text(json.dumps(settings, indent=2))  # for people; nothing reads it
     elif changed := [key for key in settings if known.get(key) != settings[key]]:
         differences = ", ".join(f"{key} was {_short(known.get(key))}, is {_short(settings[key])}" for key in changed)
         raise ValueError(f"{sweep.folder} holds a sweep with other settings ({differences}); give another --name")
     return Ledger(sweep)
+
+
+def state_of(trial: FrozenTrial) -> str:
+    """Name a trial's state as users read it. An unfinished one is being trained, or will be gone on with."""
+    return STATES[trial.state]
 
 
 def open_study(folder: Path) -> optuna.Study:

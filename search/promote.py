@@ -11,25 +11,29 @@ __all__ = ["CHAMPION", "promote"]
 CHAMPION = "model.safetensors"
 
 
-def promote(challenger: Path, best_model: Path, judge: Callable[[Path, Path], None]) -> None:
+def promote(challenger: Path, best_model: Path, judge: Callable[[Path, Path], None]) -> Path | None:
     """Make the model file `challenger` the champion of the folder `best_model`.
 
     `judge(challenger, target)` tests the challenger and writes it, with its test figures, to `target`. The champion
-    before it goes to history/ under the next number. Whoever reads the champion meets the old or the new file,
-    whole, at every moment. Raises whatever `judge` raises, and OSError; the champion is then untouched.
+    before it goes to history/ under the next number; that path is returned, None where there was no champion.
+    Whoever reads the champion meets the old or the new file, whole, at every moment. Raises whatever `judge` raises,
+    and OSError; the champion is then untouched.
     """
     history = best_model / "history"
     history.mkdir(parents=True, exist_ok=True)
     with FileLock(best_model / ".lock"):
+        kept = None
         champion, judged = best_model / CHAMPION, best_model / ".challenger.safetensors"
         try:
             judge(challenger, judged)
             if champion.exists():
-                os.link(champion, history / f"{_next_number(history):04}.safetensors")
+                kept = history / f"{_next_number(history):04}.safetensors"
+                os.link(champion, kept)
             judged.replace(champion)
             _sync_folder(best_model)
         finally:
             judged.unlink(missing_ok=True)
+        return kept
 
 
 def _next_number(history: Path) -> int:

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,15 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
-from search.ledger import LedgerError, open_study, parameters_of
+from search.ledger import LedgerError, open_study, parameters_of, state_of
 from search.space import Goal
 
-__all__ = ["Ranked", "rank", "ranking_table", "winner_of", "write_ranking"]
+__all__ = ["WIDE", "Ranked", "print_ranking", "rank", "winner_of", "write_ranking"]
 
-WIDE = 150  # columns of a terminal that shows parameters too
+WIDE = 260  # columns of a file or a pipe, which have no edge
 ORDER = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL]
 
 
@@ -28,7 +30,7 @@ class Ranked:
 
     rank: int  # from 1
     trial: int  # its number; 0 is the baseline
-    state: str  # complete, pruned, running, waiting or fail
+    state: str  # complete, pruned, failed or unfinished
     value: float | None  # of the goal; of an unfinished or pruned trial, what it had reached
     val_accuracy: float | None  # 0 to 1, at the epoch that counts
     epochs: int  # finished
@@ -53,12 +55,24 @@ def winner_of(ranking: Sequence[Ranked]) -> Ranked | None:
     return ranking[0] if ranking and ranking[0].state == "complete" else None
 
 
-def ranking_table(ranking: Sequence[Ranked], goal: Goal, width: int) -> Table:
-    """Lay a ranking out for a terminal of `width` columns; parameters are shown where there is room for them."""
-    names = _parameter_names(ranking) if width >= WIDE else []
+def print_ranking(console: Console, ranking: Sequence[Ranked], goal: Goal, path: Path) -> None:
+    """Show a ranking as wide as the terminal allows, why trials failed, and where the rest stands (`path`, the CSV)."""
+    table = _table(ranking, goal, _parameter_names(ranking))
+    options = console.options.update(max_width=10_000)
+    shows_all = Measurement.get(console, options, table).maximum <= console.width
+    console.print(table if shows_all else _table(ranking, goal, []))
+    lines = [f"trial {line.trial} failed: {line.reason}" for line in ranking if line.state == "failed"]
+    if not shows_all and ranking:
+        values = " ".join(f"{name}={_text(value, '.3g')}" for name, value in ranking[0].parameters.items())
+        lines += [f"trial {ranking[0].trial} has {values}", f"the parameters of all: {path}"]
+    for text in lines:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _table(ranking: Sequence[Ranked], goal: Goal, names: Sequence[str]) -> Table:
     table = Table(title="ranking, best first; trial 0 is the README baseline", title_justify="left", box=SIMPLE)
     for name in ("rank", "trial", "state", goal.metric, "val acc", "epochs", "seconds", *names):
-        table.add_column(name, justify="left" if name == "state" else "right")
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
     for line in ranking:
         figures = [_text(line.value), _text(line.val_accuracy), str(line.epochs), _text(line.seconds, ".0f")]
         parameters = [_text(line.parameters.get(name), ".3g") for name in names]
@@ -85,7 +99,7 @@ def _ranked(place: int, trial: FrozenTrial, goal: Goal) -> Ranked:
     return Ranked(
         rank=place,
         trial=trial.number,
-        state=trial.state.name.lower(),
+        state=state_of(trial),
         value=_value(trial, goal),
         val_accuracy=metrics.get("val_accuracy"),
         epochs=len(trial.intermediate_values),
@@ -113,7 +127,7 @@ def _text(value: Any, form: str = ".4g") -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m search.report", description="Rank the trials of a sweep.")
     parser.add_argument("name", help="the sweep's folder below runs/")
-    folder = Path("runs") / parser.parse_args().name
+    folder = Path("runs") / Path(parser.parse_args().name).name
     try:
         study = open_study(folder)
     except (ValueError, OSError, LedgerError) as error:
@@ -123,8 +137,8 @@ def main() -> None:
     goal = Goal(**study.user_attrs["settings"]["goal"])
     ranking = rank(study.get_trials(deepcopy=False), goal)
     write_ranking(folder / "ranking.csv", ranking, goal)
-    console = Console()
-    console.print(ranking_table(ranking, goal, console.width))
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    print_ranking(console, ranking, goal, folder / "ranking.csv")
 
 
 if __name__ == "__main__":

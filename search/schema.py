@@ -5,6 +5,7 @@ https://www.comet.com/docs/v2/guides/optimizer/configure-optimizer/
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-__all__ = ["File", "Range", "Spec", "Values", "read_file"]
+__all__ = ["File", "Range", "Spec", "Values", "known_keys", "read_file", "validated"]
 
 TYPES = ("integer", "float", "double", "discrete", "categorical")
 NOT_IN_OPTUNA = ("normal", "lognormal")
@@ -150,22 +151,31 @@ def _expanded(parameter: Any) -> Any:
     return {"type": "categorical" if is_text else "discrete", "values": values}
 
 
-def read_file(path: Path) -> tuple[dict[str, Any], File]:
-    """Read optimizer.json, as it stands and validated.
-
-    Raises ValueError: one sentence that names file, key, value and remedy.
-    """
+def read_file(path: Path) -> Any:
+    """Read optimizer.json as it stands. Raises ValueError, one sentence, where it is missing or not JSON."""
     try:
-        content = json.loads(path.read_text())
-        return content, File.model_validate(content)
+        return json.loads(path.read_text())
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); name an existing search space") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is no text; write it as JSON") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: is not JSON: {error.msg} in line {error.lineno}; mend that line") from error
+
+
+def validated(content: Any, origin: object) -> File:
+    """Validate the content of optimizer.json. Raises ValueError: one sentence of origin, key, value and remedy."""
+    try:
+        return File.model_validate(content)
     except ValidationError as error:
-        raise ValueError(f"{path}: {_first_mistake(error)}") from error
+        raise ValueError(f"{origin}: {_first_mistake(error)}") from error
+
+
+def known_keys(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of a search as Comet returns it what its service added."""
+    spec = {field.alias or name for name, field in Spec.model_fields.items()}
+    kept = {key: value for key, value in content.items() if key in File.model_fields}
+    return {**kept, "spec": {key: value for key, value in content.get("spec", {}).items() if key in spec}}
 
 
 def _first_mistake(error: ValidationError) -> str:

@@ -17,7 +17,7 @@ from optuna.distributions import (
 )
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 
-from search.schema import Range, Spec, Values, read_file
+from search.schema import Range, Spec, Values, read_file, validated
 
 __all__ = ["Goal", "Parameters", "Space", "derive_seed", "first_proposals", "load_space"]
 
@@ -116,14 +116,17 @@ def load_space(
     defaults: Mapping[str, Any],
     metrics: Mapping[str, Literal["minimize", "maximize"]],
     check: Callable[[Parameters], object],
+    content: Mapping[str, Any] | None = None,
 ) -> Space:
-    """Read and validate `path`.
+    """Read and validate `path`, or the `content` of a search of that name at Comet.
 
     `defaults` maps every parameter that may be searched to its README value, `metrics` every column of an epoch to
     the direction in which it is better; `check` raises ValueError for parameters that no trial could use. Raises
     ValueError: one sentence that names the file, the key, the value and the remedy.
     """
-    content, file = read_file(path)
+    if content is None:
+        content = read_file(path)
+    file = validated(content, path)
     if unknown := sorted(set(file.parameters) - set(defaults)):
         raise ValueError(f"{path}: unknown parameter {unknown[0]!r}; known are {', '.join(sorted(defaults))}")
     if file.trials != 1:

@@ -7,6 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import ENOSPC
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -14,11 +15,14 @@ from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from search.ledger import Ledger, Sweep
+from search.tracking import Tracking
 from search.worker import CHECKPOINT, Objective, Place, work
 
 __all__ = ["places", "run_sweep", "sole_owner"]
 
 TICK_SECONDS = 0.5  # how often the view is drawn and the workers are looked at
+# Where this process is killed, loky's tracker would list what it cleans up, in the middle of what comes next.
+QUIET = "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker"
 MAX_FALSE_STARTS = 5  # deaths in a row of one place's workers before they took a trial
 
 
@@ -38,22 +42,30 @@ def places(devices: Sequence[str], num_workers: int, num_cores: int) -> list[Pla
     return [Place(slot, devices[slot % len(devices)], threads) for slot in range(num_workers)]
 
 
-def run_sweep(ledger: Ledger, objective: Objective, where: Sequence[Place], show: Callable[[], None]) -> None:
+def run_sweep(
+    ledger: Ledger,
+    objective: Objective,
+    where: Sequence[Place],
+    show: Callable[[], None],
+    tracking: Tracking | None = None,
+) -> None:
     """Keep a worker at each place until every trial of the budget has ended; call `show` about twice a second.
 
     Raises what a worker raises about its machine (OSError). Kill anything at any time, this process included: the
     same call goes on where the ledger stands.
     """
     _remove_checkpoints(ledger)
+    start: Callable[..., _Worker] = partial(_start, ledger.sweep, objective, tracking)
     workers: list[_Worker] = []
     try:
         while left := ledger.num_unfinished():
             if not workers:  # at the start, or when a trial was left behind after our last worker had gone
-                workers.extend(_start(ledger.sweep, objective, place) for place in where[:left])
+                workers.extend(start(place) for place in where[:left])
             wait([worker.future for worker in workers], TICK_SECONDS, FIRST_COMPLETED)
             show()
             for index in reversed(range(len(workers))):
-                workers[index : index + 1] = _look_after(workers[index], ledger, objective)
+                workers[index : index + 1] = _look_after(workers[index], ledger, start)
+        wait([worker.future for worker in workers], tracking.patience + TICK_SECONDS if tracking else 0)
     finally:
         _kill(workers)
 
@@ -77,13 +89,16 @@ def sole_owner(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _start(sweep: Sweep, objective: Objective, place: Place, false_starts: int = 0) -> _Worker:
+def _start(
+    sweep: Sweep, objective: Objective, tracking: Tracking | None, place: Place, false_starts: int = 0
+) -> _Worker:
     threads = {name: str(place.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    os.environ.setdefault("PYTHONWARNINGS", QUIET)
     executor = ProcessPoolExecutor(max_workers=1, env=threads)
     # Ctrl-C reaches the whole process group, and the parent decides: the child inherits a mask that blocks it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-        future = executor.submit(work, sweep, objective, place, os.getpid())
+        future = executor.submit(work, sweep, objective, place, os.getpid(), tracking)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return _Worker(place, executor, future, false_starts)
@@ -104,7 +119,7 @@ def _remove_checkpoints(ledger: Ledger) -> None:
             (ledger.sweep.trial_folder(trial.number) / CHECKPOINT).unlink(missing_ok=True)
 
 
-def _look_after(worker: _Worker, ledger: Ledger, objective: Objective) -> list[_Worker]:
+def _look_after(worker: _Worker, ledger: Ledger, start: Callable[..., _Worker]) -> list[_Worker]:
     """Return the worker while it works, its successor when it died, nothing when it found no more to do."""
     if not worker.future.done():
         return [worker]
@@ -116,6 +131,6 @@ def _look_after(worker: _Worker, ledger: Ledger, objective: Objective) -> list[_
         if false_starts >= MAX_FALSE_STARTS:
             message = f"the worker on {worker.place.device} died {false_starts} times before it took a trial"
             raise RuntimeError(message) from error
-        return [_start(ledger.sweep, objective, worker.place, false_starts)]
+        return [start(worker.place, false_starts)]
     worker.executor.shutdown(wait=True)
     return []

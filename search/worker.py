@@ -7,13 +7,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from search.comet import patiently
 from search.ledger import Ledger, LedgerError, Sweep, parameters_of
 from search.space import derive_seed
+from search.tracking import Row, Tracker, Tracking
 
 __all__ = ["CHECKPOINT", "Objective", "Place", "Task", "work"]
 
@@ -41,19 +44,29 @@ class Task:
     device: str
 
 
-Row = Mapping[str, float]
 Objective = Callable[[Task], Iterator[Row]]
 """Train one trial: yield a row of metrics per epoch, the epochs of an earlier process first."""
 
 
-def work(sweep: Sweep, objective: Objective, place: Place, parent: int) -> None:
+def work(sweep: Sweep, objective: Objective, place: Place, parent: int, tracking: Tracking | None) -> None:
     """Train trials until the budget is spent, or the process `parent` has gone.
 
-    Raises OSError and LedgerError for what is wrong with the machine, not a trial.
+    Raises OSError and LedgerError for what is wrong with the machine or with Comet's Optimizer, not with a trial, and
+    ValueError where Comet refuses what we ask.
     """
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     ledger = Ledger(sweep)
-    while claim := ledger.take(place.slot, place.device):
+    tracker = Tracker(tracking) if tracking else None
+    try:
+        _work(ledger, objective, place, tracker)
+    finally:
+        if tracker:
+            tracker.finish()
+
+
+def _work(ledger: Ledger, objective: Objective, place: Place, tracker: Tracker | None) -> None:
+    sweep = ledger.sweep
+    while claim := patiently(lambda: ledger.take(place.slot, place.device), sweep.patience, ledger.say):
         task = Task(
             number=claim.trial.number,
             parameters=parameters_of(claim.trial),
@@ -61,8 +74,15 @@ def work(sweep: Sweep, objective: Objective, place: Place, parent: int) -> None:
             folder=sweep.trial_folder(claim.trial.number),
             device=place.device,
         )
-        run_trial(ledger, claim.trial, objective, task)
+        epochs = partial(_tracked, tracker, claim.trial, objective) if tracker else objective
+        run_trial(ledger, claim.trial, epochs, task)
         claim.release()
+        if tracker:
+            tracker.close(ledger.reread(claim.trial), news=ledger.news_of(claim.trial))
+
+
+def _tracked(tracker: Tracker, trial: FrozenTrial, objective: Objective, task: Task) -> Iterator[Row]:
+    return tracker.tracked(trial, objective(task))
 
 
 def run_trial(ledger: Ledger, trial: FrozenTrial, objective: Objective, task: Task) -> None:

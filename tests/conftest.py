@@ -1,6 +1,7 @@
 """Stand-ins and small real things that several tests use."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ def cache(tmp_path, monkeypatch):
     """Keep decoded pictures out of the user's cache."""
     monkeypatch.setenv("CATDOG_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def no_api_key(monkeypatch):
+    """Keep the tests away from Comet, whatever the user has configured."""
+    for name in [name for name in os.environ if name.startswith("COMET_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COMET_API_KEY", "")
 
 
 @pytest.fixture

@@ -1,22 +1,26 @@
-"""A real sweep, its ledger, workers and locks, whose training is counting: for tests that kill it.
+"""A real sweep, its ledger, workers, locks and Comet, whose training is counting: for tests that kill it.
 
-    python tests/counting_sweep.py FOLDER NUM_TRIALS NUM_WORKERS [deadly]
+    python tests/counting_sweep.py FOLDER NUM_TRIALS NUM_WORKERS [--deadly N] [--failing N] [--diverging N] ...
 
-Each epoch takes EPOCH_SECONDS and is written to FOLDER/epochs.log before its checkpoint. A deadly trial 1 ends its
-worker each time it starts.
+Each epoch takes EPOCH_SECONDS and is written to FOLDER/epochs.log before its checkpoint. A deadly trial ends its worker
+each time it starts.
 """
 
+import argparse
 import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from search.ledger import Sweep, create_ledger
+from search.comet import create_search, patiently
+from search.ledger import Ledger, Sweep, create_ledger
 from search.space import load_space
 from search.sweep import places, run_sweep, sole_owner
+from search.tracking import Model, Tracking, settle
 
 EPOCHS, EPOCH_SECONDS = 4, 0.15
 SPACE = {
@@ -24,41 +28,89 @@ SPACE = {
     "parameters": {"x": {"type": "float", "min": 0, "max": 1}},
     "spec": {"metric": "best_loss", "seed": 5, "maxCombo": 12},
 }
+GRID = {"algorithm": "grid", "parameters": {"x": {"type": "float", "min": 0, "max": 1, "gridSize": 8}}}
 
 
-def make_sweep(folder, num_trials, **changes):
+def make_sweep(folder, num_trials, pruner="hyperband", **changes):
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_suffix(".json")
     path.write_text(json.dumps({**SPACE, **changes}))
     space = load_space(path, {"x": 2.0}, {"loss": "minimize"}, lambda _: None)
-    return Sweep(folder, space, EPOCHS, num_trials, "hyperband")
+    return Sweep(folder, space, EPOCHS, num_trials, pruner)
 
 
 def count(task):
     checkpoint = task.folder / "checkpoint.pt"
+    (task.folder / "network.txt").write_text("a table of layers")
+    (task.folder / "confusion.json").write_text(json.dumps({"labels": ["cat", "dog"], "matrix": [[9, 1], [2, 8]]}))
     rows = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
     yield from rows
     for epoch in range(len(rows) + 1, EPOCHS + 1):
-        time.sleep(EPOCH_SECONDS)
-        if task.number == 1 and "deadly" in sys.argv:
+        time.sleep(options.seconds)
+        if task.number == options.deadly:
             os._exit(9)
+        if task.number == options.failing:
+            raise RuntimeError("it does not work")
         with (task.folder.parents[1] / "epochs.log").open("a") as log:
-            log.write(f"{task.number} {epoch} {task.seed} {task.parameters['x']}\n")
-        rows.append({"loss": abs(task.parameters["x"] - 0.3) + 1 / epoch, "seconds": EPOCH_SECONDS})
+            log.write(f"{task.number} {epoch} {task.seed} {task.parameters['x']} {time.time()}\n")
+        loss = abs(task.parameters["x"] - 0.3) + 1 / epoch
+        if task.number == options.diverging and epoch == 2:
+            loss = float("nan")
+        rows.append({"epoch": epoch, "loss": loss, "seconds": options.seconds})
         partial = checkpoint.with_suffix(".partial")
         partial.write_text(json.dumps(rows))
         partial.replace(checkpoint)
         yield rows[-1]
 
 
-def main():
-    folder, num_trials, num_workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    sweep = make_sweep(folder, num_trials)
-    with sole_owner(folder):
-        run_sweep(
-            create_ledger(sweep, {"goal": "loss"}), count, places(["cpu"], num_workers, num_workers), lambda: None
-        )
+def parse():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("num_trials", type=int)
+    parser.add_argument("num_workers", type=int)
+    for name in ("deadly", "failing", "diverging", "promoted"):
+        parser.add_argument(f"--{name}", type=int, default=-1, help="number of the trial")
+    parser.add_argument("--seconds", type=float, default=EPOCH_SECONDS)
+    parser.add_argument("--pruner", default="hyperband")
+    parser.add_argument("--tracking", default="off")
+    parser.add_argument("--engine", default="optuna")
+    parser.add_argument("--algorithm", default="bayes")
+    parser.add_argument("--patience", type=float, default=600.0)
+    parser.add_argument("--finish", type=float, default=20.0)
+    parser.add_argument("--notify", action="store_true")
+    return parser.parse_args()
 
+
+def main():
+    changes = GRID if options.algorithm == "grid" else {"algorithm": options.algorithm}
+    sweep = make_sweep(options.folder, options.num_trials, options.pruner, **changes)
+    sweep = replace(sweep, patience=options.patience)
+    with sole_owner(sweep.folder):
+        ledger = create_ledger(sweep, {"goal": "loss"})
+        if options.engine == "comet":
+            if not ledger.search_id():
+                ask = lambda: create_search(sweep.space.content, 2 * sweep.num_trials)  # noqa: E731
+                ledger.note_search(patiently(ask, sweep.patience, print))
+            ledger = Ledger(replace(sweep, search_id=ledger.search_id()))
+        facts = {"cores": os.cpu_count(), "commit": "0123456789abcdef"}
+        tracking = Tracking(options.tracking, ledger.sweep, ledger.uid(), facts, options.notify, options.finish)
+        tracking = None if options.tracking == "off" else tracking
+        where = places(["cpu"], options.num_workers, options.num_workers)
+        run_sweep(ledger, count, where, lambda: None, tracking)
+        ledger.report_left()
+        if tracking:
+            print(settle(tracking, ledger.trials(), model_of(sweep), print))
+
+
+def model_of(sweep):
+    if options.promoted < 0:
+        return None
+    file = sweep.folder / "model.safetensors"
+    file.write_bytes(b"weights")
+    return Model(options.promoted, file, "catdog", "2026.1123.144512")
+
+
+options = parse() if __name__ == "__main__" else argparse.Namespace(deadly=-1, failing=-1, diverging=-1, seconds=0.15)
 
 if __name__ == "__main__":
     main()

@@ -64,7 +64,7 @@ def test_test_pictures_known_from_training_are_left_out_and_counted(photographs)
     (test / "copy.jpg").write_bytes(next(training.iterdir()).read_bytes())
     pictures, notes = load_test(str(photographs), 32)
     assert len(pictures) == 8
-    assert notes == ("left out 1 test pictures whose content also stands in the training pictures",)
+    assert notes == ("left out 1 of the test pictures: their content also stands in the training pictures",)
 
 
 def test_broken_picture_is_left_out_and_named(photographs):

@@ -8,7 +8,8 @@ import pytest
 
 from tests.conftest import ROOT
 
-OURS = sorted([*ROOT.glob("catdog/*.py"), *ROOT.glob("search/*.py")])
+OURS = sorted([*ROOT.glob("catdog/*.py"), *ROOT.glob("search/**/*.py")])
+KNOW_COMET = {"search/comet.py", "search/scribe.py", "search/panels/__main__.py", "search/panels/ranking.py"}
 
 
 def imported_by(path):
@@ -22,10 +23,11 @@ def imported_by(path):
     return names
 
 
-@pytest.mark.parametrize("path", OURS, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", [str(path.relative_to(ROOT)) for path in OURS])
 def test_each_package_keeps_to_its_own(path):
     forbidden = {"catdog": {"search", "optuna", "joblib"}, "search": {"catdog", "torch", "torchvision", "PIL"}}
-    assert not imported_by(path) & forbidden[path.parent.name]
+    assert not imported_by(ROOT / path) & forbidden[path.split("/")[0]]
+    assert ("comet_ml" in imported_by(ROOT / path)) == (path in KNOW_COMET)
 
 
 def test_catdog_trains_with_six_packages_alone():
@@ -52,6 +54,7 @@ print(len(list(epochs)))
     assert done.stdout.strip() == "1", done.stderr
 
 
-def test_search_runs_without_torch():
-    code = "import sys; sys.modules['torch'] = None\nimport search.sweep, search.report, search.live, search.promote"
+def test_search_runs_without_torch_and_comet_is_imported_where_it_is_wanted():
+    code = "import sys; sys.modules['torch'] = sys.modules['comet_ml'] = None\n"
+    code += "import search.sweep, search.report, search.live, search.promote, search.tracking, search.panels.__main__"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

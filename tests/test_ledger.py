@@ -158,7 +158,9 @@ def test_other_pruners_can_be_chosen(tmp_path, name, kind):
 
 
 def test_other_settings_are_refused_by_name(ledger):
+    assert create_ledger(ledger.sweep, {**GOAL, "epochs": 6}).uid()  # nothing was begun
     assert create_ledger(ledger.sweep, GOAL)
+    ledger.take(0, "cpu").release()
     with pytest.raises(
         ValueError, match=r"holds a sweep with other settings \(epochs was 4, is 5\); give another --name"
     ):

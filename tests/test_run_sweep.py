@@ -32,7 +32,8 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def small(write_space, photographs):
     """Arguments of a sweep of a few seconds."""
-    return [str(write_space()), "--data", str(photographs), "--image-size", "64", "--epochs", "2", "--name", "small"]
+    options = ["--image-size", "64", "--epochs", "2", "--name", "small", "--tracking", "off"]
+    return [str(write_space()), "--data", str(photographs), *options]
 
 
 def start(arguments, cwd="."):
@@ -209,7 +210,7 @@ def test_runs_that_cannot_be_written_are_refused(home, small, capsys):
 
 @pytest.mark.parametrize(("change", "message"), [("gone", "does not exist"), ("other", "changed while the sweep ran")])
 def test_data_that_goes_or_changes_is_no_trials_fault(home, small, photographs, change, message):
-    plan = run_sweep.make_plan(run_sweep.parse(small))
+    plan = run_sweep.make_plan(run_sweep.parse(small), print)
     train_trial = run_sweep.TrainTrial(plan.sweep, plan.source, plan.fixed, "fingerprint of before", {})
     if change == "gone":
         shutil.rmtree(photographs)
@@ -223,7 +224,7 @@ import sys; sys.path.insert(0, {str(ROOT)!r})
 import torch, run_sweep, objective
 from search.worker import Task
 def lost(*_, **__): raise torch.AcceleratorError("an illegal memory access was encountered")
-plan = run_sweep.make_plan(run_sweep.parse({small!r}))
+plan = run_sweep.make_plan(run_sweep.parse({small!r}), print)
 data = run_sweep.load_data(plan.source, 64)
 objective.train = lost
 train_trial = run_sweep.TrainTrial(plan.sweep, plan.source, plan.fixed, data.fingerprint, {{}})
@@ -255,6 +256,7 @@ def full_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk_ends_the_run_and_the_ledger_resumes(full_disk, small):
     ballast = full_disk / "ballast"
     ballast.write_bytes(b"0" * 14 * 2**20)  # the baseline's weights fit, its checkpoint does not

@@ -96,14 +96,14 @@ def test_retaken_trial_keeps_its_seed_and_parameters(tmp_path):
     assert start(folder, "4", "2").wait() == 0
     told = {}
     for line in (folder / "epochs.log").read_text().splitlines():
-        number, _, seed, x = line.split()
+        number, _, seed, x, _ = line.split()
         assert told.setdefault(number, (seed, x)) == (seed, x)
     assert len(told) == 4
 
 
 def test_configuration_that_kills_its_worker_is_given_up_and_the_sweep_goes_on(tmp_path):
     folder = tmp_path / "runs/deadly"
-    assert start(folder, "4", "2", "deadly").wait() == 0
+    assert start(folder, "4", "2", "--deadly", "1").wait() == 0
     states = [trial.state for trial in open_study(folder).get_trials()]
     assert states.count(TrialState.FAIL) == 1
     assert states[1] == TrialState.FAIL

@@ -178,15 +178,17 @@ def test_command_trains_and_saves_the_best_epoch(photographs, tmp_path, monkeypa
     main()
     _, header = load_model(output)
     assert header["provenance"]["training"]["epochs"] == 2
-    assert capsys.readouterr().out.count("epoch") == 2
+    said = capsys.readouterr().out
+    assert said.count("epoch  ") == 2
+    assert f"is in {output}" in said
 
 
 def test_command_that_cannot_save_ends_with_one_sentence(photographs, monkeypatch, capsys):
     output = "/nowhere/out.safetensors"
     monkeypatch.setattr("sys.argv", ["train", "--data", str(photographs), *OPTIONS, "--output", output])
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match="2"):
         main()
-    assert "No such file or directory" in capsys.readouterr().err
+    assert "is in no folder that exists" in capsys.readouterr().err
 
 
 def test_command_refuses_bad_input_in_one_sentence(monkeypatch, capsys):

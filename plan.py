@@ -1,0 +1,175 @@
+"""The command line and the search space -> a Plan, or one sentence about what is wrong with them."""
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from catdog.data import Data
+from catdog.device import find_devices
+from objective import DEFAULTS, METRICS, SEARCHABLE, cast, configure
+from search.comet import has_api_key, patiently, read_search
+from search.ledger import Sweep
+from search.schema import known_keys
+from search.space import Parameters, Space, load_space
+from search.sweep import places
+from search.worker import Place
+
+__all__ = ["Plan", "command", "complain", "make_plan", "parse", "settings"]
+
+Engine = Literal["optuna", "comet"]
+
+RUNS = Path("runs")
+SEARCH_ID = r"[0-9a-f]{32}"  # how Comet names a search
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the command line and the search space decide."""
+
+    sweep: Sweep  # its search_id is set where the search exists at Comet already
+    source: str  # of pictures
+    fixed: Parameters  # of every trial: epochs, image_size
+    where: list[Place]
+    engine: Engine
+    tracking: Literal["online", "offline", "off"]
+    notify: bool
+
+
+def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
+    """Validate everything the user wrote, before anything is created. Raises ValueError, one sentence."""
+    given = {name: getattr(options, name) for name in ("epochs", "image_size")}
+    fixed = {name: DEFAULTS[name] if value is None else value for name, value in given.items()}
+    configure({}, fixed)
+    search_id = _search_id(options)
+    engine: Engine = "comet" if search_id else options.engine
+    tracking = _tracking(options.tracking, engine)
+    space = _space(options, search_id, fixed, say)
+    for name, value in given.items():
+        if name in space.parameters and value is not None:
+            raise ValueError(f"{options.config}: {name} is searched; leave out --{name.replace('_', '-')}")
+    sizes = space.values_of("image_size") or [fixed["image_size"]]
+    for depth in space.values_of("body_repeats"):
+        configure({"image_size": min(sizes), "body_repeats": depth}, fixed)
+    devices = find_devices(options.devices)
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_workers = options.workers or (num_cores if devices == ["cpu"] else len(devices))
+    epochs = max(cast("epochs", n) for n in [fixed["epochs"], *space.values_of("epochs")])
+    name = options.name if options.name is not None else (f"{space.name}-{search_id[:8]}" if search_id else space.name)
+    if not re.fullmatch(r"[\w][\w.-]*", name):
+        raise ValueError(f"--name is {name!r}; use letters, digits, '.', '_' and '-'")
+    sweep = Sweep(RUNS / name, space, epochs, _budget(options, space, search_id), options.pruner, search_id)
+    where = places(devices, num_workers, num_cores)
+    return Plan(sweep, options.data, fixed, where, engine, tracking, options.notify)
+
+
+def settings(plan: Plan, data: Data) -> dict[str, Any]:
+    """Say what must be the same when a sweep is resumed; the budget, devices, workers and tracking may change."""
+    space = plan.sweep.space
+    return {
+        "data": data.fingerprint,
+        **plan.fixed,
+        "seed": space.seed,
+        "pruner": plan.sweep.pruner,
+        "goal": asdict(space.goal),
+        "engine": plan.engine,
+        "algorithm": space.algorithm,
+        "parameters": space.content["parameters"],
+    }
+
+
+def _search_id(options: argparse.Namespace) -> str:
+    """Return the id of a search that exists at Comet: given instead of a file, or by `comet optimize`."""
+    if re.fullmatch(SEARCH_ID, str(options.config)):
+        return str(options.config)
+    return os.environ.get("COMET_OPTIMIZER_ID", "")
+
+
+def _tracking(wanted: str, engine: str) -> Literal["online", "offline", "off"]:
+    if engine == "comet" and not has_api_key():
+        raise ValueError("the Comet Optimizer needs an API key; set COMET_API_KEY, or use --engine optuna")
+    if wanted == "online" and not has_api_key():
+        raise ValueError("--tracking online needs an API key; set COMET_API_KEY, or use --tracking offline")
+    if wanted == "auto":
+        return "online" if has_api_key() else "offline"
+    return wanted  # type: ignore[return-value]  # argparse has checked it
+
+
+def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: Callable[[str], None]) -> Space:
+    content: Mapping[str, Any] | None = None
+    if search_id:
+        content = known_keys(patiently(partial(read_search, search_id), Sweep.patience, say))
+    space = load_space(options.config, SEARCHABLE, METRICS, lambda values: configure(values, fixed), content)
+    return space if options.seed is None else replace(space, seed=options.seed)
+
+
+def _budget(options: argparse.Namespace, space: Space, search_id: str) -> int:
+    trials = options.trials
+    if "COMET_OPTIMIZER_PROCESS_JOBS" in os.environ and trials is not None:  # comet optimize --trials
+        if trials != 1:
+            raise ValueError(f"--trials of comet optimize is {trials}; leave it out: repeats of parameters are not run")
+        trials = None
+    if trials is None:
+        # A search that exists at Comet is carried out whole, and the baseline is none of its proposals.
+        trials = space.num_trials + bool(search_id and space.content["spec"].get("maxCombo"))
+    if trials < 1:
+        raise ValueError(f"{options.config}: spec.maxCombo is 0; set it, or give --trials with 1 or more")
+    return int(trials)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="run_sweep.py",
+        description="Launch or resume a sweep, rank its trials, promote the winner.",
+    )
+    whole = partial(_number_from, 0)
+    positive = partial(_number_from, 1)
+    add = parser.add_argument
+    text = "search space, goal and budget; or the id of a search at Comet"
+    add("config", nargs="?", type=Path, default=Path("configs/optimizer.json"), help=f"{text} (default: %(default)s)")
+    add("--data", default="synthetic", help="synthetic, kaggle or a folder of photographs (default: synthetic)")
+    add("--engine", choices=("optuna", "comet"), default="optuna", help="who proposes parameters (default: optuna)")
+    add("--name", help="the run's folder below runs/; an existing one is resumed (default: the config's name)")
+    add("--trials", type=positive, help="budget, the baseline included (default: spec.maxCombo)")
+    add("--epochs", type=positive, help=f"at most, for each trial (default: {DEFAULTS['epochs']})")
+    add("--image-size", type=positive, help=f"pixels (default: {DEFAULTS['image_size']})")
+    add("--seed", type=whole, help="of proposals, weights and order (default: spec.seed)")
+    add("--devices", default="auto", help="auto, cpu or cuda:0,cuda:1,... (default: every GPU, else the CPU)")
+    jobs = os.environ.get("COMET_OPTIMIZER_PROCESS_JOBS")  # comet optimize -j
+    add("--workers", type=positive, default=jobs, help="processes (default: one per GPU, else one per core)")
+    text = "what stops poor trials early (default: hyperband)"
+    add("--pruner", choices=("hyperband", "median", "none"), default="hyperband", help=text)
+    text = "experiments at Comet (default: auto, which is online with an API key, else offline)"
+    add("--tracking", choices=("auto", "online", "offline", "off"), default="auto", help=text)
+    add("--notify", action="store_true", help="have Comet send you a message on a new best and at the end")
+    add("--dry-run", action="store_true", help="print the plan and train nothing")
+    return parser.parse_args(arguments)
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        sys.exit(complain(2, f"{message}; --help lists the options"))
+
+
+def command(options: argparse.Namespace) -> str:
+    """Return the command that goes on with this one: by the search's id, where `comet optimize` gave it to us."""
+    search_id = os.environ.get("COMET_OPTIMIZER_ID")
+    arguments = [argument for argument in sys.argv if not search_id or argument != str(options.config)]
+    return shlex.join(["python", *arguments, *([search_id] if search_id else [])])
+
+
+def complain(status: int, message: str) -> int:
+    print(f"run_sweep.py: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _number_from(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+    return int(text)
