@@ -7,11 +7,12 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main: Ctrl-C while torch i
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -72,8 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
 def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
     """Search until the budget is spent, rank, promote, tell Comet."""
     announce(plan, data, ledger)
-    objective = TrainTrial(ledger.sweep, plan.source, plan.fixed, data.fingerprint, origin())
-    tracking = make_tracking(plan, ledger)
+    code = origin()
+    objective = TrainTrial(ledger.sweep, plan.source, plan.fixed, data.fingerprint, code)
+    tracking = make_tracking(plan, ledger, code)
     with news_of(ledger, tracking):
         try:
             with live_view(ledger, console) as show:
@@ -154,11 +156,10 @@ def join_search(plan: Plan, ledger: Ledger) -> Ledger:
     return Ledger(replace(sweep, search_id=search_id))
 
 
-def make_tracking(plan: Plan, ledger: Ledger) -> Tracking | None:
+def make_tracking(plan: Plan, ledger: Ledger, code: Mapping[str, Any]) -> Tracking | None:
     """Say where experiments go; None where there are none."""
     if plan.tracking == "off":
         return None
-    code = origin()
     facts = {
         "host": platform.node(),
         "system": platform.platform(),

@@ -49,7 +49,7 @@ ENVIRONMENT = {
 SECONDS_FOR_NEXT, SECONDS_FOR_UPDATE = 30.0, 4.0  # a proposal may have to be thought out; a result is only taken
 MAX_REPEATS = 5  # answers in a row that hand out what a trial holds already
 T = TypeVar("T")
-TICKET, WAITING, OVER = "comet_ticket", "comet_next", "comet_over"
+TICKET, WAITING = "comet_ticket", "comet_next"  # user attributes: of a trial, and of the study
 
 
 class ServiceDownError(ConnectionError):
@@ -129,12 +129,11 @@ class CometSampler(BaseSampler):
         """
         if self._reserved(study):
             return True
-        if study.user_attrs.get(OVER):
-            return False
         self.report_left(study)  # bayes proposes from results
-        package = self._next(study)
-        study.set_user_attr(*((OVER, True) if package is None else (WAITING, package)))
-        return package is not None
+        ticket = self._next(study)
+        if ticket is not None:
+            study.set_user_attr(WAITING, ticket)
+        return ticket is not None
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         del study

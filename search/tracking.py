@@ -167,7 +167,8 @@ class Tracker:
         except OSError as error:
             self.process, self.fault = None, f"{folder}: {error.strerror}"
             return
-        hidden = ("COMET_OPTIMIZER_ID", "COMET_EXPERIMENT_KEY", *(("COMET_API_KEY",) if self._is_offline else ()))
+        hidden = ["COMET_OPTIMIZER_ID", "COMET_EXPERIMENT_KEY"]
+        hidden += ["COMET_API_KEY"] if self.tracking.mode == "offline" else []
         environment = {name: value for name, value in os.environ.items() if name not in hidden}
         with log:
             self.process = subprocess.Popen(
@@ -180,10 +181,6 @@ class Tracker:
             )
         self.thread = threading.Thread(target=self._deliver, args=(self.process, self.messages), daemon=True)
         self.thread.start()
-
-    @property
-    def _is_offline(self) -> bool:
-        return self.tracking.mode == "offline"
 
     def _send(self, do: str, **content: Any) -> None:
         if self.process:

@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import pytest
 
-from search.ledger import open_study
 from tests.conftest import ROOT
 from tests.test_comet import assert_complete, environment, experiments_of, run, server, start  # noqa: F401 - fixtures
 from tests.test_sweep import assert_exact, epochs_in
@@ -33,7 +32,7 @@ FAULTS = {  # (path's end, what, how often): refused and key are no answers of a
 }
 ENGINES = {"optuna", "comet"}
 OF_THE_OPTIMIZER = {"500 on create", "500 on next", "500 on update", "60 s of silence on next"}
-STOPPED = {"connection refused": 1, "401": 2}  # exit status with Comet's engine: it cannot even begin
+STOPPED = {"connection refused", "401"}  # Comet's engine cannot even begin
 
 
 @pytest.mark.parametrize(
@@ -82,7 +81,6 @@ def test_fault(tmp_path, server, environment, fault, engine):
     for search in server.searches.values():
         scores = {a["pid"]: a["score"] for a in search.assignments if a["status"] == "completed"}
         assert len(scores) == 2
-    assert open_study(folder).user_attrs["uid"]
 
 
 @pytest.mark.parametrize("engine", sorted(ENGINES))
