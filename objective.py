@@ -1,31 +1,41 @@
-"""What a trial is: parameters of optimizer.json -> a network, trained, kept and, if it wins, tested.
+"""What a trial is: parameters of optimizer.json -> a network, trained and kept, with how it did on each picture.
 
-This file and run_sweep.py are the two that know both packages: `search` drives what `catdog` does.
+This file, judge.py, plan.py and run_sweep.py know both packages: `search` drives what `catdog` does.
 """
 
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
-from catdog.data import Data, load_data, load_test, preprocessing
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from catdog.data import Data, load_data, preprocessing
 from catdog.device import DeviceLostError
-from catdog.evaluate import accuracy_interval, evaluate
-from catdog.model import ModelConfig, build_model, layer_table, load_model, save_model
+from catdog.evaluate import confusion, losses
+from catdog.model import ModelConfig, build_model, layer_table, save_model, write_file
 from catdog.train import TrainConfig, train
+from search.confirm import OUTCOMES
+from search.evidence import accuracy_interval
 from search.ledger import Sweep
 from search.space import Parameters
 from search.tracking import Row
 from search.worker import CHECKPOINT, Task
 
-__all__ = ["DEFAULTS", "METRICS", "SEARCHABLE", "TrainTrial", "cast", "configure", "judge_model", "origin"]
+__all__ = ["DEFAULTS", "METRICS", "SEARCHABLE", "TrainTrial", "cast", "configure", "origin", "train_command"]
 
 METRICS: dict[str, Literal["minimize", "maximize"]] = {  # what a goal may be, and which way it is better
     "val_loss": "minimize",
@@ -34,6 +44,7 @@ METRICS: dict[str, Literal["minimize", "maximize"]] = {  # what a goal may be, a
     "train_accuracy": "maximize",
 }
 DEFAULTS = {**asdict(ModelConfig()), **asdict(TrainConfig())}
+NUM_MISTAKES, THUMBNAIL = 12, 112  # how many are kept of a trial, and of how many pixels
 SEARCHABLE = {name: value for name, value in DEFAULTS.items() if name != "classes"}
 
 
@@ -55,22 +66,21 @@ class TrainTrial:
             os._exit(1)
 
     def epochs(self, task: Task) -> Iterator[Row]:
-        shape, recipe = configure({"seed": task.seed, **task.parameters}, self.fixed)
+        shape, recipe = configure({**task.parameters, "seed": task.seed}, self.fixed)
         data = self.load(shape.image_size)
         model = build_model(shape, recipe.seed)
         checkpoint = task.folder / CHECKPOINT
         goal, best = self.sweep.space.goal, None
         (task.folder / "network.txt").write_text(layer_table(shape))
+        (task.folder / "command.txt").write_text(train_command(shape, recipe, self.source) + "\n")
         for epoch in train(model, recipe, data.training, data.validation, device=task.device, checkpoint=checkpoint):
-            row = asdict(epoch)
-            replayed, confusion = row.pop("replayed"), row.pop("confusion")
+            row = epoch.figures()
             if goal.replaces(row[goal.column], best):
                 best = row[goal.column]
-                if not replayed:
-                    matrix = {"labels": data.classes, "matrix": confusion}
-                    (task.folder / "confusion.json").write_text(json.dumps(matrix))
+                if epoch.logits is not None:
+                    write_outcomes(task.folder, data, epoch.logits)
                     header = self.header(task, data, recipe, row)
-                    header["metrics"]["validation"]["confusion"] = confusion
+                    header["metrics"]["validation"]["confusion"] = confusion(epoch.logits, _labels(data))
                     save_model(model, task.folder / "model.safetensors", header)
             yield row
 
@@ -95,7 +105,8 @@ class TrainTrial:
             "provenance": {
                 **self.origin,
                 "run": self.sweep.name,
-                "trial": task.number,
+                "trial": task.number if task.confirms is None else task.confirms,
+                **({} if task.confirms is None else {"confirmation": task.number}),
                 "parameters": dict(task.parameters),
                 "training": asdict(recipe),
                 "seeds": {"sweep": self.sweep.space.seed, "trial": recipe.seed},
@@ -105,22 +116,53 @@ class TrainTrial:
         }
 
 
-def judge_model(challenger: Path, target: Path, source: str, device: str) -> list[str]:
-    """Judge a saved network on the sealed test pictures; write it, with what came out, to `target`.
+def write_outcomes(folder: Path, data: Data, logits: Tensor) -> None:
+    """Write how a network did on the validation pictures, from its (N, classes) logits, into a trial's folder.
 
-    Return what a person should know, a sentence each. Raises ValueError for a file that is not whole.
+    outcomes.npz: loss and correctness of each picture. confusion.json: their counts. mistakes.json: the pictures that
+    it is surest and wrong about.
     """
-    model, header = load_model(challenger)
-    test, notes = load_test(source, model.config.image_size)
-    scores = evaluate(model, test, device=device)
-    low, high = accuracy_interval(scores.accuracy, len(test))
-    figures = {"loss": scores.loss, "accuracy": scores.accuracy, "pictures": len(test)}
-    header["metrics"]["test"] = {**figures, "accuracy_interval": (low, high)}
-    del header["model"]  # save_model writes it
-    save_model(model, target, header)
-    number = header["provenance"]["trial"]
-    accuracy = f"{scores.accuracy:.1%} ({low:.1%} to {high:.1%}, {len(test)} pictures)"
-    return [*(f"note: {note}" for note in notes), f"winner: trial {number}, test accuracy {accuracy}"]
+    y, columns = _labels(data), BytesIO()
+    correct = logits.argmax(1) == y
+    np.savez(columns, val_loss=losses(logits, y).numpy(), val_accuracy=correct.float().numpy())
+    write_file(folder / OUTCOMES, columns.getvalue())
+    matrix = {"labels": data.classes, "matrix": confusion(logits, y)}
+    (folder / "confusion.json").write_text(json.dumps(matrix))
+    sure, called = logits.softmax(1).max(1)
+    worst = [int(row) for row in sure.argsort(descending=True) if not correct[row]][:NUM_MISTAKES]
+    mistakes = [
+        {
+            "label": data.classes[int(y[row])],
+            "predicted": data.classes[int(called[row])],
+            "probability": float(sure[row]),
+            "picture": _thumbnail(data.validation.images[data.validation.rows[row]].numpy()),
+        }
+        for row in worst
+    ]
+    (folder / "mistakes.json").write_text(json.dumps(mistakes))
+
+
+def _labels(data: Data) -> Tensor:
+    return data.validation.labels[data.validation.rows]
+
+
+def _thumbnail(image: np.ndarray) -> str:
+    """Return (S, S, 3) bytes as a data address of a small JPEG."""
+    picture, file = Image.fromarray(image), BytesIO()
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.save(file, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
+
+
+def train_command(shape: ModelConfig, recipe: TrainConfig, source: str) -> str:
+    """Return the command that trains a trial's network again, by itself: with as many threads, the same weights."""
+    options = ["python", "-m", "catdog.train", "--data", source]
+    for field in (*fields(shape), *fields(recipe)):
+        value = getattr(recipe if hasattr(recipe, field.name) else shape, field.name)
+        flag = field.name.replace("_", "-")
+        if value != field.default:
+            options += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return f"OMP_NUM_THREADS={torch.get_num_threads()} {shlex.join(options)}"
 
 
 def configure(parameters: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
@@ -151,6 +193,8 @@ def cast(name: str, value: Any) -> Any:
 
 def origin() -> dict[str, Any]:
     """Say which code and versions train, for the header of every model."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
     versions = {name: version(name) for name in ("torch", "torchvision", "optuna", "numpy", "pillow")}
     return {"commit": git.stdout.strip() or None, "versions": {"python": platform.python_version(), **versions}}

@@ -40,6 +40,9 @@ class Plan:
     engine: Engine
     tracking: Literal["online", "offline", "off"]
     notify: bool
+    confirm: int  # configurations; 0: none
+    confirm_seeds: int  # runs of each
+    promote: Literal["if-better", "always", "never"]
 
 
 def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
@@ -66,7 +69,18 @@ def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
         raise ValueError(f"--name is {name!r}; use letters, digits, '.', '_' and '-'")
     sweep = Sweep(RUNS / name, space, epochs, _budget(options, space, search_id), options.pruner, search_id)
     where = places(devices, num_workers, num_cores)
-    return Plan(sweep, options.data, fixed, where, engine, tracking, options.notify)
+    return Plan(
+        sweep,
+        options.data,
+        fixed,
+        where,
+        engine,
+        tracking,
+        notify=options.notify,
+        confirm=options.confirm,
+        confirm_seeds=options.confirm_seeds,
+        promote=options.promote,
+    )
 
 
 def settings(plan: Plan, data: Data) -> dict[str, Any]:
@@ -148,6 +162,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     text = "experiments at Comet (default: auto, which is online with an API key, else offline)"
     add("--tracking", choices=("auto", "online", "offline", "off"), default="auto", help=text)
     add("--notify", action="store_true", help="have Comet send you a message on a new best and at the end")
+    text = "train the best K configurations again with fresh seeds; 0: do not (default: 3)"
+    add("--confirm", type=whole, default=3, metavar="K", help=text)
+    add("--confirm-seeds", type=positive, default=2, metavar="M", help="runs of each of them (default: 2)")
+    text = "compare the winner with the champion first, do not, or leave the champion alone (default: if-better)"
+    add("--promote", choices=("if-better", "always", "never"), default="if-better", help=text)
     add("--dry-run", action="store_true", help="print the plan and train nothing")
     return parser.parse_args(arguments)
 

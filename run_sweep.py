@@ -9,9 +9,9 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -20,19 +20,21 @@ from rich.table import Table
 from catdog.data import Data, describe_source, load_data, locate
 from catdog.device import describe_device
 from catdog.model import count_mult_adds, count_parameters, read_header
-from objective import TrainTrial, configure, judge_model, origin
+from judge import BEST_MODEL, champion_of, holder_of, promote_weights, record_of, sentences_of
+from objective import TrainTrial, configure, origin
 from plan import Plan, command, complain, make_plan, parse, settings
 from search.comet import create_search, patiently
+from search.confirm import Candidate, begin_confirmation, candidates_of, print_candidates
 from search.ledger import Ledger, LedgerError, create_ledger
 from search.live import live_view
-from search.promote import CHAMPION, promote
+from search.page import kept_up_to_date, write_page
+from search.promote import CHAMPION, require_writable
 from search.report import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
 from search.space import first_proposals
 from search.sweep import run_sweep as search
 from search.sweep import sole_owner
 from search.tracking import Model, Tracking, notify, settle
 
-BEST_MODEL = Path("best_model")
 REGISTERED = "catdog"  # the champions' name in Comet's Model Registry
 NUM_SHOWN = 10  # trials in a dry run
 
@@ -56,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         plan = replace(plan, source=locate(plan.source))
         data = load_data(plan.source, plan.fixed["image_size"])
         with sole_owner(plan.sweep.folder):
+            if plan.promote != "never":
+                require_writable(BEST_MODEL)  # rather than find out after the night
             ledger = create_ledger(plan.sweep, settings(plan, data))
             if plan.engine == "comet":
                 ledger = join_search(plan, ledger)
@@ -71,23 +75,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
-    """Search until the budget is spent, rank, promote, tell Comet."""
+    """Search until the budget is spent, rank, confirm, promote, tell Comet."""
     announce(plan, data, ledger)
     code = origin()
     objective = TrainTrial(ledger.sweep, plan.source, plan.fixed, data.fingerprint, code)
     tracking = make_tracking(plan, ledger, code)
     with news_of(ledger, tracking):
-        try:
-            with live_view(ledger, console) as show:
-                search(ledger, objective, plan.where, show, tracking)
-        finally:
-            ranking = show_ranking(ledger)
-        winner = winner_of(ranking)
-        if winner:
-            promote_winner(plan, ledger, winner.trial)
-        tell_comet(ledger, tracking)
-    if winner:
+        with kept_up_to_date(ledger.sweep.folder):
+            try:
+                with live_view(ledger, console) as show:
+                    search(ledger, objective, plan.where, show, tracking)
+            finally:
+                ranking = show_ranking(ledger)
+            candidates, runs = confirm(plan, ledger, objective, code) if winner_of(ranking) else ([], None)
+        if candidates:
+            promote_winner(plan, ledger, candidates[0])
+        say(f"report: {write_page(ledger.sweep.folder, champion_of(ledger.study, BEST_MODEL))}")
+        for part in filter(None, (ledger, runs)):
+            tell_comet(part, make_tracking(plan, part, code))
+    if candidates:
         return 0
+    if winner_of(ranking):
+        return complain(1, "no configuration could be confirmed, so nothing is promoted; the run's folder says why")
     return complain(1, "no trial completed, so nothing is promoted; the ranking says why each one ended")
 
 
@@ -137,7 +146,7 @@ def tell_comet(ledger: Ledger, tracking: Tracking | None) -> None:
         say(f"Comet's Optimizer has not taken {num_left} results yet; the same command sends them")
     if tracking:
         outcome = settle(tracking, ledger.trials(), registration(ledger), lambda text: say(f"Comet: {text}"))
-        say(f"Comet: {outcome}")
+        say(f"Comet: {ledger.sweep.title}: {outcome}")
 
 
 def join_search(plan: Plan, ledger: Ledger) -> Ledger:
@@ -171,43 +180,55 @@ def make_tracking(plan: Plan, ledger: Ledger, code: Mapping[str, Any]) -> Tracki
     return Tracking(plan.tracking, ledger.sweep, ledger.uid(), facts, plan.notify)
 
 
-def promote_winner(plan: Plan, ledger: Ledger, number: int) -> None:
-    """Test the winner once on the sealed pictures and make it the champion, unless that was done."""
-    champion = BEST_MODEL / CHAMPION
-    holder = holder_of(champion)
-    if holder == (plan.sweep.name, number):
-        ledger.note_promotion(number)
-        return say(f"winner: trial {number}, in {champion} already")
-    if holder and ledger.promoted() == number:
-        return say(f"winner: trial {number}, promoted before; {champion} now holds trial {holder[1]} of {holder[0]}")
+def confirm(
+    plan: Plan, ledger: Ledger, objective: TrainTrial, code: Mapping[str, Any]
+) -> tuple[list[Candidate], Ledger | None]:
+    """Train the best few configurations again with fresh seeds; return who may win, the winner first."""
+    runs = None
+    if plan.confirm:
+        runs = begin_confirmation(ledger, plan.confirm, plan.confirm_seeds)
+        if runs.num_unfinished():
+            say(f"confirming the best configurations with fresh seeds: {runs.num_unfinished()} runs")
+        tracking = make_tracking(plan, runs, code)
+        with live_view(runs, console) as show:
+            search(runs, objective, plan.where, show, tracking)
+    candidates = candidates_of(ledger, runs.trials() if runs else [], partial(mult_adds, plan))
+    ledger.note_candidates([asdict(candidate) for candidate in candidates])
+    print_candidates(console, candidates, ledger.sweep.space.goal)
+    return candidates, runs
 
-    def judge(challenger: Path, target: Path) -> None:
-        for sentence in judge_model(challenger, target, plan.source, plan.where[0].device):
-            say(sentence)
 
-    kept = promote(plan.sweep.trial_folder(number) / "model.safetensors", BEST_MODEL, judge)
-    ledger.note_promotion(number)
-    before = f"; trial {holder[1]} of {holder[0]}, which was there, is kept as {kept}" if holder and kept else ""
-    return say(f"promoted: {champion}{before}")
+def promote_winner(plan: Plan, ledger: Ledger, winner: Candidate) -> None:
+    """Compare the winner with the champion on the sealed pictures, once, and promote it if it is better."""
+    weights = winner.folder(plan.sweep.folder) / "model.safetensors"
+    if plan.promote == "never":
+        return say(f"winner: trial {winner.trial}, not promoted as --promote never asks; {weights}")
+    before, holder = ledger.promotion(), holder_of(BEST_MODEL / CHAMPION)
+    if holder and before.get("weights") == "/".join(weights.parts[-3:-1]) and plan.promote == "if-better":
+        now = f"{BEST_MODEL / CHAMPION} holds trial {holder[1]} of {holder[0]}"
+        return say(f"winner: trial {winner.trial}, judged before ({before['reason']}); {now}")
+    always = plan.promote == "always"
+    outcome = promote_weights(weights, BEST_MODEL, plan.source, plan.where[0].device, always=always)
+    ledger.note_promotion(record_of(outcome, weights))
+    for sentence in sentences_of(outcome):
+        say(sentence)
+    return None
 
 
 def registration(ledger: Ledger) -> Model | None:
-    """Say what Comet's Model Registry is to hold of this sweep: its promoted trial, while that is the champion."""
-    champion, number = BEST_MODEL / CHAMPION, ledger.promoted()
-    if number is None or holder_of(champion) != (ledger.sweep.name, number):
+    """Say what Comet's Model Registry is to hold of this part of a sweep, while that is the champion."""
+    champion = BEST_MODEL / CHAMPION
+    holder = holder_of(champion)
+    if not holder or holder[0] != ledger.sweep.name or (holder[2] is None) != (ledger.sweep.part == "search"):
         return None
     time = datetime.fromisoformat(read_header(champion)["provenance"]["time"])
     version = f"{time.year}.{time.month * 100 + time.day}.{time.hour * 10000 + time.minute * 100 + time.second}"
-    return Model(number, champion, REGISTERED, version)
+    return Model(holder[1] if holder[2] is None else holder[2], champion, REGISTERED, version)
 
 
-def holder_of(champion: Path) -> tuple[str, int] | None:
-    """Return run and trial of the model in best_model/, None where there is none that is whole."""
-    try:
-        provenance = read_header(champion)["provenance"]
-    except ValueError:
-        return None
-    return provenance.get("run"), provenance.get("trial")
+def mult_adds(plan: Plan, parameters: Mapping[str, Any]) -> float:
+    """Return what one prediction costs with a trial's parameters."""
+    return count_mult_adds(configure(parameters, plan.fixed)[0])
 
 
 def show_plan(plan: Plan) -> None:

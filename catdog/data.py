@@ -24,7 +24,18 @@ from torch import Tensor
 from catdog.folder import CLASSES, Photograph, list_photographs, read_picture
 from catdog.synthetic import synthetic
 
-__all__ = ["MEAN", "STD", "Data", "Pictures", "describe_source", "load_data", "load_test", "locate", "preprocessing"]
+__all__ = [
+    "MEAN",
+    "STD",
+    "Data",
+    "Pictures",
+    "SealedTest",
+    "describe_source",
+    "load_data",
+    "load_test",
+    "locate",
+    "preprocessing",
+]
 
 MEAN = (0.5, 0.5, 0.5)  # of pixels in 0 to 1; the first BatchNorm takes care of the rest
 STD = (0.25, 0.25, 0.25)
@@ -32,7 +43,7 @@ STD = (0.25, 0.25, 0.25)
 TEST_SHARE = 0.2  # of the pictures, where the folder has no test part
 VALIDATION_SHARE = 0.15  # of the training pictures
 NUM_DRAWN = {"training": 1200, "test": 1000}  # pictures of the synthetic set
-FORMAT = 1  # of the cache; raise it when decoding or drawing changes
+FORMAT = 2  # of the cache; raise it when decoding or drawing changes
 NAMES_SHOWN = 10
 
 T = TypeVar("T")
@@ -69,6 +80,16 @@ class Data:
 
 
 @dataclass(frozen=True)
+class SealedTest:
+    """The sealed test pictures: nothing is trained on them, and nothing chosen but at promotion."""
+
+    pictures: Pictures
+    fingerprint: str  # of their contents and labels
+    num_left_out: int  # because their content also stands in the training pictures
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Decoded:
     """One cached array of pictures."""
 
@@ -89,18 +110,16 @@ def load_data(source: str, image_size: int) -> Data:
     decoded, sides = _training_side(source, image_size)
     training, validation = (np.flatnonzero(sides == side) for side in ("training", "validation"))
     used = np.concatenate((training, validation))
-    contents = sorted(f"{decoded.hashes[row]} {decoded.labels[row]}" for row in used)
-    if source == "synthetic":  # drawn anew for each size, and always the same
-        contents = [f"drawn {FORMAT} {NUM_DRAWN}"]
-    fingerprint = hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16]
+    fingerprint = _fingerprint(source, decoded, used)
     return Data(_rows(decoded, training), _rows(decoded, validation), CLASSES, fingerprint, decoded.notes)
 
 
-def load_test(source: str, image_size: int) -> tuple[Pictures, tuple[str, ...]]:
-    """Load the sealed test pictures of `source`, and notes on what was left out. Meant for promotion alone."""
+def load_test(source: str, image_size: int) -> SealedTest:
+    """Load the sealed test pictures of `source`. Meant for promotion alone."""
     decoded, sides = _training_side(source, image_size)
     if "test" in sides:
-        return _rows(decoded, np.flatnonzero(sides == "test")), ()
+        rows = np.flatnonzero(sides == "test")
+        return SealedTest(_rows(decoded, rows), _fingerprint(source, decoded, rows), 0, ())
     test = _decode(source, image_size, "test")
     known = test.readable & np.isin(test.hashes, decoded.hashes)
     notes = test.notes
@@ -109,7 +128,7 @@ def load_test(source: str, image_size: int) -> tuple[Pictures, tuple[str, ...]]:
     rows = np.flatnonzero(test.readable & ~known)
     if len(np.unique(test.labels[rows])) < len(CLASSES):
         raise ValueError(f"{source} has no readable test pictures of each class that training has not seen; add some")
-    return _rows(test, rows), notes
+    return SealedTest(_rows(test, rows), _fingerprint(source, test, rows), int(known.sum()), notes)
 
 
 def locate(source: str) -> str:
@@ -165,6 +184,14 @@ def _training_side(source: str, image_size: int) -> tuple[_Decoded, np.ndarray]:
         if len(np.unique(decoded.labels[sides == side])) < len(CLASSES):
             raise ValueError(f"{source} has too few readable pictures to hold out some of each class; add more")
     return decoded, sides
+
+
+def _fingerprint(source: str, decoded: _Decoded, rows: np.ndarray) -> str:
+    """Name the contents and labels of some pictures, in whatever order and at whatever size."""
+    contents = sorted(f"{decoded.hashes[row]} {decoded.labels[row]}" for row in rows)
+    if source == "synthetic":  # drawn anew for each size, and always the same
+        contents = [f"drawn {FORMAT} {NUM_DRAWN}"]
+    return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16]
 
 
 def _contradictory(decoded: _Decoded) -> np.ndarray:
@@ -262,7 +289,7 @@ def _draw(folder: Path, size: int, part: str) -> None:
     seed = list(NUM_DRAWN).index(part)
     images, labels = synthetic(NUM_DRAWN[part], size, seed, progress=partial(_progress, "drawing", NUM_DRAWN[part]))
     np.save(folder / "images.npy", images)
-    hashes = [hashlib.sha256(image).hexdigest() for image in images]
+    hashes = [hashlib.sha256(f"{part} {index}".encode()).hexdigest() for index in range(len(labels))]  # at any size
     _save_columns(folder, labels, hashes, [True] * len(labels), [])
 
 

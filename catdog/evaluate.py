@@ -1,6 +1,5 @@
 """A network and pictures -> loss, accuracy and one row of logits per picture."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from catdog.data import MEAN, STD, Pictures
 from catdog.device import Precision, autocast
 from catdog.model import CNN
 
-__all__ = ["Scores", "accuracy_interval", "evaluate", "normalise"]
+__all__ = ["Scores", "confusion", "evaluate", "losses", "normalise"]
 
 BATCH_PIXELS = 250 * 64 * 64  # of the pictures judged at once; README widths then need about 1 GB
 
@@ -23,7 +22,6 @@ class Scores:
     loss: float  # mean cross-entropy, nats
     accuracy: float  # 0 to 1
     logits: Tensor  # (N, classes) float32, on the CPU
-    confusion: list[list[int]]  # pictures by true class (rows) and predicted class (columns)
 
 
 @torch.inference_mode()
@@ -40,10 +38,21 @@ def evaluate(
             logits.append(model(normalise(pictures.images[batch].to(device))).float().cpu())
     scores = torch.cat(logits)
     y = pictures.labels[pictures.rows].cpu()
-    predicted, classes = scores.argmax(1), scores.shape[1]
-    correct = (predicted == y).double().mean().item()
-    confusion = torch.bincount(y * classes + predicted, minlength=classes**2).view(classes, classes)
-    return Scores(F.cross_entropy(scores, y).item(), correct, scores, confusion.tolist())
+    correct = (scores.argmax(1) == y).double().mean().item()
+    return Scores(F.cross_entropy(scores, y).item(), correct, scores)
+
+
+def losses(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the cross-entropy of each picture, (N,) nats, from (N, classes) logits and (N,) labels."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def confusion(logits: Tensor, y: Tensor) -> list[list[int]]:
+    """Count pictures by true class (rows) and predicted class (columns)."""
+    classes = logits.shape[1]
+    counts = torch.bincount(y * classes + logits.argmax(1), minlength=classes**2)
+    matrix: list[list[int]] = counts.view(classes, classes).tolist()
+    return matrix
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -51,11 +60,3 @@ def normalise(images: Tensor) -> Tensor:
     mean = torch.tensor(MEAN, device=images.device) * 255
     std = torch.tensor(STD, device=images.device) * 255
     return ((images.float() - mean) / std).permute(0, 3, 1, 2)
-
-
-def accuracy_interval(accuracy: float, num_pictures: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share (E. B. Wilson, JASA 22, 1927), both ends in 0 to 1."""
-    z, n = 1.959964, num_pictures
-    centre = (accuracy + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)

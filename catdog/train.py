@@ -8,7 +8,7 @@ import io
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -80,8 +80,13 @@ class Epoch:
     learning_rate: float  # of the last step
     seconds: float  # wall clock, validation included
     images_per_second: float  # training pictures, validation left out
-    confusion: list[list[int]]  # validation pictures by true class (rows) and predicted class (columns)
-    replayed: bool = False  # read from a checkpoint of a later epoch: the weights are not this epoch's
+    # Of the validation pictures, (N, classes) float32 on the CPU. None in an epoch that is replayed from the checkpoint
+    # of a later one: the network's weights are not this epoch's.
+    logits: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def figures(self) -> dict[str, float]:
+        """Return every field but the logits."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "logits"}
 
 
 def train(
@@ -96,7 +101,7 @@ def train(
     """Train `model` in place; yield one record after each epoch. To stop early, ask for no more.
 
     With a `checkpoint` path the state is written there before each epoch is yielded. Where the file exists, its
-    epochs are yielded again first (`replayed`, all but the last) and training goes on after them; on a CPU, with
+    epochs are yielded again first (all but the last without logits) and training goes on after them; on a CPU, with
     the same number of threads, the weights then end bit-identical to those of an uninterrupted run.
 
     Raises FloatingPointError, naming the epoch, when a loss is not finite.
@@ -106,10 +111,9 @@ def train(
     model.to(device)
     run = _Run(model, config, training.to(device), validation.to(device), torch.device(device))
     history = run.restore(checkpoint) if checkpoint else []
-    yield from (replace(epoch, replayed=True) for epoch in history[:-1])
-    yield from history[-1:]
+    yield from history
     for number in range(len(history) + 1, config.epochs + 1):
-        history.append(run.epoch(number))
+        history = [*(replace(epoch, logits=None) for epoch in history), run.epoch(number)]
         if checkpoint:
             run.save(checkpoint, history)
         yield history[-1]
@@ -145,7 +149,7 @@ class _Run:
             learning_rate=self.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - began,
             images_per_second=len(self.training) / trained,
-            confusion=scores.confusion,
+            logits=scores.logits,
         )
 
     def _pass(self, number: int) -> tuple[float, float]:
@@ -184,7 +188,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "device": self.device.type,
             "random": self._random_states(),
-            "history": [asdict(epoch) for epoch in history],
+            "history": [vars(epoch) for epoch in history],
         }
         torch.save(state, buffer)
         write_file(path, buffer.getvalue())
@@ -295,7 +299,7 @@ def _train_and_save(shape: ModelConfig, recipe: TrainConfig, data: Data, device:
             header = {
                 "classes": data.classes,
                 "preprocessing": preprocessing(shape.image_size),
-                "metrics": {"validation": asdict(epoch)},
+                "metrics": {"validation": epoch.figures()},
                 "provenance": {"training": asdict(recipe), "data": data.fingerprint},
             }
             save_model(model, output, header)

@@ -11,7 +11,7 @@ import socket
 import sqlite3
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import getpid
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +19,13 @@ from typing import Any, Literal
 import optuna
 from filelock import FileLock, Timeout
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from search.comet import CometSampler
-from search.space import Parameters, Space
+from search.space import Parameters, Space, derive_seed
 
 __all__ = ["Claim", "Ledger", "LedgerError", "Sweep", "create_ledger", "open_study", "parameters_of", "state_of"]
 
@@ -41,12 +41,18 @@ STATES = {
     TrialState.WAITING: "unfinished",
 }
 SEARCH, SEARCH_ENDED, NOTICE = "search", "search_ended", "notice"  # user attributes of the study
+PROMOTION, CANDIDATES = "promotion", "candidates"
+CONFIRMS = "confirms"  # user attribute of a run: the number of the trial whose configuration it trains again
 BUSY_SECONDS = 60.0  # how long SQLite waits for another process's transaction
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What every process of a sweep must know; small enough to be sent to each worker."""
+    """What every process of a sweep must know; small enough to be sent to each worker.
+
+    A sweep has two parts, each a study of its own in one ledger: the search, and the confirmation of its best
+    configurations with fresh seeds. The trials of the second are called runs.
+    """
 
     folder: Path  # runs/NAME
     space: Space
@@ -55,19 +61,38 @@ class Sweep:
     pruner: PrunerName
     search_id: str = ""  # of Comet's search, where the Comet Optimizer proposes
     patience: float = 600.0  # seconds to wait for proposals while Comet is down
+    part: Literal["search", "confirmation"] = "search"
 
     @property
     def name(self) -> str:
         return self.folder.name
 
+    @property
+    def title(self) -> str:
+        """What people, Comet and the storage call this part of the sweep."""
+        return self.name if self.part == "search" else f"{self.name} {self.part}"
+
     def sampler(self, number: int) -> BaseSampler:
         """Make the engine that proposes trial `number`."""
+        if self.part == "confirmation":
+            return RandomSampler()  # never asked: its parameters stand
         if self.search_id:
             return CometSampler(self.space.distributions, self.search_id)
         return self.space.sampler(number)
 
     def trial_folder(self, number: int) -> Path:
-        return self.folder / "trials" / f"{number:04}"
+        return self.folder / ("trials" if self.part == "search" else self.part) / f"{number:04}"
+
+    def label(self, trial: FrozenTrial) -> str:
+        """Name a trial as people read it."""
+        again = trial.user_attrs.get(CONFIRMS)
+        return f"trial {trial.number}" if again is None else f"run {trial.number} (trial {again} again)"
+
+    def seed_of(self, trial: FrozenTrial) -> int:
+        """Return the seed of a trial, the same each time it is taken up; a run's is one that no trial had."""
+        if self.part == "confirmation":
+            return derive_seed(self.space.seed, trial.user_attrs[CONFIRMS], trial.user_attrs["repeat"])
+        return int(parameters_of(trial).get("seed", derive_seed(self.space.seed, trial.number)))
 
 
 @dataclass(frozen=True)
@@ -87,7 +112,7 @@ class Ledger:
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
         self.storage = _storage(sweep.folder)
-        self.study = optuna.load_study(study_name=sweep.name, storage=self.storage)
+        self.study = optuna.load_study(study_name=sweep.title, storage=self.storage)
         # Not the study's: with Hyperband there, Optuna shows TPE the trials of one bracket alone.
         self.pruner = _pruner(sweep.pruner, sweep.epochs)
 
@@ -125,7 +150,7 @@ class Ledger:
     def news_of(self, trial: FrozenTrial) -> str:
         """Say that a trial is the best one so far; nothing where it is not."""
         complete = [other for other in self.trials() if other.state == TrialState.COMPLETE]
-        if not complete or self.study.best_trial.number != trial.number:
+        if self.sweep.part != "search" or not complete or self.study.best_trial.number != trial.number:
             return ""
         return f"sweep {self.sweep.name}: trial {trial.number} is the best so far"
 
@@ -168,7 +193,7 @@ class Ledger:
                 before = trial.user_attrs.get("deaths", {})
                 num = 1 + (before.get("count", 0) if before.get("step") == trial.last_step else 0)
                 self.note(trial, deaths={"step": trial.last_step, "count": num}, worker={})
-                self.say(f"the worker of trial {trial.number} died; a new one goes on with it")
+                self.say(f"the worker of {self.sweep.label(trial)} died; a new one goes on with it")
                 if num >= MAX_DEATHS:
                     self.note(trial, reason=f"its worker died {num} times in epoch {(trial.last_step or 0) + 1}")
                     self.tell(trial, TrialState.FAIL)
@@ -195,13 +220,16 @@ class Ledger:
     def note_search(self, search_id: str) -> None:
         self.study.set_user_attr(SEARCH, search_id)
 
-    def promoted(self) -> int | None:
-        """Return which trial was promoted last, if any."""
-        number: int | None = self.study.user_attrs.get("promoted")
-        return number
+    def promotion(self) -> dict[str, Any]:
+        """Return what came of the last attempt to promote this sweep's winner; empty where there was none."""
+        return dict(self.study.user_attrs.get(PROMOTION, {}))
 
-    def note_promotion(self, number: int) -> None:
-        self.study.set_user_attr("promoted", number)
+    def note_promotion(self, record: Mapping[str, Any]) -> None:
+        self.study.set_user_attr(PROMOTION, dict(record))
+
+    def note_candidates(self, candidates: Sequence[Mapping[str, Any]]) -> None:
+        """Write down which configurations may win, the winner first."""
+        self.study.set_user_attr(CANDIDATES, list(candidates))
 
     def _claiming(self) -> FileLock:
         return FileLock(self.sweep.folder / "claim.lock")
@@ -296,19 +324,49 @@ def create_ledger(sweep: Sweep, settings: Mapping[str, Any]) -> Ledger:
     return Ledger(sweep)
 
 
+def create_confirmation(ledger: Ledger, wanted: Sequence[tuple[FrozenTrial, int]]) -> Ledger:
+    """Open the confirmation's part of a ledger; it holds a run of each trial and repeat (from 1) that is `wanted`.
+
+    Runs that were made before stay, whoever was killed when.
+    """
+    sweep = replace(ledger.sweep, part="confirmation", pruner="none", search_id="")
+    storage, goal = ledger.storage, sweep.space.goal
+    study = optuna.create_study(study_name=sweep.title, storage=storage, direction=goal.direction, load_if_exists=True)
+    if "uid" not in study.user_attrs:
+        study.set_user_attr("uid", uuid.uuid4().hex)
+    there = {(run.user_attrs[CONFIRMS], run.user_attrs["repeat"]) for run in study.get_trials(deepcopy=False)}
+    for trial, repeat in wanted:
+        if (trial.number, repeat) not in there:
+            parameters = {name: value for name, value in parameters_of(trial).items() if name != "seed"}
+            attributes = {"parameters": parameters, CONFIRMS: trial.number, "repeat": repeat}
+            study.enqueue_trial({}, user_attrs=attributes)
+    return Ledger(replace(sweep, num_trials=len(study.get_trials(deepcopy=False))))
+
+
 def state_of(trial: FrozenTrial) -> str:
     """Name a trial's state as users read it. An unfinished one is being trained, or will be gone on with."""
     return STATES[trial.state]
 
 
 def open_study(folder: Path) -> optuna.Study:
-    """Open the ledger in `folder` for reading. Raises ValueError where there is none."""
+    """Open the search's part of the ledger in `folder` for reading. Raises ValueError where there is none."""
     if not (folder / "ledger.db").is_file():
         raise ValueError(f"{folder} holds no sweep; name one of runs/")
     try:
-        return optuna.load_study(study_name=folder.name, storage=_storage(folder))
-    except KeyError as error:  # killed before its study was made
-        raise ValueError(f"{folder} holds a sweep that was never begun; start it with run_sweep.py") from error
+        study = optuna.load_study(study_name=folder.name, storage=_storage(folder))
+    except KeyError:  # killed before its study was made
+        study = None
+    if study is None or "settings" not in study.user_attrs:
+        raise ValueError(f"{folder} holds a sweep that was never begun; start it with run_sweep.py")
+    return study
+
+
+def open_confirmation(folder: Path) -> optuna.Study | None:
+    """Open the confirmation's part of the ledger in `folder` for reading; None where it was not begun."""
+    try:
+        return optuna.load_study(study_name=f"{folder.name} confirmation", storage=_storage(folder))
+    except KeyError:
+        return None
 
 
 def parameters_of(trial: FrozenTrial) -> Parameters:

@@ -70,7 +70,7 @@ class _Lines:
             self.seen[trial.number] = trial.state
             what = "started" if trial.state == TrialState.RUNNING else _outcome(trial)
             self.console.print(
-                f"trial {trial.number} {what}; {_summary(self.ledger, trials, self.clock)}",
+                f"{self.ledger.sweep.label(trial)} {what}; {_summary(self.ledger, trials, self.clock)}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -87,10 +87,11 @@ def _view(ledger: Ledger, clock: _Clock) -> Group:
             device = trial.user_attrs.get("worker", {}).get("device", "")
             last = trial.last_step or 0
             value = f"{trial.intermediate_values[last]:.4f}" if last else "first epoch"
-            table.add_row(str(trial.number), device, f"{last} of {ledger.sweep.epochs}", value)
+            name = ledger.sweep.label(trial).removeprefix("trial ")
+            table.add_row(name, device, f"{last} of {ledger.sweep.epochs}", value)
     if not table.rows:
         table.add_row("", "", "", "workers are starting")
-    summary = Text(f"{ledger.sweep.name}: {_summary(ledger, trials, clock)}", style="bold")
+    summary = Text(f"{ledger.sweep.title}: {_summary(ledger, trials, clock)}", style="bold")
     notice = Text(clock.news(ledger) or "", style="italic")
     return Group(summary, table, notice)
 
@@ -100,7 +101,11 @@ def _summary(ledger: Ledger, trials: Sequence[FrozenTrial], clock: _Clock) -> st
     num_finished = sum(trial.state.is_finished() for trial in trials)
     num_running = sum(trial.state == TrialState.RUNNING for trial in trials)
     winner = winner_of(rank(trials, sweep.space.goal))
-    best = f"{sweep.space.goal.metric} {winner.value:.4f} (trial {winner.trial})" if winner else "no result yet"
+    best = (
+        f"{sweep.space.goal.metric} {winner.value:.4f} ({sweep.label(trials[winner.trial])})"
+        if winner
+        else "no result yet"
+    )
     num_left = ledger.budget() - num_finished - num_running
     counts = f"{num_finished} done, {num_running} running, {num_left} left"
     return f"{counts}; {best}; {clock.left(num_finished, ledger.budget())}"

@@ -18,7 +18,7 @@ from rich.table import Table
 from search.ledger import LedgerError, open_study, parameters_of, state_of
 from search.space import Goal
 
-__all__ = ["WIDE", "Ranked", "print_ranking", "rank", "winner_of", "write_ranking"]
+__all__ = ["WIDE", "Ranked", "parameter_names", "print_ranking", "rank", "winner_of", "write_ranking"]
 
 WIDE = 260  # columns of a file or a pipe, which have no edge
 ORDER = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL]
@@ -57,7 +57,7 @@ def winner_of(ranking: Sequence[Ranked]) -> Ranked | None:
 
 def print_ranking(console: Console, ranking: Sequence[Ranked], goal: Goal, path: Path) -> None:
     """Show a ranking as wide as the terminal allows, why trials failed, and where the rest stands (`path`, the CSV)."""
-    table = _table(ranking, goal, _parameter_names(ranking))
+    table = _table(ranking, goal, parameter_names(ranking))
     options = console.options.update(max_width=10_000)
     shows_all = Measurement.get(console, options, table).maximum <= console.width
     console.print(table if shows_all else _table(ranking, goal, []))
@@ -82,7 +82,7 @@ def _table(ranking: Sequence[Ranked], goal: Goal, names: Sequence[str]) -> Table
 
 def write_ranking(path: Path, ranking: Sequence[Ranked], goal: Goal) -> None:
     """Write the ranking as CSV, one row per trial, replacing what was there."""
-    names = _parameter_names(ranking)
+    names = parameter_names(ranking)
     partial = path.with_name(f".{path.name}")
     with partial.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -116,7 +116,8 @@ def _value(trial: FrozenTrial, goal: Goal) -> float | None:
     return values[goal.index(values)] if values else None
 
 
-def _parameter_names(ranking: Sequence[Ranked]) -> list[str]:
+def parameter_names(ranking: Sequence[Ranked]) -> list[str]:
+    """Return the names of all parameters that occur, in the order of the space."""
     return list(dict.fromkeys(name for line in ranking for name in line.parameters))
 
 
@@ -128,17 +129,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m search.report", description="Rank the trials of a sweep.")
     parser.add_argument("name", help="the sweep's folder below runs/")
     folder = Path("runs") / Path(parser.parse_args().name).name
+    # The command that knows both packages: what it says of the champion, it verifies with what made it.
+    from judge import BEST_MODEL, champion_of  # noqa: PLC0415
+    from search.page import write_page  # noqa: PLC0415
+
     try:
         study = open_study(folder)
+        page = write_page(folder, champion_of(study, BEST_MODEL))
+        goal = Goal(**study.user_attrs["settings"]["goal"])
+        ranking = rank(study.get_trials(deepcopy=False), goal)
+        write_ranking(folder / "ranking.csv", ranking, goal)
     except (ValueError, OSError, LedgerError) as error:
         parser.exit(2, f"{error}\n")
-    if "settings" not in study.user_attrs:
-        parser.exit(2, f"{folder} holds a sweep that was never begun; start it with run_sweep.py\n")
-    goal = Goal(**study.user_attrs["settings"]["goal"])
-    ranking = rank(study.get_trials(deepcopy=False), goal)
-    write_ranking(folder / "ranking.csv", ranking, goal)
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     print_ranking(console, ranking, goal, folder / "ranking.csv")
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -170,9 +170,9 @@ def first_proposals(space: Space, count: int) -> list[Parameters]:
     return proposals
 
 
-def derive_seed(seed: int, number: int) -> int:
-    """Return the seed of trial `number`: 32 bits, independent between trials, the same on every machine."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+def derive_seed(seed: int, number: int, repeat: int = 0) -> int:
+    """Return a seed for trial `number`: 32 bits, independent between trials and repeats, the same on every machine."""
+    return int(np.random.SeedSequence([seed, number, repeat]).generate_state(1)[0])
 
 
 def _goal(path: Path, spec: Spec, metrics: Mapping[str, Literal["minimize", "maximize"]]) -> Goal:

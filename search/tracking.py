@@ -24,7 +24,7 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from search.comet import ENVIRONMENT, TICKET
-from search.ledger import Sweep, parameters_of, state_of
+from search.ledger import CONFIRMS, Sweep, parameters_of, state_of
 
 __all__ = ["Model", "Row", "Tracker", "Tracking", "notify", "outcome_of", "settle"]
 
@@ -134,21 +134,22 @@ class Tracker:
         sweep, goal = self.tracking.sweep, self.tracking.sweep.space.goal
         parameters = parameters_of(trial)
         ticket = trial.user_attrs.get(TICKET, {})
-        baseline = trial.number == 0
+        baseline = trial.number == 0 and sweep.part == "search"
         self._send(
             "open",
             key=self.tracking.key(trial.number),
-            name=f"{sweep.name} {trial.number:04}" + (" baseline" if baseline else ""),
-            tags=[f"sweep:{sweep.name}", *(["baseline"] if baseline else [])],
+            name=f"{sweep.title} {trial.number:04}" + (" baseline" if baseline else ""),
+            tags=[f"sweep:{sweep.title}", *(["baseline"] if baseline else [])],
             parameters=parameters,
             others={
                 **self.tracking.facts,
-                "sweep": sweep.name,
+                "sweep": sweep.title,
                 "trial": trial.number,
+                **({} if (again := trial.user_attrs.get(CONFIRMS)) is None else {CONFIRMS: again}),
                 "baseline": baseline,
                 # What Comet's optimizer panels read; its own client writes the same for its own searches.
                 "optimizer_id": sweep.search_id or self.tracking.uid,
-                "optimizer_name": sweep.name,
+                "optimizer_name": sweep.title,
                 "optimizer_pid": ticket.get("pid", f"{trial.number}"),
                 "optimizer_trial": ticket.get("trial", 1),
                 "optimizer_count": ticket.get("count", trial.number),

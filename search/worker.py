@@ -14,8 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from search.comet import patiently
-from search.ledger import Ledger, LedgerError, Sweep, parameters_of
-from search.space import derive_seed
+from search.ledger import CONFIRMS, Ledger, LedgerError, Sweep, parameters_of
 from search.tracking import Row, Tracker, Tracking
 
 __all__ = ["CHECKPOINT", "Objective", "Place", "Task", "work"]
@@ -38,6 +37,7 @@ class Task:
     """One trial, as the objective sees it."""
 
     number: int
+    confirms: int | None  # the trial that a run of the confirmation trains again
     parameters: Mapping[str, Any]  # in the terms of optimizer.json
     seed: int  # the trial's own, the same each time it is taken up
     folder: Path  # runs/NAME/trials/NNNN, its own
@@ -69,8 +69,9 @@ def _work(ledger: Ledger, objective: Objective, place: Place, tracker: Tracker |
     while claim := patiently(lambda: ledger.take(place.slot, place.device), sweep.patience, ledger.say):
         task = Task(
             number=claim.trial.number,
+            confirms=claim.trial.user_attrs.get(CONFIRMS),
             parameters=parameters_of(claim.trial),
-            seed=derive_seed(sweep.space.seed, claim.trial.number),
+            seed=sweep.seed_of(claim.trial),
             folder=sweep.trial_folder(claim.trial.number),
             device=place.device,
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from search.comet import create_search, patiently
+from search.confirm import begin_confirmation
 from search.ledger import Ledger, Sweep, create_ledger
 from search.space import load_space
 from search.sweep import places, run_sweep, sole_owner
@@ -35,7 +36,7 @@ def make_sweep(folder, num_trials, pruner="hyperband", **changes):
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_suffix(".json")
     path.write_text(json.dumps({**SPACE, **changes}))
-    space = load_space(path, {"x": 2.0}, {"loss": "minimize"}, lambda _: None)
+    space = load_space(path, {"x": 2.0, "seed": 3}, {"loss": "minimize"}, lambda _: None)
     return Sweep(folder, space, EPOCHS, num_trials, pruner)
 
 
@@ -51,7 +52,8 @@ def count(task):
             os._exit(9)
         if task.number == options.failing:
             raise RuntimeError("it does not work")
-        with (task.folder.parents[1] / "epochs.log").open("a") as log:
+        log = "epochs.log" if task.confirms is None else "confirmation.log"
+        with (task.folder.parents[1] / log).open("a") as log:
             log.write(f"{task.number} {epoch} {task.seed} {task.parameters['x']} {time.time()}\n")
         loss = abs(task.parameters["x"] - 0.3) + 1 / epoch
         if task.number == options.diverging and epoch == 2:
@@ -68,6 +70,7 @@ def parse():
     parser.add_argument("folder", type=Path)
     parser.add_argument("num_trials", type=int)
     parser.add_argument("num_workers", type=int)
+    parser.add_argument("--confirm", type=int, default=0)
     for name in ("deadly", "failing", "diverging", "promoted"):
         parser.add_argument(f"--{name}", type=int, default=-1, help="number of the trial")
     parser.add_argument("--seconds", type=float, default=EPOCH_SECONDS)
@@ -100,6 +103,8 @@ def main():
         ledger.report_left()
         if tracking:
             print(settle(tracking, ledger.trials(), model_of(sweep), print))
+        if options.confirm:
+            run_sweep(begin_confirmation(ledger, options.confirm, 2), count, where, lambda: None)
 
 
 def model_of(sweep):

@@ -18,7 +18,7 @@ def of(pictures):
 
 
 def test_sides_share_no_picture_and_hold_all(photographs):
-    loaded, (test, _) = load_data(str(photographs), 32), load_test(str(photographs), 32)
+    loaded, test = load_data(str(photographs), 32), load_test(str(photographs), 32).pictures
     training, validation = of(loaded.training), of(loaded.validation)
     assert (len(training), len(validation), len(of(test))) == (34, 6, 8)
     assert not training & validation
@@ -44,7 +44,7 @@ def test_equal_files_stand_on_one_side(photographs):
 
 def test_test_part_is_split_off_where_the_folder_has_none(photographs):
     folder = photographs / "training_set"
-    loaded, (test, _) = load_data(str(folder), 32), load_test(str(folder), 32)
+    loaded, test = load_data(str(folder), 32), load_test(str(folder), 32).pictures
     assert len(test) == 8  # a fifth of 40
     assert not of(test) & (of(loaded.training) | of(loaded.validation))
 
@@ -55,16 +55,19 @@ def test_own_validation_part_is_used(photographs):
         (photographs / "test" / name).mkdir(parents=True)
         path = next((photographs / "training_set/training_set" / name).iterdir())
         path.rename(photographs / "test" / name / path.name)
-    loaded, (test, _) = load_data(str(photographs), 32), load_test(str(photographs), 32)
+    loaded, test = load_data(str(photographs), 32), load_test(str(photographs), 32).pictures
     assert (len(loaded.training), len(loaded.validation), len(test)) == (38, 8, 2)
 
 
 def test_test_pictures_known_from_training_are_left_out_and_counted(photographs):
     training, test = (photographs / f"{part}_set/{part}_set/cats" for part in ("training", "test"))
+    before = load_test(str(photographs), 32)
     (test / "copy.jpg").write_bytes(next(training.iterdir()).read_bytes())
-    pictures, notes = load_test(str(photographs), 32)
-    assert len(pictures) == 8
-    assert notes == ("left out 1 of the test pictures: their content also stands in the training pictures",)
+    sealed = load_test(str(photographs), 32)
+    assert (len(before.pictures), before.num_left_out) == (8, 0)
+    assert (len(sealed.pictures), sealed.num_left_out) == (8, 1)
+    assert sealed.fingerprint == before.fingerprint
+    assert sealed.notes == ("left out 1 of the test pictures: their content also stands in the training pictures",)
 
 
 def test_broken_picture_is_left_out_and_named(photographs):
@@ -168,9 +171,11 @@ def test_killed_build_leaves_nothing_half_built(tmp_path):
 
 def test_drawn_pictures_are_made_once(monkeypatch):
     monkeypatch.setattr(data, "NUM_DRAWN", {"training": 40, "test": 20})
-    loaded, (test, _) = load_data("synthetic", 32), load_test("synthetic", 32)
+    loaded, test = load_data("synthetic", 32), load_test("synthetic", 32).pictures
     assert (len(loaded.training), len(loaded.validation), len(test)) == (34, 6, 20)
-    assert load_data("synthetic", 64).fingerprint == loaded.fingerprint
+    larger = load_data("synthetic", 64)
+    assert larger.fingerprint == loaded.fingerprint
+    assert torch.equal(larger.validation.rows, loaded.validation.rows)
     monkeypatch.setattr(data, "synthetic", None)
     assert load_data("synthetic", 32).fingerprint == loaded.fingerprint
 

@@ -3,7 +3,7 @@ import torch
 
 from catdog import device
 from catdog.device import find_devices, has_bfloat16
-from catdog.evaluate import accuracy_interval, evaluate, normalise
+from catdog.evaluate import confusion, evaluate, losses, normalise
 from catdog.model import ModelConfig, build_model
 
 SHAPE = ModelConfig(stem_width=2, body_width=4, body_repeats=2, image_size=32)
@@ -14,6 +14,7 @@ def test_scores_follow_from_the_logits(pictures):
     y = pictures.labels[pictures.rows]
     assert scores.logits.shape == (120, 2)
     assert scores.accuracy == (scores.logits.argmax(1) == y).double().mean()
+    assert losses(scores.logits, y).mean().item() == pytest.approx(scores.loss)
     assert scores.loss == pytest.approx(-scores.logits.log_softmax(1)[torch.arange(120), y].mean().item())
 
 
@@ -30,12 +31,9 @@ def test_normalised_pictures_are_channels_last_floats(pictures):
     assert normalise(torch.zeros(1, 2, 2, 3, dtype=torch.uint8)).unique().item() == -2
 
 
-@pytest.mark.parametrize(  # R: prop.test(x, n, correct = FALSE)
-    ("accuracy", "count", "low", "high"),
-    [(0.9, 100, 0.8256, 0.9448), (1.0, 20, 0.8389, 1.0), (0.0, 20, 0.0, 0.1611)],
-)
-def test_interval_is_wilsons(accuracy, count, low, high):
-    assert accuracy_interval(accuracy, count) == pytest.approx((low, high), abs=1e-4)
+def test_confusion_counts_true_classes_in_rows():
+    logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    assert confusion(logits, torch.tensor([0, 0, 1, 0])) == [[2, 1], [0, 1]]
 
 
 def test_auto_takes_every_gpu_else_the_cpu(monkeypatch):

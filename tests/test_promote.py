@@ -1,65 +1,146 @@
-import os
-import signal
 import subprocess
 import sys
 
 import pytest
 
-from search.promote import CHAMPION, promote
+from catdog.model import ModelConfig, build_model, read_header, save_model
+from search.promote import CHAMPION, promote, require_writable, rollback
 from tests.conftest import ROOT
 
-
-def copy(challenger, target):
-    target.write_text(f"tested {challenger.read_text()}")
+TINY = ModelConfig(stem_width=1, body_width=2, body_repeats=1, image_size=8)
 
 
-@pytest.fixture
-def challenger(tmp_path):
-    def write(text):
-        path = tmp_path / f"{text}.safetensors"
-        path.write_text(text)
-        return path
+def judge_as(text, *, replaces=True):
+    def judge(champion, target):
+        target.write_text(text)
+        return replaces
 
-    return write
+    return judge
 
 
-def test_champion_before_is_kept_under_the_next_number(tmp_path, challenger):
-    best = tmp_path / "best_model"
+def kept_in(best):
+    return {path.name: path.read_text() for path in sorted((best / "history").iterdir())}
+
+
+def test_champion_before_is_kept_under_the_next_number(tmp_path):
     for name in ("one", "two", "three"):
-        promote(challenger(name), best, copy)
-    assert (best / CHAMPION).read_text() == "tested three"
-    kept = sorted((best / "history").iterdir())
-    assert [path.name for path in kept] == ["0001.safetensors", "0002.safetensors"]
-    assert [path.read_text() for path in kept] == ["tested one", "tested two"]
+        promote(tmp_path / "best", judge_as(name))
+    assert (tmp_path / "best" / CHAMPION).read_text() == "three"
+    assert kept_in(tmp_path / "best") == {"0001.safetensors": "one", "0002.safetensors": "two"}
 
 
-def test_failed_judgement_leaves_the_champion_untouched(tmp_path, challenger):
-    best = tmp_path / "best_model"
-    promote(challenger("one"), best, copy)
+def test_history_keeps_the_last_ten(tmp_path):
+    for number in range(15):
+        promote(tmp_path / "best", judge_as(str(number)))
+    assert list(kept_in(tmp_path / "best").values()) == [str(number) for number in range(4, 14)]
+
+
+def test_champion_that_defended_itself_is_no_new_one(tmp_path):
+    best = tmp_path / "best"
+    promote(best, judge_as("one"))
+    assert promote(best, judge_as("one, looked at twice", replaces=False)) is None
+    assert (best / CHAMPION).read_text() == "one, looked at twice"
+    promote(best, lambda *_: False)
+    assert (best / CHAMPION).read_text() == "one, looked at twice"
+    assert not kept_in(best)
+
+
+def test_failed_judgement_leaves_the_champion_untouched(tmp_path):
+    best = tmp_path / "best"
+    promote(best, judge_as("one"))
 
     def refuse(_, target):
         target.write_text("half")
         raise ValueError("weights do not match")
 
     with pytest.raises(ValueError, match="weights do not match"):
-        promote(challenger("two"), best, refuse)
-    assert (best / CHAMPION).read_text() == "tested one"
+        promote(best, refuse)
+    assert (best / CHAMPION).read_text() == "one"
     assert sorted(path.name for path in best.iterdir()) == [".lock", "history", CHAMPION]
 
 
-def test_killed_promotion_leaves_the_champion_whole(tmp_path, challenger):
-    best = tmp_path / "best_model"
-    promote(challenger("one"), best, copy)
+def test_rollbacks_go_back_one_by_one_and_lose_nothing(tmp_path):
+    best = tmp_path / "best"
+    for name in ("one", "two", "three"):
+        promote(best, judge_as(name))
+    rollback(best, lambda _: None)
+    assert (best / CHAMPION).read_text() == "two"
+    rollback(best, lambda _: None)
+    assert (best / CHAMPION).read_text() == "one"
+    assert kept_in(best) == {"0003-withdrawn.safetensors": "three", "0004-withdrawn.safetensors": "two"}
+    with pytest.raises(ValueError, match="holds no champion to go back to"):
+        rollback(best, lambda _: None)
+    promote(best, judge_as("four"))
+    rollback(best, lambda _: None)
+    assert (best / CHAMPION).read_text() == "one"
+
+
+def test_two_promotions_at_once_wait_for_each_other(tmp_path):
     code = (
         f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
         "from search.promote import promote\n"
-        "def slow(challenger, target):\n"
-        "    target.write_text('half'); print('judging', flush=True); time.sleep(60)\n"
-        f"promote(Path('x'), Path({str(best)!r}), slow)"
+        "def judge(champion, target):\n"
+        "    before = champion.read_text() if champion else ''\n"
+        "    target.write_text(before + sys.argv[1]); time.sleep(0.3); return True\n"
+        f"promote(Path({str(tmp_path / 'best')!r}), judge)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "judging\n"
-        os.kill(process.pid, signal.SIGKILL)
-    assert (best / CHAMPION).read_text() == "tested one"
-    promote(challenger("two"), best, copy)
-    assert (best / CHAMPION).read_text() == "tested two"
+    processes = [subprocess.Popen([sys.executable, "-c", code, name]) for name in "abc"]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert sorted((tmp_path / "best" / CHAMPION).read_text()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("blocked", ["", "history"])
+def test_folder_that_cannot_be_written_is_one_sentence(tmp_path, blocked):
+    best = tmp_path / "best"
+    (best / blocked).parent.mkdir(exist_ok=True)
+    (best / blocked).write_text("a file")
+    with pytest.raises(ValueError, match="best/ cannot be written"):
+        require_writable(best)
+
+
+KILLER = """
+import os, random, signal, sys, time; sys.path.insert(0, {root!r})
+from pathlib import Path
+import torch
+from catdog.model import load_model, read_header, save_model
+from search.promote import CHAMPION, promote, rollback
+torch.set_num_threads(1)
+best, number = Path({best!r}), 0
+
+def judge(champion, target):
+    model, header = load_model(Path({challenger!r}))
+    header["provenance"]["trial"] = number
+    save_model(model, target, {{key: value for key, value in header.items() if key != "model"}})
+    return number % 3 != 0
+
+for number in (1, 2):
+    promote(best, judge)
+holders = set()
+for _ in range(100):
+    child = os.fork()  # a process that has imported everything: what is killed is a promotion
+    while not child:
+        number += 1
+        promote(best, judge)
+        if number % 5 == 4:
+            rollback(best, load_model)
+    time.sleep(random.uniform(0, 0.03))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    holders.add(read_header(best / CHAMPION)["provenance"]["trial"])  # raises where it is not whole and true
+    for path in (best / "history").glob("*.safetensors"):
+        read_header(path)
+print(len(holders))
+"""
+
+
+def test_killed_at_a_hundred_random_moments_the_champion_is_whole(tmp_path):
+    header = {"classes": ["cat", "dog"], "preprocessing": {}, "metrics": {}, "provenance": {}}
+    best, challenger = tmp_path / "best", tmp_path / "challenger.safetensors"
+    save_model(build_model(TINY), challenger, header)
+    code = KILLER.format(root=str(ROOT), best=str(best), challenger=str(challenger))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 2  # promotions did happen
+    promote(best, lambda *_: False)
+    assert sorted(path.name for path in best.iterdir()) == [".lock", "history", CHAMPION]
+    read_header(best / CHAMPION)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
@@ -32,7 +33,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def small(write_space, photographs):
     """Arguments of a sweep of a few seconds."""
-    options = ["--image-size", "64", "--epochs", "2", "--name", "small", "--tracking", "off"]
+    options = ["--image-size", "64", "--epochs", "2", "--name", "small", "--tracking", "off", "--confirm", "0"]
     return [str(write_space()), "--data", str(photographs), *options]
 
 
@@ -53,7 +54,7 @@ def finish(arguments, cwd="."):
 
 
 def states():
-    return [trial.state for trial in open_study(run_sweep.Path("runs/small")).get_trials()]
+    return [trial.state for trial in open_study(Path("runs/small")).get_trials()]
 
 
 def wait_for_an_epoch(process, home):
@@ -106,7 +107,9 @@ def champion_of_another_sweep_is_named_and_kept(home, finished, capsys):
     header["provenance"]["run"] = "later"
     save_model(model, champion, {key: value for key, value in header.items() if key != "model"})
     assert run_sweep.main(finished) == 0
-    assert "now holds trial 0 of later" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "judged before (trial 0 of small is the champion: there was none before)" in said
+    assert "best_model/model.safetensors holds trial 0 of later" in said
     champion.unlink()
     assert run_sweep.main(finished) == 0
     assert champion.exists()
@@ -215,20 +218,21 @@ def test_data_that_goes_or_changes_is_no_trials_fault(home, small, photographs, 
     if change == "gone":
         shutil.rmtree(photographs)
     with pytest.raises(OSError, match=message):
-        next(train_trial(Task(0, {}, 0, home, "cpu")))
+        next(train_trial(Task(0, None, {}, 0, home, "cpu")))
 
 
 def test_lost_gpu_ends_its_process_not_the_trial(home, small):
     code = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 import torch, run_sweep, objective
+from pathlib import Path
 from search.worker import Task
 def lost(*_, **__): raise torch.AcceleratorError("an illegal memory access was encountered")
 plan = run_sweep.make_plan(run_sweep.parse({small!r}), print)
 data = run_sweep.load_data(plan.source, 64)
 objective.train = lost
 train_trial = run_sweep.TrainTrial(plan.sweep, plan.source, plan.fixed, data.fingerprint, {{}})
-next(train_trial(Task(4, {{}}, 0, run_sweep.Path("."), "cpu")))
+next(train_trial(Task(4, None, {{}}, 0, Path("."), "cpu")))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1

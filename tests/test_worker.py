@@ -20,7 +20,7 @@ def drive(ledger, objective):
     trial = ledger.take(0, "cpu").trial
     folder = ledger.sweep.trial_folder(trial.number)
     (folder / "checkpoint.pt").write_text("state")
-    run_trial(ledger, trial, objective, Task(trial.number, {}, 0, folder, "cpu"))
+    run_trial(ledger, trial, objective, Task(trial.number, None, {}, 0, folder, "cpu"))
     return ledger.trials()[trial.number]
 
 

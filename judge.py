@@ -1,0 +1,258 @@
+"""The sealed test: a challenger beside the champion, on pictures that chose nothing. Promotes what is better."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from catdog.card import write_card
+from catdog.data import SealedTest, load_data, load_test
+from catdog.device import find_devices
+from catdog.evaluate import confusion, evaluate, losses
+from catdog.model import CNN, count_mult_adds, load_model, read_header, save_model
+from search.confirm import Candidate
+from search.evidence import Comparison, Outcomes, accuracy_interval, compare
+from search.ledger import CANDIDATES, PROMOTION, open_study
+from search.promote import CHAMPION, promote, rollback
+
+__all__ = ["BEST_MODEL", "Outcome", "champion_of", "holder_of", "judge_trial", "promote_weights", "restore"]
+
+BEST_MODEL = Path("best_model")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an attempt to promote weights."""
+
+    promoted: bool
+    reason: str  # one sentence
+    notes: tuple[str, ...] = ()  # what else a person should know
+    challenger: Mapping[str, Any] = field(default_factory=dict)  # its provenance and test figures
+    champion: Mapping[str, Any] = field(default_factory=dict)  # of the one before, where it was an opponent
+    comparison: Mapping[str, Any] = field(default_factory=dict)
+    test: Mapping[str, Any] = field(default_factory=dict)  # the pictures, and how often they were looked at
+
+
+@dataclass(frozen=True)
+class _Contestant:
+    """A saved network, opened."""
+
+    path: Path
+    model: CNN
+    header: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        provenance = self.header["provenance"]
+        return f"trial {provenance.get('trial')} of {provenance.get('run')}"
+
+    @property
+    def mult_adds(self) -> int:
+        return count_mult_adds(self.model.config)
+
+    def trained_on(self) -> tuple[Any, Any]:
+        data = self.header["provenance"].get("data")
+        return (data.get("fingerprint") if isinstance(data, dict) else data), list(self.header["classes"])
+
+
+def promote_weights(weights: Path, best_model: Path, source: str, device: str, *, always: bool = False) -> Outcome:
+    """Make the model file `weights` the champion of `best_model`, if it is better, or tied and cheaper.
+
+    Both are tested on the sealed pictures of `source`; each such look is counted in the champion's header. With
+    `always` nothing is compared. Raises ValueError, one sentence, for files or pictures that do not serve; the
+    champion is then untouched.
+    """
+    challenger = _open(weights)
+    outcome = Outcome(promoted=False, reason="")
+
+    def judge(champion: Path | None, target: Path) -> bool:
+        nonlocal outcome
+        opponent = _opponent(champion, always=always)
+        outcome = _judge(challenger, opponent, target, source, device, always=always)
+        return outcome.promoted
+
+    kept = promote(best_model, judge)
+    write_card(best_model / CHAMPION)
+    notes = (f"the champion before it is kept as {kept}",) if kept else ()
+    return Outcome(**{**vars(outcome), "notes": (*outcome.notes, *notes)})
+
+
+def holder_of(champion: Path) -> tuple[Any, ...] | None:
+    """Return run, trial and run of the confirmation of the model in best_model/; None where none is whole."""
+    try:
+        provenance = read_header(champion)["provenance"]
+    except ValueError:
+        return None
+    return provenance.get("run"), provenance.get("trial"), provenance.get("confirmation")
+
+
+def judge_trial(folder: Path, number: int | None, always: bool) -> list[str]:
+    """Promote a trial of the sweep in `folder`, its winner by default, if it is better; say what came of it.
+
+    A trial that was confirmed is promoted with the weights of its best run. Raises ValueError, one sentence.
+    """
+    study = open_study(folder)
+    candidates = [Candidate(**entry) for entry in study.user_attrs.get(CANDIDATES, [])]
+    trials = study.get_trials(deepcopy=False)
+    if number is None:
+        if not candidates:
+            raise ValueError(f"{folder} has no winner yet; let its sweep end, or give --trial")
+        number = candidates[0].trial
+    if not 0 <= number < len(trials):
+        raise ValueError(f"{folder} has no trial {number}; its trials are 0 to {len(trials) - 1}")
+    confirmed = next((c for c in candidates if c.trial == number), None)
+    weights = (confirmed.folder(folder) if confirmed else folder / "trials" / f"{number:04}") / "model.safetensors"
+    source = load_model(weights)[1]["provenance"]["data"]["source"]
+    outcome = promote_weights(weights, BEST_MODEL, source, find_devices("auto")[0], always=always)
+    study.set_user_attr(PROMOTION, record_of(outcome, weights))
+    return sentences_of(outcome)
+
+
+def champion_of(study: optuna.Study, best_model: Path) -> dict[str, Any] | None:
+    """Return the header of the champion, where a sweep's winner met it, and there still is one.
+
+    Raises ValueError, one sentence, for a champion that is not whole and true.
+    """
+    champion = best_model / CHAMPION
+    return load_model(champion)[1] if PROMOTION in study.user_attrs and champion.exists() else None
+
+
+def record_of(outcome: Outcome, weights: Path) -> dict[str, Any]:
+    """Return an outcome as the ledger keeps it."""
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    return {**vars(outcome), "weights": "/".join(weights.parts[-3:-1]), "time": time}
+
+
+def sentences_of(outcome: Outcome) -> list[str]:
+    """Say what came of an attempt, a sentence each."""
+    lines = [f"note: {note}" for note in outcome.notes]
+    if outcome.test:
+        figures, looks = outcome.challenger, outcome.test["looks"]
+        low, high = figures["accuracy_interval"]
+        accuracy = f"{figures['accuracy']:.1%} ({low:.1%} to {high:.1%}, {figures['pictures']} pictures"
+        lines.append(f"winner: trial {figures['trial']}, test accuracy {accuracy}, looked at {looks} times)")
+    return [*lines, f"{'promoted' if outcome.promoted else 'kept the champion'}: {outcome.reason}"]
+
+
+def restore(best_model: Path) -> str:
+    """Make the champion before the present one the champion again; say which one that is."""
+    restored, withdrawn = rollback(best_model, load_model)
+    write_card(best_model / CHAMPION)
+    name = _open(best_model / CHAMPION).name
+    kept = f"; the one that was is kept as {withdrawn}" if withdrawn else ""
+    return f"{best_model / CHAMPION} is {name} again (it was {restored}){kept}"
+
+
+def _open(path: Path) -> _Contestant:
+    model, header = load_model(path)
+    return _Contestant(path, model, header)
+
+
+def _opponent(champion: Path | None, *, always: bool) -> _Contestant | None:
+    if champion is None:
+        return None
+    try:
+        return _open(champion)
+    except ValueError:
+        if always:
+            return None  # nobody can be compared with it; history/ keeps it
+        raise
+
+
+def _judge(
+    challenger: _Contestant, champion: _Contestant | None, target: Path, source: str, device: str, *, always: bool
+) -> Outcome:
+    """Decide, and write the file that best_model/ is to hold, with what the test showed, to `target`."""
+    if champion and _same_weights(challenger, champion):
+        return Outcome(promoted=False, reason=f"{challenger.name} is the champion already: the very same weights")
+    comparable = champion is None or champion.trained_on() == challenger.trained_on()
+    if champion and not comparable and not always:
+        reason = f"the champion, {champion.name}, was made on other data or classes and is no opponent"
+        return Outcome(promoted=False, reason=f"{reason}; --promote always replaces it without a comparison")
+    test = _sealed_test(challenger, source)
+    outcomes, figures = _figures(challenger, test, source, device)
+    looks = 1 + (_looks(champion, test) if champion else 0)
+    about = {"fingerprint": test.fingerprint, "left_out": test.num_left_out, "looks": looks}
+    found = {
+        "challenger": {**challenger.header["provenance"], **figures},
+        "test": {**about, "pictures": len(test.pictures)},
+    }
+    if champion is None or always:
+        _save(challenger, target, {**figures, **about})
+        why = f"{challenger.name} is the champion"
+        why += " without a comparison, as --promote always asks" if champion else ": there was none before"
+        return Outcome(promoted=True, reason=why, notes=test.notes, **found)
+    others, champions_figures = _figures(champion, test, source, device)
+    comparison = compare(outcomes, others)
+    promoted, why = _decide(challenger, champion, comparison)
+    winner, its_figures = (challenger, figures) if promoted else (champion, champions_figures)
+    _save(winner, target, {**its_figures, **about})
+    return Outcome(
+        promoted=promoted,
+        reason=why,
+        notes=test.notes,
+        champion={**champion.header["provenance"], **champions_figures},
+        comparison={**asdict(comparison), "verdict": comparison.verdict},
+        **found,
+    )
+
+
+def _decide(challenger: _Contestant, champion: _Contestant, comparison: Comparison) -> tuple[bool, str]:
+    """Say whether the challenger is to replace the champion, and why, in one sentence with the numbers."""
+    low, high = comparison.accuracy_interval
+    figures = f"accuracy {100 * comparison.accuracy:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}), "
+    low, high = comparison.loss_interval
+    figures += f"loss {comparison.loss:+.4f} ({low:+.4f} to {high:+.4f})"
+    beside = f"beside the champion, {champion.name}: {figures}"
+    if comparison.verdict == "better":
+        return True, f"{challenger.name} is better {beside}"
+    if comparison.verdict == "worse":
+        return False, f"{challenger.name} is worse {beside}"
+    cost = f"{challenger.mult_adds / 1e9:.2f} G against {champion.mult_adds / 1e9:.2f} G mult-adds"
+    if challenger.mult_adds < champion.mult_adds:
+        return True, f"{challenger.name} is tied and cheaper ({cost}) {beside}"
+    return False, f"{challenger.name} is no better and no cheaper ({cost}) {beside}"
+
+
+def _same_weights(one: _Contestant, other: _Contestant) -> bool:
+    mine, theirs = one.model.state_dict(), other.model.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def _sealed_test(challenger: _Contestant, source: str) -> SealedTest:
+    size = challenger.model.config.image_size
+    if load_data(source, size).fingerprint != challenger.trained_on()[0]:
+        raise ValueError(f"the pictures of {source} are not those that {challenger.name} was trained on; give these")
+    return load_test(source, size)
+
+
+def _figures(contestant: _Contestant, test: SealedTest, source: str, device: str) -> tuple[Outcomes, dict[str, Any]]:
+    """Test a network on the same pictures, at its own size."""
+    size = contestant.model.config.image_size
+    pictures = test.pictures if test.pictures.images.shape[1] == size else load_test(source, size).pictures
+    scores, y = evaluate(contestant.model, pictures, device=device), pictures.labels[pictures.rows]
+    outcomes = Outcomes(losses(scores.logits, y).numpy(), (scores.logits.argmax(1) == y).numpy())
+    figures = {
+        "loss": scores.loss,
+        "accuracy": scores.accuracy,
+        "accuracy_interval": accuracy_interval(scores.accuracy, len(pictures)),
+        "pictures": len(pictures),
+        "confusion": confusion(scores.logits, y),
+    }
+    return outcomes, figures
+
+
+def _looks(champion: _Contestant, test: SealedTest) -> int:
+    """Return how often the same pictures were looked at to choose the champion or to defend it."""
+    before = champion.header["metrics"].get("test", {})
+    return int(before.get("looks", 0)) if before.get("fingerprint") == test.fingerprint else 0
+
+
+def _save(contestant: _Contestant, target: Path, figures: Mapping[str, Any]) -> None:
+    header = {key: value for key, value in contestant.header.items() if key != "model"}  # save_model writes that
+    header["metrics"] = {**header["metrics"], "test": dict(figures)}
+    save_model(contestant.model, target, header)

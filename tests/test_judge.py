@@ -1,0 +1,190 @@
+import shutil
+import sys
+
+import pytest
+import torch
+
+from catdog import data
+from catdog.data import load_data, preprocessing
+from catdog.model import ModelConfig, build_model, load_model, read_header, save_model
+from catdog.train import TrainConfig, train
+from judge import holder_of, promote_weights, restore, sentences_of
+from search.promote import CHAMPION
+
+DRAWN = {"training": 200, "test": 300}
+GOOD = ModelConfig(stem_width=8, body_width=16, body_repeats=2, image_size=32)
+LARGER = ModelConfig(stem_width=8, body_width=24, body_repeats=2, image_size=32)
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory):
+    """A small network that knows drawn cats and dogs, and the cache of the pictures."""
+    patch, cache = pytest.MonkeyPatch(), tmp_path_factory.mktemp("drawn")
+    patch.setenv("CATDOG_CACHE", str(cache))
+    patch.setattr(data, "NUM_DRAWN", DRAWN)
+    loaded, model = load_data("synthetic", 32), build_model(GOOD)
+    list(train(model, TrainConfig(1e-2, epochs=8, schedule="one_cycle"), loaded.training, loaded.validation))
+    patch.undo()
+    return model, cache
+
+
+@pytest.fixture
+def bench(good, tmp_path, monkeypatch):
+    """A place to promote in: `bench(model, trial, **provenance)` saves a model file and tries to promote it."""
+    monkeypatch.setenv("CATDOG_CACHE", str(good[1]))
+    monkeypatch.setattr(data, "NUM_DRAWN", DRAWN)
+    monkeypatch.chdir(tmp_path)
+    fingerprint = load_data("synthetic", 32).fingerprint
+
+    def attempt(model, trial=0, *, always=False, classes=("cat", "dog"), data=fingerprint, run="one"):
+        header = {
+            "classes": classes,
+            "preprocessing": preprocessing(model.config.image_size),
+            "metrics": {"validation": {"accuracy": 0.9, "accuracy_interval": (0.8, 0.95), "loss": 0.2, "pictures": 30}},
+            "provenance": {"run": run, "trial": trial, "data": {"source": "synthetic", "fingerprint": data}},
+        }
+        path = tmp_path / f"runs/{run}/trials/{trial:04}/model.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_model(model, path, header)
+        return promote_weights(path, tmp_path / "best_model", "synthetic", "cpu", always=always)
+
+    attempt.champion = tmp_path / "best_model" / CHAMPION
+    return attempt
+
+
+def test_first_champion_is_tested_once_and_has_a_card(bench, good):
+    outcome = bench(good[0], 3)
+    assert outcome.promoted
+    assert "there was none before" in outcome.reason
+    test = read_header(bench.champion)["metrics"]["test"]
+    assert (test["pictures"], test["looks"], test["left_out"]) == (300, 1, 0)
+    assert test["accuracy"] > 0.7
+    assert sum(map(sum, test["confusion"])) == 300
+    card = (bench.champion.parent / "README.md").read_text()
+    assert f"{test['accuracy']:.1%}" in card
+    assert "Trial 3 of the sweep `one`" in card
+    assert "looked at once" in card
+
+
+def test_better_challenger_wins_and_worse_one_is_kept_out(bench, good):
+    bench(build_model(GOOD), 0)
+    outcome = bench(good[0], 1)
+    assert outcome.promoted
+    assert outcome.comparison["verdict"] == "better"
+    assert "trial 1 of one is better beside the champion, trial 0 of one: accuracy +" in outcome.reason
+    assert "kept as" in outcome.notes[-1]
+    before = load_model(bench.champion)[0]
+    outcome = bench(build_model(GOOD, seed=5), 2)
+    assert not outcome.promoted
+    assert "is worse beside the champion" in outcome.reason
+    model, header = load_model(bench.champion)
+    assert torch.equal(model.head[2].weight, before.head[2].weight)
+    assert header["provenance"]["trial"] == 1
+    assert header["metrics"]["test"]["looks"] == 3  # one for each attempt, whoever won
+    assert "looked at 3 times" in sentences_of(outcome)[0]
+    assert len(list((bench.champion.parent / "history").iterdir())) == 1
+
+
+def widened(model):
+    """A larger network that answers all but exactly the same."""
+    wide = build_model(LARGER)
+    wide.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in wide.state_dict().items()})
+    for name, tensor in wide.state_dict().items():
+        small = model.state_dict()[name]
+        if name.endswith("head.2.weight"):
+            tensor.view(2, 24, 2, 2)[:, :16] = small.view(2, 16, 2, 2)
+        elif tensor.dim():
+            tensor[tuple(slice(size) for size in small.shape)] = small
+    return wide
+
+
+@pytest.mark.parametrize("cheaper_is_challenger", [True, False])
+def test_tied_challenger_wins_where_it_is_cheaper(bench, good, cheaper_is_challenger):
+    small, large = good[0], widened(good[0])
+    first, second = (large, small) if cheaper_is_challenger else (small, large)
+    bench(first, 0)
+    outcome = bench(second, 1)
+    assert outcome.comparison["verdict"] == "tied"
+    assert outcome.promoted is cheaper_is_challenger
+    assert ("is tied and cheaper" if cheaper_is_challenger else "is no better and no cheaper") in outcome.reason
+
+
+def test_the_same_weights_again_are_no_challenger_and_cost_no_look(bench, good):
+    bench(good[0], 3)
+    before = bench.champion.read_bytes()
+    outcome = bench(good[0], 3)
+    assert not outcome.promoted
+    assert outcome.reason == "trial 3 of one is the champion already: the very same weights"
+    assert bench.champion.read_bytes() == before
+
+
+def test_champion_of_other_data_or_classes_is_no_opponent(bench, good):
+    bench(good[0], 0)
+    model, header = load_model(bench.champion)
+    header["provenance"]["data"]["fingerprint"] = "of other pictures"
+    save_model(model, bench.champion, {key: value for key, value in header.items() if key != "model"})
+    before = bench.champion.read_bytes()
+    outcome = bench(build_model(GOOD), 1)
+    assert not outcome.promoted
+    assert "was made on other data or classes and is no opponent" in outcome.reason
+    assert bench.champion.read_bytes() == before
+    outcome = bench(build_model(GOOD), 1, always=True)
+    assert outcome.promoted
+    assert "without a comparison, as --promote always asks" in outcome.reason
+
+
+def test_model_of_other_pictures_is_not_judged_by_these(bench, good):
+    with pytest.raises(ValueError, match="the pictures of synthetic are not those that trial 0 of one was trained on"):
+        bench(good[0], 0, data="of other pictures")
+    assert not bench.champion.exists()
+
+
+def test_altered_champion_is_refused_and_replaced_only_on_demand(bench, good):
+    bench(good[0], 0)
+    content = bytearray(bench.champion.read_bytes())
+    content[-100] ^= 1
+    bench.champion.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors was altered"):
+        bench(build_model(GOOD), 1)
+    assert bench.champion.read_bytes() == content
+    assert bench(build_model(GOOD), 1, always=True).promoted
+
+
+def test_rollback_restores_the_champion_before(bench, good):
+    bench(build_model(GOOD), 0)
+    bench(good[0], 1)
+    assert "is trial 0 of one again" in restore(bench.champion.parent)
+    assert holder_of(bench.champion)[:2] == ("one", 0)
+    assert "Trial 0 of the sweep `one`" in (bench.champion.parent / "README.md").read_text()
+    with pytest.raises(ValueError, match="holds no champion to go back to"):
+        restore(bench.champion.parent)
+
+
+def test_damaged_champion_of_before_is_not_restored(bench, good):
+    bench(build_model(GOOD), 0)
+    bench(good[0], 1)
+    kept = bench.champion.parent / "history/0001.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-1])
+    before = bench.champion.read_bytes()
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+        restore(bench.champion.parent)
+    assert bench.champion.read_bytes() == before
+
+
+def test_missing_weights_are_one_sentence(bench, good, tmp_path):
+    bench(good[0], 0)
+    with pytest.raises(ValueError, match=r"trials/0009/model\.safetensors does not exist"):
+        promote_weights(
+            tmp_path / "runs/one/trials/0009/model.safetensors", tmp_path / "best_model", "synthetic", "cpu"
+        )
+    shutil.rmtree(tmp_path / "runs")
+
+
+def test_command_needs_a_sweep_or_rollback(monkeypatch, capsys):
+    from search.promote import main
+
+    for arguments in ([], ["one", "--rollback"]):
+        monkeypatch.setattr(sys, "argv", ["promote", *arguments])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        assert "give either the name of a sweep or --rollback" in capsys.readouterr().err
