@@ -18,6 +18,8 @@ check: .venv/installed  ## style, formatting, types
 bench: .venv/installed  ## the tables of the README
 	$(PYTHON) benchmarks/training.py
 	$(PYTHON) benchmarks/tracking.py
+	$(PYTHON) benchmarks/promotion.py
+	$(PYTHON) benchmarks/report.py
 
 .venv/installed: requirements.lock
 	if command -v uv >/dev/null; then \

@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 import torch
+from optuna.trial import TrialState
 
 from catdog.card import write_card
 from catdog.data import SealedTest, load_data, load_test
@@ -16,8 +17,8 @@ from catdog.evaluate import confusion, evaluate, losses
 from catdog.model import CNN, count_mult_adds, load_model, read_header, save_model
 from search.confirm import Candidate
 from search.evidence import Comparison, Outcomes, accuracy_interval, compare
-from search.ledger import CANDIDATES, PROMOTION, open_study
 from search.promote import CHAMPION, promote, rollback
+from search.study import CANDIDATES, PROMOTION, open_study
 
 __all__ = ["BEST_MODEL", "Outcome", "champion_of", "holder_of", "judge_trial", "promote_weights", "restore"]
 
@@ -99,6 +100,8 @@ def judge_trial(folder: Path, number: int | None, always: bool) -> list[str]:
     candidates = [Candidate(**entry) for entry in study.user_attrs.get(CANDIDATES, [])]
     trials = study.get_trials(deepcopy=False)
     if number is None:
+        if not any(trial.state == TrialState.COMPLETE for trial in trials):
+            raise ValueError(f"{folder} has no winner: none of its {len(trials)} trials completed")
         if not candidates:
             raise ValueError(f"{folder} has no winner yet; let its sweep end, or give --trial")
         number = candidates[0].trial

@@ -30,8 +30,8 @@ from catdog.model import ModelConfig, build_model, layer_table, save_model, writ
 from catdog.train import TrainConfig, train
 from search.confirm import OUTCOMES
 from search.evidence import accuracy_interval
-from search.ledger import Sweep
 from search.space import Parameters
+from search.study import Sweep
 from search.tracking import Row
 from search.worker import CHECKPOINT, Task
 

@@ -15,9 +15,9 @@ from catdog.data import Data
 from catdog.device import find_devices
 from objective import DEFAULTS, METRICS, SEARCHABLE, cast, configure
 from search.comet import has_api_key, patiently, read_search
-from search.ledger import Sweep
 from search.schema import known_keys
 from search.space import Parameters, Space, load_space
+from search.study import Sweep
 from search.sweep import places
 from search.worker import Place
 

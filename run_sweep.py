@@ -25,12 +25,13 @@ from objective import TrainTrial, configure, origin
 from plan import Plan, command, complain, make_plan, parse, settings
 from search.comet import create_search, patiently
 from search.confirm import Candidate, begin_confirmation, candidates_of, print_candidates
-from search.ledger import Ledger, LedgerError, create_ledger
+from search.ledger import Ledger, create_ledger
 from search.live import live_view
 from search.page import kept_up_to_date, write_page
 from search.promote import CHAMPION, require_writable
 from search.report import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
 from search.space import first_proposals
+from search.study import LedgerError
 from search.sweep import run_sweep as search
 from search.sweep import sole_owner
 from search.tracking import Model, Tracking, notify, settle

@@ -23,9 +23,10 @@ from search.evidence import (
     mean_interval,
     seed_noise,
 )
-from search.ledger import CONFIRMS, Ledger, create_confirmation, parameters_of
+from search.ledger import Ledger, create_confirmation
 from search.report import rank, winner_of
 from search.space import Goal, Parameters
+from search.study import CONFIRMS, parameters_of
 
 __all__ = [
     "OUTCOMES",

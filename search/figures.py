@@ -11,8 +11,8 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import plot_parallel_coordinate, plot_param_importances, plot_slice
 
-from search.ledger import state_of
 from search.space import Goal
+from search.study import state_of
 
 __all__ = ["confusion_matrix", "importances", "learning_curves", "parallel_coordinates", "slices", "timeline"]
 

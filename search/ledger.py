@@ -6,93 +6,24 @@ Asking happens under one more lock, so that the budget is counted and spent by o
 """
 
 import json
-import math
 import socket
-import sqlite3
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import getpid
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, RandomSampler
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from search.comet import CometSampler
-from search.space import Parameters, Space, derive_seed
+from search.study import CANDIDATES, CONFIRMS, PROMOTION, REPEAT, Sweep, open_storage, parameters_of
 
-__all__ = ["Claim", "Ledger", "LedgerError", "Sweep", "create_ledger", "open_study", "parameters_of", "state_of"]
-
-LedgerError = optuna.exceptions.StorageInternalError
-PrunerName = Literal["hyperband", "median", "none"]
+__all__ = ["Claim", "Ledger", "create_confirmation", "create_ledger"]
 
 MAX_DEATHS = 3  # of workers on one trial, with no epoch finished in between
-STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "unfinished",
-    TrialState.WAITING: "unfinished",
-}
 SEARCH, SEARCH_ENDED, NOTICE = "search", "search_ended", "notice"  # user attributes of the study
-PROMOTION, CANDIDATES = "promotion", "candidates"
-CONFIRMS = "confirms"  # user attribute of a run: the number of the trial whose configuration it trains again
-BUSY_SECONDS = 60.0  # how long SQLite waits for another process's transaction
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What every process of a sweep must know; small enough to be sent to each worker.
-
-    A sweep has two parts, each a study of its own in one ledger: the search, and the confirmation of its best
-    configurations with fresh seeds. The trials of the second are called runs.
-    """
-
-    folder: Path  # runs/NAME
-    space: Space
-    epochs: int  # at most, for each trial
-    num_trials: int  # the budget
-    pruner: PrunerName
-    search_id: str = ""  # of Comet's search, where the Comet Optimizer proposes
-    patience: float = 600.0  # seconds to wait for proposals while Comet is down
-    part: Literal["search", "confirmation"] = "search"
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    @property
-    def title(self) -> str:
-        """What people, Comet and the storage call this part of the sweep."""
-        return self.name if self.part == "search" else f"{self.name} {self.part}"
-
-    def sampler(self, number: int) -> BaseSampler:
-        """Make the engine that proposes trial `number`."""
-        if self.part == "confirmation":
-            return RandomSampler()  # never asked: its parameters stand
-        if self.search_id:
-            return CometSampler(self.space.distributions, self.search_id)
-        return self.space.sampler(number)
-
-    def trial_folder(self, number: int) -> Path:
-        return self.folder / ("trials" if self.part == "search" else self.part) / f"{number:04}"
-
-    def label(self, trial: FrozenTrial) -> str:
-        """Name a trial as people read it."""
-        again = trial.user_attrs.get(CONFIRMS)
-        return f"trial {trial.number}" if again is None else f"run {trial.number} (trial {again} again)"
-
-    def seed_of(self, trial: FrozenTrial) -> int:
-        """Return the seed of a trial, the same each time it is taken up; a run's is one that no trial had."""
-        if self.part == "confirmation":
-            return derive_seed(self.space.seed, trial.user_attrs[CONFIRMS], trial.user_attrs["repeat"])
-        return int(parameters_of(trial).get("seed", derive_seed(self.space.seed, trial.number)))
 
 
 @dataclass(frozen=True)
@@ -111,10 +42,10 @@ class Ledger:
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
-        self.storage = _storage(sweep.folder)
+        self.storage = open_storage(sweep.folder)
         self.study = optuna.load_study(study_name=sweep.title, storage=self.storage)
         # Not the study's: with Hyperband there, Optuna shows TPE the trials of one bracket alone.
-        self.pruner = _pruner(sweep.pruner, sweep.epochs)
+        self.pruner = sweep.make_pruner()
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
@@ -309,7 +240,7 @@ def create_ledger(sweep: Sweep, settings: Mapping[str, Any]) -> Ledger:
     the folder cannot be written.
     """
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    storage = _storage(sweep.folder)
+    storage = open_storage(sweep.folder)
     study = optuna.create_study(
         study_name=sweep.name, storage=storage, direction=sweep.space.goal.direction, load_if_exists=True
     )
@@ -334,64 +265,13 @@ def create_confirmation(ledger: Ledger, wanted: Sequence[tuple[FrozenTrial, int]
     study = optuna.create_study(study_name=sweep.title, storage=storage, direction=goal.direction, load_if_exists=True)
     if "uid" not in study.user_attrs:
         study.set_user_attr("uid", uuid.uuid4().hex)
-    there = {(run.user_attrs[CONFIRMS], run.user_attrs["repeat"]) for run in study.get_trials(deepcopy=False)}
+    there = {(run.user_attrs[CONFIRMS], run.user_attrs[REPEAT]) for run in study.get_trials(deepcopy=False)}
     for trial, repeat in wanted:
         if (trial.number, repeat) not in there:
             parameters = {name: value for name, value in parameters_of(trial).items() if name != "seed"}
-            attributes = {"parameters": parameters, CONFIRMS: trial.number, "repeat": repeat}
+            attributes = {"parameters": parameters, CONFIRMS: trial.number, REPEAT: repeat}
             study.enqueue_trial({}, user_attrs=attributes)
     return Ledger(replace(sweep, num_trials=len(study.get_trials(deepcopy=False))))
-
-
-def state_of(trial: FrozenTrial) -> str:
-    """Name a trial's state as users read it. An unfinished one is being trained, or will be gone on with."""
-    return STATES[trial.state]
-
-
-def open_study(folder: Path) -> optuna.Study:
-    """Open the search's part of the ledger in `folder` for reading. Raises ValueError where there is none."""
-    if not (folder / "ledger.db").is_file():
-        raise ValueError(f"{folder} holds no sweep; name one of runs/")
-    try:
-        study = optuna.load_study(study_name=folder.name, storage=_storage(folder))
-    except KeyError:  # killed before its study was made
-        study = None
-    if study is None or "settings" not in study.user_attrs:
-        raise ValueError(f"{folder} holds a sweep that was never begun; start it with run_sweep.py")
-    return study
-
-
-def open_confirmation(folder: Path) -> optuna.Study | None:
-    """Open the confirmation's part of the ledger in `folder` for reading; None where it was not begun."""
-    try:
-        return optuna.load_study(study_name=f"{folder.name} confirmation", storage=_storage(folder))
-    except KeyError:
-        return None
-
-
-def parameters_of(trial: FrozenTrial) -> Parameters:
-    """Return a trial's parameters, in the terms of optimizer.json."""
-    return {**trial.params, **trial.user_attrs.get("parameters", {})}
-
-
-def _storage(folder: Path) -> RDBStorage:
-    path = folder / "ledger.db"
-    try:
-        connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
-        connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers and the writer do not block
-        connection.close()
-        return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
-    except (sqlite3.Error, SQLAlchemyError) as error:
-        raise OSError(f"the ledger {path} cannot be opened ({error})") from error
-
-
-def _pruner(name: PrunerName, epochs: int) -> BasePruner:
-    if name == "hyperband":
-        # A third of the epochs before the first decision, then half go on. On photographs, eight epochs: the README
-        # network (best val_loss 0.50) led two one-cycle runs at epoch 2 (0.55, 0.52) that were to end at 0.31 and 0.29,
-        # and trailed them at epoch 3 (0.44, 0.45).
-        return HyperbandPruner(min_resource=math.ceil(epochs / 3), max_resource=epochs, reduction_factor=2)
-    return MedianPruner() if name == "median" else NopPruner()
 
 
 def _short(value: Any) -> str:

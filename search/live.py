@@ -11,8 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from search.ledger import Ledger, state_of
+from search.ledger import Ledger
 from search.report import rank, winner_of
+from search.study import state_of
 
 __all__ = ["live_view"]
 

@@ -139,7 +139,7 @@ def main() -> None:
         parser.error("give either the name of a sweep or --rollback")
     # The command that knows both packages: the champion is verified, and compared, with what made it.
     from judge import BEST_MODEL, judge_trial, restore  # noqa: PLC0415
-    from search.ledger import LedgerError  # noqa: PLC0415
+    from search.study import LedgerError  # noqa: PLC0415
 
     try:
         if options.rollback:

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from search.ledger import LedgerError, open_study, parameters_of, state_of
 from search.space import Goal
+from search.study import LedgerError, open_study, parameters_of, state_of
 
 __all__ = ["WIDE", "Ranked", "parameter_names", "print_ranking", "rank", "winner_of", "write_ranking"]
 

@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from search.ledger import Ledger, Sweep
+from search.ledger import Ledger
+from search.study import Sweep
 from search.tracking import Tracking
 from search.worker import CHECKPOINT, Objective, Place, work
 

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from search.comet import ENVIRONMENT, TICKET
-from search.ledger import CONFIRMS, Sweep, parameters_of, state_of
+from search.study import CONFIRMS, Sweep, parameters_of, state_of
 
 __all__ = ["Model", "Row", "Tracker", "Tracking", "notify", "outcome_of", "settle"]
 

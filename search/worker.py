@@ -14,7 +14,8 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from search.comet import patiently
-from search.ledger import CONFIRMS, Ledger, LedgerError, Sweep, parameters_of
+from search.ledger import Ledger
+from search.study import CONFIRMS, LedgerError, Sweep, parameters_of
 from search.tracking import Row, Tracker, Tracking
 
 __all__ = ["CHECKPOINT", "Objective", "Place", "Task", "work"]

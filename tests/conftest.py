@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,22 @@ def pictures():
 def one_thread():
     """Leave the other cores to the tests beside this one, and to the programs that they start."""
     torch.set_num_threads(1)
+
+
+def lack(what):
+    """Skip a test for want of something; where nothing may be skipped (.ci/run), fail."""
+    (pytest.fail if os.environ.get("SKIP_NOTHING") else pytest.skip)(f"needs {what}")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium: Debian's package `chromium`, or Chrome."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not path:
+        lack("Chromium (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from search.comet import create_search, patiently
 from search.confirm import begin_confirmation
-from search.ledger import Ledger, Sweep, create_ledger
+from search.ledger import Ledger, create_ledger
 from search.space import load_space
+from search.study import Sweep
 from search.sweep import places, run_sweep, sole_owner
 from search.tracking import Model, Tracking, settle
 

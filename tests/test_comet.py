@@ -15,7 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from search.comet import TICKET, _fitted
-from search.ledger import open_study
+from search.study import open_study
 from search.tracking import outcome_of
 from tests.comet_server import API_KEY, CometServer
 from tests.conftest import ROOT

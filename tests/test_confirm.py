@@ -10,8 +10,9 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from search.confirm import OUTCOMES, begin_confirmation, candidates_of, gain_over_baseline, print_candidates
-from search.ledger import Ledger, create_ledger, open_confirmation, parameters_of
+from search.ledger import Ledger, create_ledger
 from search.space import derive_seed
+from search.study import open_confirmation, parameters_of
 from tests.counting_sweep import make_sweep
 from tests.test_sweep import assert_exact, start, workers_of
 

@@ -1,15 +1,22 @@
 import shutil
 import sys
+from random import Random
 
+import optuna
 import pytest
 import torch
+from optuna.trial import TrialState
 
 from catdog import data
 from catdog.data import load_data, preprocessing
 from catdog.model import ModelConfig, build_model, load_model, read_header, save_model
+from catdog.predict import Classifier
 from catdog.train import TrainConfig, train
-from judge import holder_of, promote_weights, restore, sentences_of
-from search.promote import CHAMPION
+from judge import champion_of, holder_of, promote_weights, restore, sentences_of
+from search.ledger import create_ledger
+from search.promote import CHAMPION, main
+from search.study import PROMOTION, open_study
+from tests.counting_sweep import make_sweep
 
 DRAWN = {"training": 200, "test": 300}
 GOOD = ModelConfig(stem_width=8, body_width=16, body_repeats=2, image_size=32)
@@ -173,18 +180,95 @@ def test_damaged_champion_of_before_is_not_restored(bench, good):
 
 def test_missing_weights_are_one_sentence(bench, good, tmp_path):
     bench(good[0], 0)
+    weights = tmp_path / "runs/one/trials/0009/model.safetensors"
     with pytest.raises(ValueError, match=r"trials/0009/model\.safetensors does not exist"):
-        promote_weights(
-            tmp_path / "runs/one/trials/0009/model.safetensors", tmp_path / "best_model", "synthetic", "cpu"
-        )
-    shutil.rmtree(tmp_path / "runs")
+        promote_weights(weights, tmp_path / "best_model", "synthetic", "cpu")
+
+
+def test_every_one_of_500_flipped_bits_is_refused_by_predict_and_report(bench, good):
+    bench(good[0], 0)
+    study = optuna.create_study()
+    study.set_user_attr(PROMOTION, {})
+    content, random = bytearray(bench.champion.read_bytes()), Random(7)
+    in_header = 8 + int.from_bytes(content[:8], "little")
+    assert in_header > 1000
+    for flip in range(500):
+        bit = random.randrange(8 * (in_header if flip % 2 else len(content)))
+        content[bit // 8] ^= 1 << bit % 8
+        bench.champion.write_bytes(content)
+        for read in (Classifier, lambda champion: champion_of(study, champion.parent)):
+            with pytest.raises(
+                ValueError, match=r"model\.safetensors (was altered|is not a whole|lacks|does not hold)"
+            ):
+                read(bench.champion)
+        content[bit // 8] ^= 1 << bit % 8
+    bench.champion.write_bytes(content)
+    assert champion_of(study, bench.champion.parent)["provenance"]["run"] == "one"
+
+
+def promote_command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["promote", *arguments])
+    main()
 
 
 def test_command_needs_a_sweep_or_rollback(monkeypatch, capsys):
-    from search.promote import main
-
     for arguments in ([], ["one", "--rollback"]):
-        monkeypatch.setattr(sys, "argv", ["promote", *arguments])
         with pytest.raises(SystemExit, match="2"):
-            main()
+            promote_command(monkeypatch, *arguments)
         assert "give either the name of a sweep or --rollback" in capsys.readouterr().err
+
+
+def ended(ledger, *states):
+    for state in states:
+        claim = ledger.take(0, "cpu")
+        ledger.tell(claim.trial, state, 0.5 if state == TrialState.COMPLETE else None)
+        claim.release()
+
+
+BAD = {
+    "unknown run": ((), ["none"], "runs/none holds no sweep; name one of runs/"),
+    "empty run": ((), ["two"], "runs/two has no winner: none of its 0 trials completed"),
+    "failed run": ((TrialState.FAIL,), ["two"], "runs/two has no winner: none of its 1 trials completed"),
+    "run that goes on": ((TrialState.COMPLETE,), ["two"], "runs/two has no winner yet; let its sweep end, or give"),
+    "unknown trial": ((TrialState.COMPLETE,), ["two", "--trial", "7"], "has no trial 7; its trials are 0 to 0"),
+    "missing weights": ((TrialState.COMPLETE,), ["two", "--trial", "0"], "0000/model.safetensors does not exist"),
+    "nothing before": ((), ["--rollback"], "holds no champion to go back to"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_leaves_the_champion(bench, good, tmp_path, monkeypatch, capsys, case):
+    states, arguments, message = BAD[case]
+    bench(good[0], 0)
+    ended(create_ledger(make_sweep(tmp_path / "runs/two", 2), {}), *states)
+    before = bench.champion.read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        promote_command(monkeypatch, *arguments)
+    complained = capsys.readouterr().err
+    assert message in complained
+    assert complained.count("\n") == 1
+    assert bench.champion.read_bytes() == before
+
+
+def test_best_model_that_cannot_be_written_is_one_sentence(bench, good, tmp_path, monkeypatch, capsys):
+    bench(good[0], 0)
+    ended(create_ledger(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    shutil.rmtree(bench.champion.parent)
+    bench.champion.parent.write_text("a file")
+    with pytest.raises(SystemExit, match="2"):
+        promote_command(monkeypatch, "one", "--trial", "0")
+    assert "best_model/ cannot be written (Not a directory)" in capsys.readouterr().err
+
+
+def test_trial_is_promoted_by_hand_and_told(bench, good, tmp_path, monkeypatch, capsys):
+    bench(build_model(GOOD), 0, run="other")
+    bench(good[0], 0)
+    restore(bench.champion.parent)
+    ended(create_ledger(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    promote_command(monkeypatch, "one", "--trial", "0")
+    said = capsys.readouterr().out
+    assert "winner: trial 0, test accuracy" in said
+    assert "promoted: trial 0 of one is better beside the champion, trial 0 of other" in said
+    assert open_study(tmp_path / "runs/one").user_attrs[PROMOTION]["promoted"]
+    promote_command(monkeypatch, "--rollback")
+    assert "is trial 0 of other again" in capsys.readouterr().out

@@ -4,7 +4,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from search.ledger import Ledger, create_ledger, open_study, parameters_of
+from search.ledger import Ledger, create_ledger
+from search.study import open_study, parameters_of
 from tests.counting_sweep import make_sweep
 
 GOAL = {"goal": "loss", "epochs": 4}

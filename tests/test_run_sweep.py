@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from optuna.trial import TrialState
 
 import run_sweep
 from catdog.data import load_data
 from catdog.evaluate import evaluate
 from catdog.model import load_model, save_model
-from search.ledger import open_study
+from search.study import open_confirmation, open_study
 from search.worker import Task
 from tests.conftest import ROOT
 
@@ -63,9 +64,12 @@ def wait_for_an_epoch(process, home):
 
 
 def test_sweep_ranks_and_promotes_and_does_nothing_twice(home, small, photographs):
-    status, said, complained = finish(small)
+    confirmed = [*small, "--confirm", "1", "--confirm-seeds", "2"]
+    status, said, complained = finish(confirmed)
     assert (status, complained) == (0, "")
     assert "test accuracy" in said
+    assert "report: runs/small/report.html" in said
+    assert len(open_confirmation(Path("runs/small")).get_trials()) == 2
     rows = list(csv.DictReader((home / "runs/small/ranking.csv").read_text().splitlines()))
     assert sorted(row["trial"] for row in rows) == ["0", "1", "2"]
     assert next(row for row in rows if row["trial"] == "0")["body_width"] == "512"
@@ -73,11 +77,13 @@ def test_sweep_ranks_and_promotes_and_does_nothing_twice(home, small, photograph
     model, header = load_model(champion)
     assert header["metrics"]["test"]["pictures"] == 8
     assert header["provenance"]["trial"] == int(rows[0]["trial"])
+    assert header["provenance"]["confirmation"] in (0, 1)
     assert {"run", "trial", "parameters", "seeds", "data", "versions", "commit", "time"} <= set(header["provenance"])
     before = champion.stat()
-    status, said, _ = finish(small)
+    status, said, _ = finish(confirmed)
     assert status == 0
     assert "nothing left to do: all 3 trials of small have ended" in said
+    assert "judged before" in said
     assert champion.stat().st_mtime_ns == before.st_mtime_ns
     assert not list(home.glob("best_model/history/*"))
     picture = next(photographs.rglob("test_set/cats/*.jpg"))
@@ -181,6 +187,25 @@ def test_bad_input_is_one_sentence_and_creates_nothing(home, small, capsys, case
     assert message in complained
     assert complained.count("\n") == 1
     assert not list(home.iterdir())
+
+
+def test_best_model_that_cannot_be_written_is_refused_before_the_sweep(home, small, capsys):
+    (home / "best_model").write_text("a file")
+    assert run_sweep.main(small) == 2
+    assert "best_model/ cannot be written (Not a directory)" in capsys.readouterr().err
+    assert states() == []
+
+
+def test_promote_never_promotes_nothing_and_the_reports_command_makes_the_same_weights(home, small, capsys):
+    assert run_sweep.main([*small, "--trials", "1", "--promote", "never"]) == 0
+    assert "winner: trial 0, not promoted as --promote never asks" in capsys.readouterr().out
+    assert not (home / "best_model").exists()
+    folder = home / "runs/small/trials/0000"
+    command = (folder / "command.txt").read_text().replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    again, found = load_model(home / "model.safetensors")[0], load_model(folder / "model.safetensors")[0]
+    pairs = zip(again.state_dict().values(), found.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_no_budget_in_file_or_command_is_refused(home, small, write_space, capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from search.ledger import open_study, parameters_of
+from search.study import open_study, parameters_of
 from search.sweep import places, sole_owner
 from tests.conftest import ROOT
 from tests.counting_sweep import EPOCHS

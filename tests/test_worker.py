@@ -5,7 +5,8 @@ import math
 import pytest
 from optuna.trial import TrialState
 
-from search.ledger import LedgerError, create_ledger
+from search.ledger import create_ledger
+from search.study import LedgerError
 from search.worker import Task, run_trial
 from tests.counting_sweep import make_sweep
 
