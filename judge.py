@@ -1,6 +1,7 @@
 """The sealed test: a challenger beside the champion, on pictures that chose nothing. Promotes what is better."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from catdog.evaluate import confusion, evaluate, losses
 from catdog.model import CNN, count_mult_adds, load_model, read_header, save_model
 from search.confirm import Candidate
 from search.evidence import Comparison, Outcomes, accuracy_interval, compare
-from search.promote import CHAMPION, promote, rollback
+from search.promote import CHAMPION, HISTORY, promote, rollback
 from search.study import CANDIDATES, PROMOTION, open_study
 
 __all__ = ["BEST_MODEL", "Outcome", "champion_of", "holder_of", "judge_trial", "promote_weights", "restore"]
@@ -72,23 +73,21 @@ def promote_weights(weights: Path, best_model: Path, source: str, device: str, *
 
     def judge(champion: Path | None, target: Path) -> bool:
         nonlocal outcome
-        opponent = _opponent(champion, always=always)
-        outcome = _judge(challenger, opponent, target, source, device, always=always)
+        outcome = _judge(challenger, champion, target, source, device, always=always)
         return outcome.promoted
 
-    kept = promote(best_model, judge)
-    write_card(best_model / CHAMPION)
+    kept = promote(best_model, judge, write_card)
     notes = (f"the champion before it is kept as {kept}",) if kept else ()
     return Outcome(**{**vars(outcome), "notes": (*outcome.notes, *notes)})
 
 
-def holder_of(champion: Path) -> tuple[Any, ...] | None:
-    """Return run, trial and run of the confirmation of the model in best_model/; None where none is whole."""
-    try:
-        provenance = read_header(champion)["provenance"]
-    except ValueError:
-        return None
-    return provenance.get("run"), provenance.get("trial"), provenance.get("confirmation")
+def holder_of(champion: Path) -> dict[str, Any]:
+    """Return the provenance of the model in best_model/, empty where there is none.
+
+    Raises ValueError, one sentence, for one that is not whole and true.
+    """
+    provenance: dict[str, Any] = read_header(champion)["provenance"] if champion.exists() else {}
+    return provenance
 
 
 def judge_trial(folder: Path, number: int | None, always: bool) -> list[str]:
@@ -111,7 +110,7 @@ def judge_trial(folder: Path, number: int | None, always: bool) -> list[str]:
     weights = (confirmed.folder(folder) if confirmed else folder / "trials" / f"{number:04}") / "model.safetensors"
     source = load_model(weights)[1]["provenance"]["data"]["source"]
     outcome = promote_weights(weights, BEST_MODEL, source, find_devices("auto")[0], always=always)
-    study.set_user_attr(PROMOTION, record_of(outcome, weights))
+    study.set_user_attr(PROMOTION, record_of(outcome, weights, study.user_attrs.get(PROMOTION, {})))
     return sentences_of(outcome)
 
 
@@ -124,10 +123,17 @@ def champion_of(study: optuna.Study, best_model: Path) -> dict[str, Any] | None:
     return load_model(champion)[1] if PROMOTION in study.user_attrs and champion.exists() else None
 
 
-def record_of(outcome: Outcome, weights: Path) -> dict[str, Any]:
-    """Return an outcome as the ledger keeps it."""
-    time = datetime.now(UTC).isoformat(timespec="seconds")
-    return {**vars(outcome), "weights": "/".join(weights.parts[-3:-1]), "time": time}
+def record_of(outcome: Outcome, weights: Path, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the ledger is to keep: the record `before` an attempt, where only that has tested these weights."""
+    record = {**vars(outcome), "weights": name_of(weights)}
+    if not outcome.test and before.get("weights") == record["weights"] and before.get("test"):
+        return dict(before)
+    return {**record, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def name_of(weights: Path) -> str:
+    """Return what a record calls a trial's weights: confirmation/0003, say."""
+    return "/".join(weights.parts[-3:-1])
 
 
 def sentences_of(outcome: Outcome) -> list[str]:
@@ -143,11 +149,21 @@ def sentences_of(outcome: Outcome) -> list[str]:
 
 def restore(best_model: Path) -> str:
     """Make the champion before the present one the champion again; say which one that is."""
-    restored, withdrawn = rollback(best_model, load_model)
-    write_card(best_model / CHAMPION)
+    restored, withdrawn = rollback(best_model, load_model, write_card)
+    promote(best_model, _recount, write_card)
     name = _open(best_model / CHAMPION).name
     kept = f"; the one that was is kept as {withdrawn}" if withdrawn else ""
     return f"{best_model / CHAMPION} is {name} again (it was {restored}){kept}"
+
+
+def _recount(champion: Path | None, target: Path) -> bool:
+    """Write down in the header of a champion that came back how often its test pictures were looked at meanwhile."""
+    assert champion, "it was just restored"
+    again = _open(champion)
+    test = again.header["metrics"].get("test", {})
+    if looks := _looks(champion.parent, test.get("fingerprint", "")):
+        _save(again, target, {**test, "looks": looks})
+    return False
 
 
 def _open(path: Path) -> _Contestant:
@@ -155,53 +171,52 @@ def _open(path: Path) -> _Contestant:
     return _Contestant(path, model, header)
 
 
-def _opponent(champion: Path | None, *, always: bool) -> _Contestant | None:
-    if champion is None:
-        return None
-    try:
-        return _open(champion)
-    except ValueError:
-        if always:
-            return None  # nobody can be compared with it; history/ keeps it
-        raise
-
-
 def _judge(
-    challenger: _Contestant, champion: _Contestant | None, target: Path, source: str, device: str, *, always: bool
+    challenger: _Contestant, champion: Path | None, target: Path, source: str, device: str, *, always: bool
 ) -> Outcome:
     """Decide, and write the file that best_model/ is to hold, with what the test showed, to `target`."""
-    if champion and _same_weights(challenger, champion):
+    opponent = _opponent(champion, always=always)
+    if opponent and _same_weights(challenger, opponent):
         return Outcome(promoted=False, reason=f"{challenger.name} is the champion already: the very same weights")
-    comparable = champion is None or champion.trained_on() == challenger.trained_on()
-    if champion and not comparable and not always:
-        reason = f"the champion, {champion.name}, was made on other data or classes and is no opponent"
+    if opponent and not always and opponent.trained_on() != challenger.trained_on():
+        reason = f"the champion, {opponent.name}, was made on other data or classes and is no opponent"
         return Outcome(promoted=False, reason=f"{reason}; --promote always replaces it without a comparison")
     test = _sealed_test(challenger, source)
     outcomes, figures = _figures(challenger, test, source, device)
-    looks = 1 + (_looks(champion, test) if champion else 0)
+    looks = 1 + _looks(target.parents[1], test.fingerprint)
     about = {"fingerprint": test.fingerprint, "left_out": test.num_left_out, "looks": looks}
     found = {
         "challenger": {**challenger.header["provenance"], **figures},
         "test": {**about, "pictures": len(test.pictures)},
     }
-    if champion is None or always:
+    if always or opponent is None:
         _save(challenger, target, {**figures, **about})
-        why = f"{challenger.name} is the champion"
-        why += " without a comparison, as --promote always asks" if champion else ": there was none before"
-        return Outcome(promoted=True, reason=why, notes=test.notes, **found)
-    others, champions_figures = _figures(champion, test, source, device)
+        why = " without a comparison, as --promote always asks" if champion else ": there was none before"
+        return Outcome(promoted=True, reason=f"{challenger.name} is the champion{why}", notes=test.notes, **found)
+    others, opponents_figures = _figures(opponent, test, source, device)
     comparison = compare(outcomes, others)
-    promoted, why = _decide(challenger, champion, comparison)
-    winner, its_figures = (challenger, figures) if promoted else (champion, champions_figures)
+    promoted, why = _decide(challenger, opponent, comparison)
+    winner, its_figures = (challenger, figures) if promoted else (opponent, opponents_figures)
     _save(winner, target, {**its_figures, **about})
     return Outcome(
         promoted=promoted,
         reason=why,
         notes=test.notes,
-        champion={**champion.header["provenance"], **champions_figures},
+        champion={**opponent.header["provenance"], **opponents_figures},
         comparison={**asdict(comparison), "verdict": comparison.verdict},
         **found,
     )
+
+
+def _opponent(champion: Path | None, *, always: bool) -> _Contestant | None:
+    if champion is None:
+        return None
+    try:
+        return _open(champion)
+    except ValueError as error:
+        if always:
+            return None  # nobody can be compared with it; history/ keeps it
+        raise ValueError(f"{error}; --rollback and --promote always do so") from error
 
 
 def _decide(challenger: _Contestant, champion: _Contestant, comparison: Comparison) -> tuple[bool, str]:
@@ -249,10 +264,14 @@ def _figures(contestant: _Contestant, test: SealedTest, source: str, device: str
     return outcomes, figures
 
 
-def _looks(champion: _Contestant, test: SealedTest) -> int:
-    """Return how often the same pictures were looked at to choose the champion or to defend it."""
-    before = champion.header["metrics"].get("test", {})
-    return int(before.get("looks", 0)) if before.get("fingerprint") == test.fingerprint else 0
+def _looks(best_model: Path, fingerprint: str) -> int:
+    """Return how often these test pictures were looked at so far, by the champion's header and those in history/."""
+    looks = 0
+    for path in (best_model / CHAMPION, *(best_model / HISTORY).glob("*.safetensors")):
+        with suppress(ValueError):  # a damaged file counts nothing
+            test = read_header(path)["metrics"].get("test", {})
+            looks = max(looks, test.get("looks", 0) if test.get("fingerprint") == fingerprint else 0)
+    return looks
 
 
 def _save(contestant: _Contestant, target: Path, figures: Mapping[str, Any]) -> None:

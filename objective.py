@@ -35,7 +35,7 @@ from search.study import Sweep
 from search.tracking import Row
 from search.worker import CHECKPOINT, Task
 
-__all__ = ["DEFAULTS", "METRICS", "SEARCHABLE", "TrainTrial", "cast", "configure", "origin", "train_command"]
+__all__ = ["DEFAULTS", "METRICS", "SEARCHABLE", "TrainTrial", "cast", "configure", "origin"]
 
 METRICS: dict[str, Literal["minimize", "maximize"]] = {  # what a goal may be, and which way it is better
     "val_loss": "minimize",
@@ -72,7 +72,7 @@ class TrainTrial:
         checkpoint = task.folder / CHECKPOINT
         goal, best = self.sweep.space.goal, None
         (task.folder / "network.txt").write_text(layer_table(shape))
-        (task.folder / "command.txt").write_text(train_command(shape, recipe, self.source) + "\n")
+        (task.folder / "command.txt").write_text(self.command(task, shape, recipe) + "\n")
         for epoch in train(model, recipe, data.training, data.validation, device=task.device, checkpoint=checkpoint):
             row = epoch.figures()
             if goal.replaces(row[goal.column], best):
@@ -83,6 +83,20 @@ class TrainTrial:
                     header["metrics"]["validation"]["confusion"] = confusion(epoch.logits, _labels(data))
                     save_model(model, task.folder / "model.safetensors", header)
             yield row
+
+    def command(self, task: Task, shape: ModelConfig, recipe: TrainConfig) -> str:
+        """Return the command that trains a trial's network again, by itself: on the same CPU, to the same weights."""
+        goal = self.sweep.space.goal
+        keep = "last" if goal.metric == goal.column else goal.column
+        options = ["--data", self.source, "--device", task.device, "--keep", keep]
+        for config in (shape, recipe):
+            for field in fields(config):
+                value, flag = getattr(config, field.name), field.name.replace("_", "-")
+                if isinstance(value, bool):
+                    options += [f"--{flag}" if value else f"--no-{flag}"] if value != field.default else []
+                elif value != field.default:
+                    options += [f"--{flag}", str(value)]
+        return f"OMP_NUM_THREADS={torch.get_num_threads()} {shlex.join(['python', '-m', 'catdog.train', *options])}"
 
     def load(self, image_size: int) -> Data:
         """Load the sweep's data. Raises OSError where it has gone or changed: no trial is to blame for that."""
@@ -127,7 +141,7 @@ def write_outcomes(folder: Path, data: Data, logits: Tensor) -> None:
     np.savez(columns, val_loss=losses(logits, y).numpy(), val_accuracy=correct.float().numpy())
     write_file(folder / OUTCOMES, columns.getvalue())
     matrix = {"labels": data.classes, "matrix": confusion(logits, y)}
-    (folder / "confusion.json").write_text(json.dumps(matrix))
+    write_file(folder / "confusion.json", json.dumps(matrix).encode())
     sure, called = logits.softmax(1).max(1)
     worst = [int(row) for row in sure.argsort(descending=True) if not correct[row]][:NUM_MISTAKES]
     mistakes = [
@@ -139,7 +153,7 @@ def write_outcomes(folder: Path, data: Data, logits: Tensor) -> None:
         }
         for row in worst
     ]
-    (folder / "mistakes.json").write_text(json.dumps(mistakes))
+    write_file(folder / "mistakes.json", json.dumps(mistakes).encode())
 
 
 def _labels(data: Data) -> Tensor:
@@ -152,17 +166,6 @@ def _thumbnail(image: np.ndarray) -> str:
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     picture.save(file, "JPEG", quality=90)
     return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
-
-
-def train_command(shape: ModelConfig, recipe: TrainConfig, source: str) -> str:
-    """Return the command that trains a trial's network again, by itself: with as many threads, the same weights."""
-    options = ["python", "-m", "catdog.train", "--data", source]
-    for field in (*fields(shape), *fields(recipe)):
-        value = getattr(recipe if hasattr(recipe, field.name) else shape, field.name)
-        flag = field.name.replace("_", "-")
-        if value != field.default:
-            options += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-    return f"OMP_NUM_THREADS={torch.get_num_threads()} {shlex.join(options)}"
 
 
 def configure(parameters: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:

@@ -14,13 +14,14 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
 from catdog.data import Data, describe_source, load_data, locate
 from catdog.device import describe_device
-from catdog.model import count_mult_adds, count_parameters, read_header
-from judge import BEST_MODEL, champion_of, holder_of, promote_weights, record_of, sentences_of
+from catdog.model import count_mult_adds, count_parameters
+from judge import BEST_MODEL, champion_of, holder_of, name_of, promote_weights, record_of, sentences_of
 from objective import TrainTrial, configure, origin
 from plan import Plan, command, complain, make_plan, parse, settings
 from search.comet import create_search, patiently
@@ -31,7 +32,7 @@ from search.page import kept_up_to_date, write_page
 from search.promote import CHAMPION, require_writable
 from search.report import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
 from search.space import first_proposals
-from search.study import LedgerError
+from search.study import CONFIRMS, LedgerError, open_confirmation
 from search.sweep import run_sweep as search
 from search.sweep import sole_owner
 from search.tracking import Model, Tracking, notify, settle
@@ -59,8 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         plan = replace(plan, source=locate(plan.source))
         data = load_data(plan.source, plan.fixed["image_size"])
         with sole_owner(plan.sweep.folder):
-            if plan.promote != "never":
-                require_writable(BEST_MODEL)  # rather than find out after the night
+            check_best_model(plan)
             ledger = create_ledger(plan.sweep, settings(plan, data))
             if plan.engine == "comet":
                 ledger = join_search(plan, ledger)
@@ -76,9 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
-    """Search until the budget is spent, rank, confirm, promote, tell Comet."""
+    """Search until the budget is spent, rank, confirm, promote, report, tell Comet."""
     announce(plan, data, ledger)
-    code = origin()
+    code = {**origin(), "sweep": ledger.uid()}
     objective = TrainTrial(ledger.sweep, plan.source, plan.fixed, data.fingerprint, code)
     tracking = make_tracking(plan, ledger, code)
     with news_of(ledger, tracking):
@@ -89,16 +89,22 @@ def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
             finally:
                 ranking = show_ranking(ledger)
             candidates, runs = confirm(plan, ledger, objective, code) if winner_of(ranking) else ([], None)
-        if candidates:
-            promote_winner(plan, ledger, candidates[0])
-        say(f"report: {write_page(ledger.sweep.folder, champion_of(ledger.study, BEST_MODEL))}")
+        fault = ""
+        try:
+            if candidates:
+                promote_winner(plan, ledger, candidates[0])
+            champion = champion_of(ledger.study, BEST_MODEL)
+        except ValueError as error:  # the winner stays where it is; what was found is reported all the same
+            fault, champion = str(error), None
+        say(f"report: {write_page(ledger.sweep.folder, champion)}")
         for part in filter(None, (ledger, runs)):
-            tell_comet(part, make_tracking(plan, part, code))
+            tell_comet(part, make_tracking(plan, part, code), None if fault else registration(part, ledger.uid()))
+    if fault:
+        return complain(2, fault)
     if candidates:
         return 0
-    if winner_of(ranking):
-        return complain(1, "no configuration could be confirmed, so nothing is promoted; the run's folder says why")
-    return complain(1, "no trial completed, so nothing is promoted; the ranking says why each one ended")
+    what = "no configuration could be confirmed" if winner_of(ranking) else "no trial completed"
+    return complain(1, f"{what}, so nothing is promoted; the report says why each one ended")
 
 
 def announce(plan: Plan, data: Data, ledger: Ledger) -> None:
@@ -111,7 +117,7 @@ def announce(plan: Plan, data: Data, ledger: Ledger) -> None:
     if plan.notify and plan.tracking != "online":
         say("note: Comet can only notify with --tracking online")
     if ledger.num_unfinished() <= 0:
-        say(f"nothing left to do: all {len(ledger.trials())} trials of {ledger.sweep.name} have ended")
+        say(f"nothing left to search: all {len(ledger.trials())} trials of {ledger.sweep.name} have ended")
 
 
 def show_ranking(ledger: Ledger) -> list[Ranked]:
@@ -126,7 +132,7 @@ def show_ranking(ledger: Ledger) -> list[Ranked]:
 @contextmanager
 def news_of(ledger: Ledger, tracking: Tracking | None) -> Iterator[None]:
     """Have Comet tell the user, where that is wanted, that the sweep has ended, or why it stopped."""
-    anything_left = ledger.num_unfinished() > 0
+    before = num_ended(ledger)
     news = f"sweep {ledger.sweep.name} has ended"
     try:
         yield
@@ -135,18 +141,25 @@ def news_of(ledger: Ledger, tracking: Tracking | None) -> Iterator[None]:
         news = f"sweep {ledger.sweep.name} stopped: {reason}"
         raise
     finally:
-        if tracking and anything_left:
+        if tracking and num_ended(ledger) > before:
             notify(tracking, ledger.trials(), news)
 
 
-def tell_comet(ledger: Ledger, tracking: Tracking | None) -> None:
+def num_ended(ledger: Ledger) -> int:
+    """Count what has ended of both parts of a sweep."""
+    runs = open_confirmation(ledger.sweep.folder)
+    trials = [*ledger.trials(), *(runs.get_trials(deepcopy=False) if runs else [])]
+    return sum(trial.state.is_finished() for trial in trials)
+
+
+def tell_comet(ledger: Ledger, tracking: Tracking | None, model: Model | None) -> None:
     """Send what Comet has not got yet: results to its Optimizer, experiments, the promoted model."""
     if ledger.budget() < ledger.sweep.num_trials:
         say(f"Comet's search was over after {ledger.budget()} trials; it has nothing more to try")
     if num_left := ledger.report_left():
         say(f"Comet's Optimizer has not taken {num_left} results yet; the same command sends them")
     if tracking:
-        outcome = settle(tracking, ledger.trials(), registration(ledger), lambda text: say(f"Comet: {text}"))
+        outcome = settle(tracking, ledger.trials(), model, lambda text: say(f"Comet: {text}"))
         say(f"Comet: {ledger.sweep.title}: {outcome}")
 
 
@@ -186,17 +199,29 @@ def confirm(
 ) -> tuple[list[Candidate], Ledger | None]:
     """Train the best few configurations again with fresh seeds; return who may win, the winner first."""
     runs = None
-    if plan.confirm:
+    if plan.confirm or open_confirmation(ledger.sweep.folder):  # what was confirmed before counts
         runs = begin_confirmation(ledger, plan.confirm, plan.confirm_seeds)
         if runs.num_unfinished():
             say(f"confirming the best configurations with fresh seeds: {runs.num_unfinished()} runs")
         tracking = make_tracking(plan, runs, code)
         with live_view(runs, console) as show:
             search(runs, objective, plan.where, show, tracking)
+        for run in runs.trials():
+            if run.state == TrialState.FAIL:
+                reason, trial = run.user_attrs.get("reason"), run.user_attrs[CONFIRMS]
+                say(f"{runs.sweep.label(run)} failed: {reason}; trial {trial} is no candidate")
     candidates = candidates_of(ledger, runs.trials() if runs else [], partial(mult_adds, plan))
     ledger.note_candidates([asdict(candidate) for candidate in candidates])
     print_candidates(console, candidates, ledger.sweep.space.goal)
     return candidates, runs
+
+
+def check_best_model(plan: Plan) -> None:
+    """Raise ValueError where the end of the sweep could not promote, rather than find out after the night."""
+    if plan.promote != "never":
+        require_writable(BEST_MODEL)
+    if plan.promote == "if-better":
+        holder_of(BEST_MODEL / CHAMPION)
 
 
 def promote_winner(plan: Plan, ledger: Ledger, winner: Candidate) -> None:
@@ -204,27 +229,26 @@ def promote_winner(plan: Plan, ledger: Ledger, winner: Candidate) -> None:
     weights = winner.folder(plan.sweep.folder) / "model.safetensors"
     if plan.promote == "never":
         return say(f"winner: trial {winner.trial}, not promoted as --promote never asks; {weights}")
-    before, holder = ledger.promotion(), holder_of(BEST_MODEL / CHAMPION)
-    if holder and before.get("weights") == "/".join(weights.parts[-3:-1]) and plan.promote == "if-better":
-        now = f"{BEST_MODEL / CHAMPION} holds trial {holder[1]} of {holder[0]}"
+    before, always = ledger.promotion(), plan.promote == "always"
+    if not always and before.get("weights") == name_of(weights) and (holder := holder_of(BEST_MODEL / CHAMPION)):
+        now = f"{BEST_MODEL / CHAMPION} holds trial {holder.get('trial')} of {holder.get('run')}"
         return say(f"winner: trial {winner.trial}, judged before ({before['reason']}); {now}")
-    always = plan.promote == "always"
     outcome = promote_weights(weights, BEST_MODEL, plan.source, plan.where[0].device, always=always)
-    ledger.note_promotion(record_of(outcome, weights))
+    ledger.note_promotion(record_of(outcome, weights, before))
     for sentence in sentences_of(outcome):
         say(sentence)
     return None
 
 
-def registration(ledger: Ledger) -> Model | None:
-    """Say what Comet's Model Registry is to hold of this part of a sweep, while that is the champion."""
-    champion = BEST_MODEL / CHAMPION
-    holder = holder_of(champion)
-    if not holder or holder[0] != ledger.sweep.name or (holder[2] is None) != (ledger.sweep.part == "search"):
+def registration(ledger: Ledger, uid: str) -> Model | None:
+    """Say what Comet's Model Registry is to hold of this part of the sweep `uid`, while that is the champion."""
+    holder = holder_of(BEST_MODEL / CHAMPION)
+    number = holder.get("trial" if ledger.sweep.part == "search" else "confirmation")
+    if holder.get("sweep") != uid or number is None or ("confirmation" in holder) != (ledger.sweep.part != "search"):
         return None
-    time = datetime.fromisoformat(read_header(champion)["provenance"]["time"])
+    time = datetime.fromisoformat(holder["time"])
     version = f"{time.year}.{time.month * 100 + time.day}.{time.hour * 10000 + time.minute * 100 + time.second}"
-    return Model(holder[1] if holder[2] is None else holder[2], champion, REGISTERED, version)
+    return Model(number, BEST_MODEL / CHAMPION, REGISTERED, version)
 
 
 def mult_adds(plan: Plan, parameters: Mapping[str, Any]) -> float:
@@ -238,6 +262,8 @@ def show_plan(plan: Plan) -> None:
     proposer = f"{sweep.space.algorithm} by {'the Comet Optimizer' if plan.engine == 'comet' else 'Optuna'}"
     say(f"sweep {sweep.name}: {sweep.num_trials} trials of at most {sweep.epochs} epochs, {proposer}")
     say(f"goal: {sweep.space.goal.direction} {sweep.space.goal.metric}; pruner: {sweep.pruner}")
+    again = f"the best {plan.confirm} again, with {plan.confirm_seeds} fresh seeds each" if plan.confirm else "nothing"
+    say(f"confirmed: {again}; promote: {plan.promote}")
     say(f"data: {describe_source(plan.source)}; tracking: {plan.tracking}")
     say(f"workers: {', '.join(f'{place.device} ({place.threads} threads)' for place in plan.where)}")
     table = Table(title="first trials", title_justify="left")

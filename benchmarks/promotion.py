@@ -5,8 +5,9 @@
 Simulated sweeps over equal configurations. Each takes the best few of its trials by validation pictures, confirms them
 with fresh seeds and compares the winner with a champion on sealed test pictures, all with the project's own functions;
 beside it stands what is usual: take the best trial, believe its validation accuracy, replace the champion, which was
-chosen in the same way, if that is higher. Every picture's outcome is drawn from what networks did on real photographs that
-differ in their seed alone:
+chosen in the same way, if that is higher.
+
+Every picture's outcome is drawn from what networks did on real photographs that differ in their seed alone:
 real_outcomes.npz holds the winner's mean logit margin of each validation picture, and its deviation between the seeds
 of the same configuration. `--record runs/NAME` writes it anew from a sweep that was confirmed.
 """

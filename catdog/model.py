@@ -174,7 +174,7 @@ def read_header(path: Path) -> Header:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Header]:
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; run a sweep first: python run_sweep.py")
+        raise ValueError(f"{path} does not exist; train a model first, python run_sweep.py for one")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})

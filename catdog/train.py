@@ -27,6 +27,7 @@ Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one_cycle"]
 Augmentation = Literal["none", "flip", "crop", "color"]
 
+KEEP = {"val_loss": -1, "val_accuracy": 1, "train_loss": -1, "train_accuracy": 1, "last": 1}  # 1: more is better
 WARM_UP = 0.25  # share of the steps in which one_cycle rises to the learning rate
 
 
@@ -197,7 +198,7 @@ class _Run:
         """Load the state that `save` wrote and return its epochs; none where there is no file."""
         if not path.exists():
             return []
-        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if state["config"] != asdict(self.config):
             raise ValueError(f"{path} belongs to other settings; remove it to start over")
         self.model.load_state_dict(state["model"])
@@ -205,10 +206,10 @@ class _Run:
         if state["device"] != self.device.type:  # random states of another kind of device mean nothing here
             self.generator.manual_seed(self.config.seed + len(state["history"]))
             return [Epoch(**record) for record in state["history"]]
-        self.generator.set_state(state["random"]["order"].cpu())
-        torch.set_rng_state(state["random"]["cpu"].cpu())
+        self.generator.set_state(state["random"]["order"])
+        torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random"]["cuda"].cpu(), self.device)
+            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
         return [Epoch(**record) for record in state["history"]]
 
     def _random_states(self) -> dict[str, Tensor]:
@@ -262,6 +263,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m catdog.train", description="Train one network.")
     parser.add_argument("--data", default="synthetic", help="synthetic, kaggle or a folder of pictures")
     parser.add_argument("--device", default="auto", help="cpu, cuda:0, ...; auto is the first GPU, else the CPU")
+    text = "whose weights are kept: the best epoch's in this column, or the last's (default val_loss)"
+    parser.add_argument("--keep", choices=KEEP, default="val_loss", help=text)
     parser.add_argument("--output", type=Path, default=Path("model.safetensors"), help="file for the best epoch")
     add_options(parser, ModelConfig)
     add_options(parser, TrainConfig)
@@ -278,32 +281,36 @@ def main() -> None:
     if shape.classes != len(data.classes):
         parser.exit(2, f"--classes is {shape.classes}; the pictures have {len(data.classes)}\n")
     try:
-        _train_and_save(shape, recipe, data, device, options.output)
+        _train_and_save(shape, recipe, data, device, options)
     except (FloatingPointError, OSError) as error:
         parser.exit(1, f"{error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, f"interrupted; the best epoch so far is in {options.output}\n")
+        parser.exit(130, f"interrupted; {options.output} holds what was kept so far, if anything\n")
 
 
-def _train_and_save(shape: ModelConfig, recipe: TrainConfig, data: Data, device: str, output: Path) -> None:
-    """Print every epoch and keep the weights of the one with the lowest validation loss in `output`."""
-    model, best = build_model(shape, recipe.seed), math.inf
+def _train_and_save(
+    shape: ModelConfig, recipe: TrainConfig, data: Data, device: str, options: argparse.Namespace
+) -> None:
+    """Print every epoch and keep the weights of the one that `--keep` asks for."""
+    model, best = build_model(shape, recipe.seed), -math.inf
     for epoch in train(model, recipe, data.training, data.validation, device=device):
         print(
             f"epoch {epoch.epoch:3}  train {epoch.train_loss:.4f} {epoch.train_accuracy:.3f}"
             f"  val {epoch.val_loss:.4f} {epoch.val_accuracy:.3f}  {epoch.images_per_second:.0f} pictures/s",
             flush=True,
         )
-        if epoch.val_loss < best:
-            best = epoch.val_loss
+        worth = epoch.epoch if options.keep == "last" else KEEP[options.keep] * getattr(epoch, options.keep)
+        if worth > best:
+            best = worth
             header = {
                 "classes": data.classes,
                 "preprocessing": preprocessing(shape.image_size),
                 "metrics": {"validation": epoch.figures()},
                 "provenance": {"training": asdict(recipe), "data": data.fingerprint},
             }
-            save_model(model, output, header)
-    print(f"the best epoch (val_loss {best:.4f}) is in {output}")
+            save_model(model, options.output, header)
+            kept = epoch.epoch
+    print(f"epoch {kept} is in {options.output}")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 The best of many noisy trials looks better than it is. A run with a seed that no trial had owes nothing to that luck.
 """
 
+import json
 import math
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
@@ -21,6 +23,7 @@ from search.evidence import (
     configuration_gap,
     configuration_interval,
     mean_interval,
+    model_gap,
     seed_noise,
 )
 from search.ledger import Ledger, create_confirmation
@@ -32,13 +35,13 @@ __all__ = [
     "OUTCOMES",
     "Candidate",
     "begin_confirmation",
-    "beside",
-    "best_mean",
     "candidates_of",
     "gain_over_baseline",
     "print_candidates",
     "read_outcomes",
 ]
+
+Standing = Literal["best mean", "tied", "tied, weights worse", "worse", "not compared"]
 
 OUTCOMES = "outcomes.npz"  # in a trial's folder: a column's value for each validation picture, at the epoch that counts
 
@@ -53,7 +56,7 @@ class Candidate:
     mean: float
     interval: Interval | None  # of the mean over all seeds and pictures
     cost: float  # of one prediction: multiply-adds
-    tied: bool  # with the one of the best mean: no difference at 95 %
+    standing: Standing  # beside the one of the best mean, at 95 %
     best_run: int | None  # the run whose weights are to be promoted; None: the trial's own
 
     def folder(self, sweep_folder: Path) -> Path:
@@ -65,48 +68,46 @@ class Candidate:
 def begin_confirmation(ledger: Ledger, num_configurations: int, num_repeats: int) -> Ledger:
     """Have the best complete trials trained `num_repeats` times again; return the ledger's part for that."""
     trials = ledger.trials()
-    best = [trials[line.trial] for line in rank(trials, ledger.sweep.space.goal) if line.state == "complete"]
-    repeats = range(1, num_repeats + 1)
-    return create_confirmation(ledger, [(trial, n) for n in repeats for trial in best[:num_configurations]])
+    best: dict[str, FrozenTrial] = {}  # by parameters: a configuration that was tried twice is one
+    for line in rank(trials, ledger.sweep.space.goal):
+        if line.state == "complete":
+            parameters = {name: value for name, value in line.parameters.items() if name != "seed"}
+            best.setdefault(json.dumps(parameters, sort_keys=True), trials[line.trial])
+    chosen, repeats = list(best.values())[:num_configurations], range(1, num_repeats + 1)
+    return create_confirmation(ledger, [(trial, n) for n in repeats for trial in chosen])
 
 
 def candidates_of(ledger: Ledger, runs: Sequence[FrozenTrial], cost: Callable[[Parameters], float]) -> list[Candidate]:
     """Return the winner, then the others from the best mean to the worst; nothing where none was confirmed.
 
-    The winner is the cheapest of those that are tied with the best mean. A configuration one of whose `runs` failed
-    is none of them. Without any runs the winner is the search's best trial, unconfirmed.
+    The winner is the cheapest of those that are tied with the best mean and whose weights are no worse than its own:
+    a handful of seeds tells few configurations apart, and weights that are seen to be worse are not worth promoting.
+    A configuration one of whose `runs` failed is none of them. Without any runs the winner is the search's best
+    trial, unconfirmed.
     """
     goal, trials = ledger.sweep.space.goal, ledger.trials()
     if not runs:
         best = winner_of(rank(trials, goal))
         return [_unconfirmed(ledger, trials[best.trial], cost)] if best else []
-    of_trial: dict[int, list[FrozenTrial]] = {}
-    for run in runs:
-        of_trial.setdefault(run.user_attrs[CONFIRMS], []).append(run)
-    whole = {
-        number: again for number, again in of_trial.items() if all(run.state == TrialState.COMPLETE for run in again)
-    }
-    outcomes = _outcomes(ledger.sweep.folder / "confirmation", whole, goal)
-    noise = seed_noise(list(outcomes.values())) if whole else SeedNoise(0.0, 0.0, 0)
-    sign = 1 if goal.direction == "minimize" else -1
-    order = sorted(whole, key=lambda number: (sign * _mean(whole[number]), number))
-    found = []
-    for number in order:
-        low, high = configuration_gap(outcomes[order[0]], outcomes[number], noise)
-        values = [_value(run) for run in whole[number]]
-        found.append(
-            Candidate(
-                trial=number,
-                runs=tuple(run.number for run in whole[number]),
-                values=tuple(values),
-                mean=_mean(whole[number]),
-                interval=configuration_interval(outcomes[number], noise),
-                cost=cost(parameters_of(trials[number])),
-                tied=low <= 0 <= high,
-                best_run=whole[number][int(np.argmin([sign * value for value in values]))].number,
-            )
+    confirmed = _confirmed(ledger.sweep.folder / "confirmation", runs, goal)
+    noise = seed_noise([one.outcomes for one in confirmed])
+    found = [
+        Candidate(
+            trial=one.trial,
+            runs=tuple(run.number for run in one.runs),
+            values=tuple(one.values),
+            mean=float(np.mean(one.values)),
+            interval=configuration_interval(one.outcomes, noise)
+            if noise.freedom or one.outcomes.shape[1] > 1
+            else None,
+            cost=cost(parameters_of(trials[one.trial])),
+            standing=_standing(one, confirmed[0], noise, goal),
+            best_run=one.runs[one.best].number,
         )
-    winner = min((c for c in found if c.tied), key=lambda c: (c.cost, sign * c.mean), default=None)
+        for one in confirmed
+    ]
+    tied = [candidate for candidate in found if candidate.standing in ("best mean", "tied")]
+    winner = min(tied, key=lambda candidate: candidate.cost, default=None)
     return sorted(found, key=lambda candidate: candidate is not winner)
 
 
@@ -120,27 +121,61 @@ def read_outcomes(folder: Path, column: str) -> np.ndarray | None:
         return None
 
 
+@dataclass(frozen=True)
+class _Confirmed:
+    """A configuration all of whose runs completed."""
+
+    trial: int
+    runs: Sequence[FrozenTrial]
+    values: Sequence[float]  # of the goal
+    outcomes: np.ndarray  # (runs, N); each run's value alone, (runs, 1), where not all left outcomes per picture
+    best: int  # index of the run with the best value
+
+
+def _confirmed(folder: Path, runs: Sequence[FrozenTrial], goal: Goal) -> list[_Confirmed]:
+    """Return the configurations of `runs`, the best mean first."""
+    of_trial: dict[int, list[FrozenTrial]] = {}
+    for run in runs:
+        of_trial.setdefault(run.user_attrs[CONFIRMS], []).append(run)
+    whole = {
+        number: again for number, again in of_trial.items() if all(run.state == TrialState.COMPLETE for run in again)
+    }
+    read = {run.number: read_outcomes(folder / f"{run.number:04}", goal.column) for run in runs}
+    sizes = {
+        len(found) if found is not None else 0 for again in whole.values() for found in [read[r.number] for r in again]
+    }
+    confirmed = []
+    for number, again in whole.items():
+        values = [_value(run) for run in again]
+        per_picture = [read[run.number] for run in again] if len(sizes) == 1 and sizes != {0} else values
+        outcomes = np.array(per_picture, dtype=np.float64).reshape(len(again), -1)
+        confirmed.append(_Confirmed(number, again, values, outcomes, values.index(goal.best(values))))
+    sign = 1 if goal.direction == "minimize" else -1
+    return sorted(confirmed, key=lambda one: (sign * np.mean(one.values), one.trial))
+
+
+def _standing(one: _Confirmed, best: _Confirmed, noise: SeedNoise, goal: Goal) -> Standing:
+    if one is best:
+        return "best mean"
+    if not noise.freedom and one.outcomes.shape[1] == 1:
+        return "not compared"
+    low, high = configuration_gap(one.outcomes, best.outcomes, noise)
+    if not low <= 0 <= high:
+        return "worse"
+    if one.outcomes.shape[1] == 1:  # nothing is known per picture
+        return "tied"
+    low, high = model_gap(one.outcomes[one.best], best.outcomes[best.best])
+    worse = low > 0 if goal.direction == "minimize" else high < 0
+    return "tied, weights worse" if worse else "tied"
+
+
 def _unconfirmed(ledger: Ledger, trial: FrozenTrial, cost: Callable[[Parameters], float]) -> Candidate:
     outcomes = read_outcomes(ledger.sweep.trial_folder(trial.number), ledger.sweep.space.goal.column)
     interval = None if outcomes is None else mean_interval(outcomes)
     value = _value(trial)
-    return Candidate(trial.number, (), (value,), value, interval, cost(parameters_of(trial)), tied=True, best_run=None)
-
-
-def _outcomes(folder: Path, runs_of: Mapping[int, Sequence[FrozenTrial]], goal: Goal) -> dict[int, np.ndarray]:
-    """Return (runs, N) outcomes by trial; a run's value stands for its only picture where not all have them."""
-    found = {
-        number: [read_outcomes(folder / f"{run.number:04}", goal.column) for run in runs]
-        for number, runs in runs_of.items()
-    }
-    sizes = {0 if outcomes is None else len(outcomes) for again in found.values() for outcomes in again}
-    if len(sizes) == 1 and sizes != {0}:
-        return {number: np.stack([o for o in again if o is not None]) for number, again in found.items()}
-    return {number: np.array([[_value(run)] for run in runs]) for number, runs in runs_of.items()}
-
-
-def _mean(runs: Sequence[FrozenTrial]) -> float:
-    return float(np.mean([_value(run) for run in runs]))
+    return Candidate(
+        trial.number, (), (value,), value, interval, cost(parameters_of(trial)), standing="best mean", best_run=None
+    )
 
 
 def _value(trial: FrozenTrial) -> float:
@@ -149,29 +184,20 @@ def _value(trial: FrozenTrial) -> float:
     return value
 
 
-def best_mean(candidates: Sequence[Candidate], goal: Goal) -> Candidate:
-    return min(candidates, key=lambda c: c.mean if goal.direction == "minimize" else -c.mean)
-
-
-def beside(candidate: Candidate, best: Candidate) -> str:
-    """Say how a candidate stands beside the one of the best mean."""
-    return "best mean" if candidate is best else "tied" if candidate.tied else "worse"
-
-
 def print_candidates(console: Console, candidates: Sequence[Candidate], goal: Goal) -> None:
     """Show who may win, the winner first, what each is worth, and which of them cannot be told apart."""
     if not any(candidate.runs for candidate in candidates):
         return
-    title = f"confirmed with fresh seeds, winner first; {goal.metric} over all seeds and pictures, 95 % intervals"
+    over = "seeds and pictures" if len(candidates[0].runs) > 1 else "pictures (one run each says nothing of seeds)"
+    title = f"confirmed with fresh seeds, winner first; {goal.metric} over all {over}, 95 % intervals"
     table = Table(title=title, title_justify="left", box=SIMPLE)
     for name in ("trial", goal.metric, "interval", "runs", "mult-adds", "beside the best"):
         table.add_column(name, justify="right", no_wrap=True)
-    best = best_mean(candidates, goal)
     for candidate in candidates:
         low, high = candidate.interval or (math.nan, math.nan)
         runs = " ".join(f"{value:.4f}" for value in candidate.values)
         figures = (f"{candidate.mean:.4f}", f"{low:.4f} to {high:.4f}", runs, f"{candidate.cost / 1e9:.2f} G")
-        table.add_row(str(candidate.trial), *figures, beside(candidate, best))
+        table.add_row(str(candidate.trial), *figures, candidate.standing)
     console.print(table)
 
 
@@ -185,7 +211,9 @@ class Gain:
 
 def gain_over_baseline(folder: Path, candidates: Sequence[Candidate], column: str) -> dict[str, Gain]:
     """Return the winner's gain over trial 0 in the goal's `column` and in accuracy, where both left outcomes."""
-    gains = {}
+    gains: dict[str, Gain] = {}
+    if candidates and candidates[0].trial == 0:
+        return gains
     for name in dict.fromkeys((column, "val_accuracy")):
         baseline = read_outcomes(folder / "trials/0000", name)
         found = [_of_candidate(folder, candidate, name) for candidate in candidates]

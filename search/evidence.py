@@ -123,8 +123,12 @@ def seed_noise(configurations: Sequence[np.ndarray]) -> SeedNoise:
 
 
 def configuration_interval(runs: np.ndarray, noise: SeedNoise) -> Interval:
-    """Return the interval of a configuration's mean over all seeds and pictures, from its (runs, N) outcomes."""
-    return _over_seeds(runs.mean(0), 1 / len(runs), noise)
+    """Return the interval of a configuration's mean over all seeds and pictures, from its (runs, N) outcomes.
+
+    Without any freedom (one run each) the noise of seeds is unknown, and left out.
+    """
+    low, high = _over_seeds(runs.mean(0), 1 / len(runs), noise)
+    return (max(0.0, low), min(1.0, high)) if np.isin(runs, (0, 1)).all() else (low, high)
 
 
 def configuration_gap(one: np.ndarray, other: np.ndarray, noise: SeedNoise) -> Interval:

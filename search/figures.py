@@ -56,7 +56,6 @@ def timeline(trials: Sequence[FrozenTrial], runs: Sequence[FrozenTrial]) -> go.F
         if not mine:
             continue
         now = datetime.now()  # noqa: DTZ005 - as Optuna's
-        now = datetime.now()  # noqa: DTZ005 - as Optuna's
         spans = [(trial.datetime_start, trial.datetime_complete or now) for _, trial in mine]
         figure.add_bar(
             base=[start for start, _ in spans],

@@ -1,6 +1,7 @@
 """Ledger -> runs/NAME/report.html: everything a person wants to know of a sweep, in one file that needs no network."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ def write_page(folder: Path, champion: Mapping[str, Any] | None = None) -> Path:
         written=datetime.now().astimezone().isoformat(" ", "seconds"),
         cards=cards(record, champion),
         sentences=sentences(record, champion),
+        over="seeds and pictures" if any(len(candidate.runs) > 1 for candidate in record.candidates) else "pictures",
         candidates=candidates_table(record) if any(candidate.runs for candidate in record.candidates) else None,
         ranking=ranking_table(record),
         figures=list(_figures(record)),
@@ -62,7 +64,7 @@ def write_page(folder: Path, champion: Mapping[str, Any] | None = None) -> Path:
         mistakes=_json(record, "mistakes.json"),
         command=_text_of(record, "command.txt"),
     )
-    partial = folder / f".{PAGE}"
+    partial = folder / f".{PAGE}.{os.getpid()}"  # the sweep and a person may write at once
     partial.write_text(page)
     partial.replace(folder / PAGE)
     return folder / PAGE
@@ -116,7 +118,7 @@ def _matrices(record: Record) -> list[str]:
     drawn = []
     if found := _json(record, "confusion.json"):
         drawn.append(_html(confusion_matrix(found["labels"], found["matrix"], "validation pictures"), "validation"))
-        if matrix := record.promotion.get("challenger", {}).get("confusion"):
+        if matrix := record.tested.get("confusion"):
             drawn.append(_html(confusion_matrix(found["labels"], matrix, "sealed test pictures"), "test"))
     return drawn
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from search.confirm import Candidate, beside, best_mean, gain_over_baseline, read_outcomes
+from search.confirm import Candidate, gain_over_baseline, read_outcomes
 from search.evidence import Interval, mean_interval, model_gap
 from search.report import Ranked, parameter_names, rank, winner_of
 from search.space import Goal
-from search.study import CANDIDATES, PROMOTION, open_confirmation, open_study
+from search.study import CANDIDATES, PROMOTION, open_confirmation, open_study, state_of
 
 __all__ = [
     "Record",
@@ -80,6 +80,14 @@ class Record:
             return self.candidates[0].folder(self.folder)
         return None if self.winner is None else self.folder / "trials" / f"{self.winner:04}"
 
+    @property
+    def tested(self) -> Mapping[str, Any]:
+        """Return what the sealed test showed of the winner; empty where it was another trial's, or none."""
+        folder = self.winners_folder
+        name = folder and "/".join(folder.parts[-2:])
+        found: Mapping[str, Any] = self.promotion.get("challenger", {})
+        return found if self.promotion.get("weights") == name else {}
+
 
 def read(folder: Path) -> Record:
     study = open_study(folder)
@@ -105,7 +113,7 @@ def status(record: Record) -> str:
 
 
 def cards(record: Record, champion: Mapping[str, Any] | None) -> Iterator[Card]:
-    goal, figures = record.goal, record.promotion.get("challenger", {})
+    goal, figures = record.goal, record.tested
     if record.candidates:
         best = record.candidates[0]
         how = f"mean of {len(best.runs)} fresh seeds" if best.runs else "in the search, not confirmed"
@@ -117,22 +125,29 @@ def cards(record: Record, champion: Mapping[str, Any] | None) -> Iterator[Card]:
         low, high = figures["accuracy_interval"]
         text = f"{100 * low:.1f} to {100 * high:.1f} % of {figures['pictures']} sealed pictures"
         yield Card("test accuracy of the winner", f"{figures['accuracy']:.1%}", text, wins=True)
-    if baseline := next((line for line in record.ranking if line.trial == 0), None):
-        value = "no result" if baseline.value is None else f"{baseline.value:.4f}"
-        yield Card("README baseline (trial 0)", value, f"{baseline.state} after {baseline.epochs} epochs")
-    for column, gap in gain_over_baseline(record.folder, record.candidates, goal.column).items():
-        low, high = gap.interval
-        scale, unit = (100, " points") if "accuracy" in column else (1, "")
-        form = "+.2f" if unit else "+.4f"
-        value = f"{scale * gap.mean:{form}}{unit}"
-        text = f"{scale * low:{form}} to {scale * high:{form}}{unit}, {column}"
-        yield Card("winner less baseline", value, text)
+    yield from _baseline(record)
     seconds = sum(trial.user_attrs.get("seconds", 0) for trial in (*record.trials, *record.runs))
     text = f"of training by all workers; {_hours(_span(record))} from first start to last end"
     yield Card("cost", _hours(seconds), text)
-    tests = ((champion or {}).get("metrics", {}).get("test", {}), record.promotion.get("test", {}))
-    looks = next((test["looks"] for test in tests if "looks" in test), 0)
+    ours, theirs = record.promotion.get("test", {}), (champion or {}).get("metrics", {}).get("test", {})
+    same = theirs.get("fingerprint") == ours.get("fingerprint")
+    looks = max(ours.get("looks", 0), theirs.get("looks", 0) if same else 0)
     yield Card("looks at the test pictures", str(looks), "counted in the champion's header")
+
+
+def _baseline(record: Record) -> Iterator[Card]:
+    """Show trial 0, and what the winner is worth beside it."""
+    baseline = next((line for line in record.ranking if line.trial == 0), None)
+    if baseline is None:
+        return
+    value = "no result" if baseline.value is None else f"{baseline.value:.4f}"
+    yield Card("README baseline (trial 0)", value, f"{baseline.state} after {baseline.epochs} epochs")
+    for column, gain in gain_over_baseline(record.folder, record.candidates, record.goal.column).items():
+        low, high = gain.interval
+        scale, form, unit = (100, "+.2f", " points") if "accuracy" in column else (1, "+.4f", "")
+        text = f"{scale * low:{form}} to {scale * high:{form}}{unit}, {column}"
+        text += f"; the baseline was {baseline.state}" if baseline.state != "complete" else ""
+        yield Card("winner less baseline", f"{scale * gain.mean:{form}}{unit}", text)
 
 
 def sentences(record: Record, champion: Mapping[str, Any] | None) -> Iterator[str]:
@@ -148,13 +163,12 @@ def sentences(record: Record, champion: Mapping[str, Any] | None) -> Iterator[st
 
 def candidates_table(record: Record) -> Table:
     columns = ["trial", record.goal.metric, "low", "high", "runs", "mult-adds", "beside the best mean"]
-    best = best_mean(record.candidates, record.goal)
     rows = []
     for place, candidate in enumerate(record.candidates):
         low, high = candidate.interval or (math.nan, math.nan)
         cells = [_number(candidate.trial, "d"), *(_number(v, ".4f") for v in (candidate.mean, low, high))]
         cells.append(_word(" ".join(f"{value:.4f}" for value in candidate.values)))
-        cells += [_number(candidate.cost / 1e9, ".2f", " G"), _word(beside(candidate, best))]
+        cells += [_number(candidate.cost / 1e9, ".2f", " G"), _word(candidate.standing)]
         rows.append(Row(cells, wins=place == 0))
     return Table(columns, rows)
 
@@ -193,6 +207,7 @@ def _evidence(record: Record) -> tuple[list[Interval | None], list[str]]:
 
 def failures_table(record: Record) -> Table | None:
     reasons = Counter(line.reason for line in record.ranking if line.state == "failed")
+    reasons.update(f"to confirm: {run.user_attrs.get('reason')}" for run in record.runs if state_of(run) == "failed")
     rows = [Row([_number(count, "d"), _word(reason)]) for reason, count in reasons.most_common()]
     return Table(["trials", "reason"], rows) if rows else None
 

@@ -45,10 +45,11 @@ class Goal:
 
     def index(self, values: Sequence[float]) -> int:
         """Return which of a trial's epochs (from 0) counts."""
-        if self.metric == self.column:
-            return len(values) - 1
-        pick = min if self.direction == "minimize" else max
-        return values.index(pick(values))
+        return len(values) - 1 if self.metric == self.column else values.index(self.best(values))
+
+    def best(self, values: Sequence[float]) -> float:
+        """Return the best of some values."""
+        return min(values) if self.direction == "minimize" else max(values)
 
 
 @dataclass(frozen=True)

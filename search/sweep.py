@@ -17,7 +17,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from search.ledger import Ledger
 from search.study import Sweep
 from search.tracking import Tracking
-from search.worker import CHECKPOINT, Objective, Place, work
+from search.worker import CHECKPOINT, Objective, Place, die_with, work
 
 __all__ = ["places", "run_sweep", "sole_owner"]
 
@@ -95,11 +95,12 @@ def _start(
 ) -> _Worker:
     threads = {name: str(place.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     os.environ.setdefault("PYTHONWARNINGS", QUIET)
-    executor = ProcessPoolExecutor(max_workers=1, env=threads)
+    # Watched from the first moment on: a process that was never given its task would wait for it for ever.
+    executor = ProcessPoolExecutor(max_workers=1, env=threads, initializer=die_with, initargs=(os.getpid(),))
     # Ctrl-C reaches the whole process group, and the parent decides: the child inherits a mask that blocks it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-        future = executor.submit(work, sweep, objective, place, os.getpid(), tracking)
+        future = executor.submit(work, sweep, objective, place, tracking)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return _Worker(place, executor, future, false_starts)

@@ -18,7 +18,7 @@ from search.ledger import Ledger
 from search.study import CONFIRMS, LedgerError, Sweep, parameters_of
 from search.tracking import Row, Tracker, Tracking
 
-__all__ = ["CHECKPOINT", "Objective", "Place", "Task", "work"]
+__all__ = ["CHECKPOINT", "Objective", "Place", "Task", "die_with", "work"]
 
 CHECKPOINT = "checkpoint.pt"  # what an objective may leave in its trial's folder while the trial is not ended
 WATCH_SECONDS = 0.5  # how often a worker looks whether its parent lives
@@ -49,13 +49,12 @@ Objective = Callable[[Task], Iterator[Row]]
 """Train one trial: yield a row of metrics per epoch, the epochs of an earlier process first."""
 
 
-def work(sweep: Sweep, objective: Objective, place: Place, parent: int, tracking: Tracking | None) -> None:
-    """Train trials until the budget is spent, or the process `parent` has gone.
+def work(sweep: Sweep, objective: Objective, place: Place, tracking: Tracking | None) -> None:
+    """Train trials until the budget is spent.
 
     Raises OSError and LedgerError for what is wrong with the machine or with Comet's Optimizer, not with a trial, and
     ValueError where Comet refuses what we ask.
     """
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     ledger = Ledger(sweep)
     tracker = Tracker(tracking) if tracking else None
     try:
@@ -129,8 +128,12 @@ def _write_history(path: Path, rows: list[Row]) -> None:
         writer.writerows(rows)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End this process when its parent has gone: whoever resumes the sweep must find the device idle."""
-    while os.getppid() == parent:
-        time.sleep(WATCH_SECONDS)
-    os._exit(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -96,16 +96,20 @@ def main():
                 ask = lambda: create_search(sweep.space.content, 2 * sweep.num_trials)  # noqa: E731
                 ledger.note_search(patiently(ask, sweep.patience, print))
             ledger = Ledger(replace(sweep, search_id=ledger.search_id()))
-        facts = {"cores": os.cpu_count(), "commit": "0123456789abcdef"}
-        tracking = Tracking(options.tracking, ledger.sweep, ledger.uid(), facts, options.notify, options.finish)
-        tracking = None if options.tracking == "off" else tracking
         where = places(["cpu"], options.num_workers, options.num_workers)
-        run_sweep(ledger, count, where, lambda: None, tracking)
-        ledger.report_left()
-        if tracking:
-            print(settle(tracking, ledger.trials(), model_of(sweep), print))
+        drive(ledger, where, model_of(sweep))
         if options.confirm:
-            run_sweep(begin_confirmation(ledger, options.confirm, 2), count, where, lambda: None)
+            drive(begin_confirmation(ledger, options.confirm, 2), where, None)
+
+
+def drive(ledger, where, model):
+    facts = {"cores": os.cpu_count(), "commit": "0123456789abcdef"}
+    tracking = Tracking(options.tracking, ledger.sweep, ledger.uid(), facts, options.notify, options.finish)
+    tracking = None if options.tracking == "off" else tracking
+    run_sweep(ledger, count, where, lambda: None, tracking)
+    ledger.report_left()
+    if tracking:
+        print(settle(tracking, ledger.trials(), model, print))
 
 
 def model_of(sweep):

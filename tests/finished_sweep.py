@@ -55,10 +55,12 @@ def make_finished_sweep(folder, num_trials, num_pictures=600):
         runs.note(claim.trial, seconds=20.0)
         runs.tell(claim.trial, TrialState.COMPLETE, losses.mean())
         claim.release()
-    ledger.note_candidates([asdict(candidate) for candidate in candidates_of(ledger, runs.trials(), lambda _: 4e8)])
+    candidates = candidates_of(ledger, runs.trials(), lambda _: 4e8)
+    ledger.note_candidates([asdict(candidate) for candidate in candidates])
     ledger.note_promotion(
         {
             "promoted": True,
+            "weights": f"confirmation/{candidates[0].best_run:04}",
             "reason": "trial 5 is the champion: there was none before",
             "time": "2026-01-01T13:00:00+00:00",
             "challenger": {

@@ -203,6 +203,17 @@ sys.addaudithook(guard)
 """
 
 
+def test_runs_of_the_confirmation_are_experiments_of_their_own(tmp_path, server, environment):
+    folder = tmp_path / "runs/confirmed"
+    run(folder, 2, 2, "--tracking", "online", "--pruner", "none", "--confirm", 1, environment=environment)
+    tags = Counter(tag for experiment in server.experiments.values() for tag in experiment.tags)
+    assert (tags["sweep:confirmed"], tags["sweep:confirmed confirmation"], tags["baseline"]) == (2, 2, 1)
+    again = [e.others for e in server.experiments.values() if e.others["sweep"] == "confirmed confirmation"]
+    best = open_study(folder).best_trial.number
+    assert [(others["confirms"], others["state"]) for others in again] == [(best, "complete")] * 2
+    assert len({others["optimizer_id"] for others in again}) == 1
+
+
 @pytest.mark.parametrize("tracking", ["offline", pytest.param("off", marks=pytest.mark.slow)])
 def test_offline_means_no_connection(tmp_path, tracking, write_space, sweep_options):
     (tmp_path / "guard").mkdir()
@@ -390,7 +401,7 @@ def test_search_that_exists_at_comet_is_joined_by_its_id(tmp_path, server, envir
         assert done.returncode == 0, done.stdout + done.stderr
         (search,) = server.searches.values()
         assert [assignment["status"] for assignment in search.assignments] == ["completed"]
-    assert "nothing left to do" in done.stdout
+    assert "nothing left to search" in done.stdout
     assert server.experiments == {}
 
 

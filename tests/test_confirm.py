@@ -86,14 +86,14 @@ def test_winner_has_the_best_mean_whatever_the_search_said(ledger):
     winner, other = candidates_of(ledger, runs.trials(), lambda _: 1.0)
     assert (winner.trial, winner.mean, winner.best_run) == (2, pytest.approx(0.195), 3)
     assert winner.folder(ledger.sweep.folder) == ledger.sweep.folder / "confirmation/0003"
-    assert (other.trial, other.tied) == (1, False)
+    assert (other.trial, other.standing) == (1, "worse")
 
 
 def test_among_tied_ones_the_cheapest_wins(ledger):
     runs, _ = confirmed(ledger, 0.30, 0.20, 0.20, 0.28)
     by_trial = {parameters_of(ledger.trials()[n])["x"]: cost for n, cost in ((1, 1.0), (2, 5.0))}
     candidates = candidates_of(ledger, runs.trials(), lambda parameters: by_trial[parameters["x"]])
-    assert [(c.trial, c.tied, c.cost) for c in candidates] == [(1, True, 1.0), (2, True, 5.0)]
+    assert [(c.trial, c.standing, c.cost) for c in candidates] == [(1, "tied", 1.0), (2, "best mean", 5.0)]
     assert candidates[0].mean > candidates[1].mean
     console = Console(width=120)
     with console.capture() as captured:
@@ -111,9 +111,28 @@ def test_outcomes_per_picture_sharpen_the_comparison(ledger):
         losses = difficulty + shift + random.normal(0, 0.1, 500)
         end(runs, losses.mean(), losses=losses)
     winner, other = candidates_of(ledger, runs.trials(), lambda _: 1.0)
-    assert (winner.trial, other.tied) == (1, False)
+    assert (winner.trial, other.standing) == (1, "worse")
     low, high = winner.interval
     assert low < winner.mean < high
+
+
+def test_a_tie_of_configurations_does_not_promote_weights_that_are_seen_to_be_worse(ledger):
+    random = np.random.default_rng(0)
+    difficulty = random.uniform(0, 1, 500)
+    runs = begin_confirmation(ledger, 3, 2)
+    for shift in (
+        0.0,
+        0.05,
+        0.1,
+        0.0,
+        0.05,
+        0.4,
+    ):  # the third one's seeds lie so far apart that nobody can be told apart
+        losses = difficulty + shift + random.normal(0, 0.1, 500)
+        end(runs, losses.mean(), losses=losses)
+    costs = {parameters_of(ledger.trials()[n])["x"]: cost for n, cost in ((1, 9.0), (2, 1.0), (3, 5.0))}
+    found = candidates_of(ledger, runs.trials(), lambda parameters: costs[parameters["x"]])
+    assert [(c.trial, c.standing) for c in found[:2]] == [(1, "best mean"), (2, "tied, weights worse")]
 
 
 def test_configuration_that_failed_once_is_no_candidate(ledger):

@@ -12,7 +12,7 @@ from catdog.data import load_data, preprocessing
 from catdog.model import ModelConfig, build_model, load_model, read_header, save_model
 from catdog.predict import Classifier
 from catdog.train import TrainConfig, train
-from judge import champion_of, holder_of, promote_weights, restore, sentences_of
+from judge import champion_of, holder_of, promote_weights, record_of, restore, sentences_of
 from search.ledger import create_ledger
 from search.promote import CHAMPION, main
 from search.study import PROMOTION, open_study
@@ -154,28 +154,37 @@ def test_altered_champion_is_refused_and_replaced_only_on_demand(bench, good):
     with pytest.raises(ValueError, match=r"model\.safetensors was altered"):
         bench(build_model(GOOD), 1)
     assert bench.champion.read_bytes() == content
-    assert bench(build_model(GOOD), 1, always=True).promoted
+    outcome = bench(build_model(GOOD), 1, always=True)
+    assert outcome.promoted
+    assert "without a comparison, as --promote always asks" in outcome.reason
 
 
 def test_rollback_restores_the_champion_before(bench, good):
     bench(build_model(GOOD), 0)
     bench(good[0], 1)
     assert "is trial 0 of one again" in restore(bench.champion.parent)
-    assert holder_of(bench.champion)[:2] == ("one", 0)
+    assert holder_of(bench.champion)["trial"] == 0
     assert "Trial 0 of the sweep `one`" in (bench.champion.parent / "README.md").read_text()
-    with pytest.raises(ValueError, match="holds no champion to go back to"):
+    with pytest.raises(ValueError, match="holds no whole champion to go back to"):
         restore(bench.champion.parent)
 
 
-def test_damaged_champion_of_before_is_not_restored(bench, good):
+def test_looks_are_counted_across_rollbacks_and_champions_of_other_data(bench, good):
     bench(build_model(GOOD), 0)
     bench(good[0], 1)
-    kept = bench.champion.parent / "history/0001.safetensors"
-    kept.write_bytes(kept.read_bytes()[:-1])
-    before = bench.champion.read_bytes()
-    with pytest.raises(ValueError, match="is not a whole safetensors file"):
-        restore(bench.champion.parent)
-    assert bench.champion.read_bytes() == before
+    restore(bench.champion.parent)
+    assert read_header(bench.champion)["metrics"]["test"]["looks"] == 2
+    assert "looked at 2 times" in (bench.champion.parent / "README.md").read_text()
+    bench(build_model(GOOD, seed=5), 2)
+    assert read_header(bench.champion)["metrics"]["test"]["looks"] == 3
+
+
+def test_record_of_a_test_outlives_an_attempt_that_tested_nothing(bench, good, tmp_path):
+    weights = tmp_path / "runs/one/trials/0003/model.safetensors"
+    first = record_of(bench(good[0], 3), weights, {})
+    assert record_of(bench(good[0], 3), weights, first) == first
+    other = record_of(bench(build_model(GOOD), 4), weights.parents[1] / "0004/model.safetensors", first)
+    assert (other["weights"], other["promoted"]) == ("trials/0004", False)
 
 
 def test_missing_weights_are_one_sentence(bench, good, tmp_path):
@@ -212,10 +221,10 @@ def promote_command(monkeypatch, *arguments):
 
 
 def test_command_needs_a_sweep_or_rollback(monkeypatch, capsys):
-    for arguments in ([], ["one", "--rollback"]):
+    for arguments in ([], ["one", "--rollback"], ["--rollback", "--trial", "3"]):
         with pytest.raises(SystemExit, match="2"):
             promote_command(monkeypatch, *arguments)
-        assert "give either the name of a sweep or --rollback" in capsys.readouterr().err
+        assert "give either the name of a sweep, and of a trial if you like, or --rollback" in capsys.readouterr().err
 
 
 def ended(ledger, *states):
@@ -232,7 +241,7 @@ BAD = {
     "run that goes on": ((TrialState.COMPLETE,), ["two"], "runs/two has no winner yet; let its sweep end, or give"),
     "unknown trial": ((TrialState.COMPLETE,), ["two", "--trial", "7"], "has no trial 7; its trials are 0 to 0"),
     "missing weights": ((TrialState.COMPLETE,), ["two", "--trial", "0"], "0000/model.safetensors does not exist"),
-    "nothing before": ((), ["--rollback"], "holds no champion to go back to"),
+    "nothing before": ((), ["--rollback"], "holds no whole champion to go back to"),
 }
 
 

@@ -94,7 +94,7 @@ def test_saved_network_comes_back_with_its_header(saved):
 
 
 def test_missing_file_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="does not exist; run a sweep first"):
+    with pytest.raises(ValueError, match="does not exist; train a model first"):
         load_model(tmp_path / "none.safetensors")
 
 
