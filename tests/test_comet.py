@@ -363,7 +363,7 @@ def test_outcome_of_a_trial_that_was_never_tracked_is_empty(tmp_path):
 @pytest.fixture
 def sweep_options(photographs):
     """Options of a sweep of a few seconds that really trains."""
-    return ["--data", str(photographs), "--image-size", "64", "--epochs", "1", "--pruner", "none"]
+    return ["--data", str(photographs), "--image-size", "64", "--epochs", "1", "--pruner", "none", "--confirm", "0"]
 
 
 @pytest.mark.slow

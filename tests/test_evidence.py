@@ -86,7 +86,7 @@ def simulated(num_configurations, runs, pictures, seed_deviation, random):
 
 @pytest.mark.parametrize("seed_deviation", [0.0, 0.05])
 def test_intervals_of_configurations_cover_the_truth_as_often_as_they_say(seed_deviation):
-    random, covered, rounds = np.random.default_rng(1), np.zeros(2), 400
+    random, covered, rounds = np.random.default_rng(1), np.zeros(2), 250
     for _ in range(rounds):
         found = simulated(3, 2, 300, seed_deviation, random)
         noise = seed_noise(list(found))

@@ -35,7 +35,7 @@ def home(tmp_path, monkeypatch):
 def small(write_space, photographs):
     """Arguments of a sweep of a few seconds."""
     options = ["--image-size", "64", "--epochs", "2", "--name", "small", "--tracking", "off", "--confirm", "0"]
-    return [str(write_space()), "--data", str(photographs), *options]
+    return [str(write_space()), "--data", str(photographs), "--workers", "1", *options]
 
 
 def start(arguments, cwd="."):
@@ -64,7 +64,7 @@ def wait_for_an_epoch(process, home):
 
 
 def test_sweep_ranks_and_promotes_and_does_nothing_twice(home, small, photographs):
-    confirmed = [*small, "--confirm", "1", "--confirm-seeds", "2"]
+    confirmed = [*small, "--workers", "2", "--confirm", "1", "--confirm-seeds", "2"]
     status, said, complained = finish(confirmed)
     assert (status, complained) == (0, "")
     assert "test accuracy" in said
