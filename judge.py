@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from optuna.trial import TrialState
 
 from catdog.card import write_card
 from catdog.data import SealedTest, load_data, load_test
 from catdog.device import find_devices
 from catdog.evaluate import confusion, evaluate, losses
-from catdog.model import CNN, count_mult_adds, load_model, read_header, save_model
+from catdog.model import CNN, count_mult_adds, have_same_weights, load_model, read_header, save_model
 from search.confirm import Candidate
 from search.evidence import Comparison, Outcomes, accuracy_interval, compare
 from search.promote import CHAMPION, HISTORY, promote, rollback
@@ -176,7 +175,7 @@ def _judge(
 ) -> Outcome:
     """Decide, and write the file that best_model/ is to hold, with what the test showed, to `target`."""
     opponent = _opponent(champion, always=always)
-    if opponent and _same_weights(challenger, opponent):
+    if opponent and have_same_weights(challenger.model, opponent.model):
         return Outcome(promoted=False, reason=f"{challenger.name} is the champion already: the very same weights")
     if opponent and not always and opponent.trained_on() != challenger.trained_on():
         reason = f"the champion, {opponent.name}, was made on other data or classes and is no opponent"
@@ -236,11 +235,6 @@ def _decide(challenger: _Contestant, champion: _Contestant, comparison: Comparis
     return False, f"{challenger.name} is no better and no cheaper ({cost}) {beside}"
 
 
-def _same_weights(one: _Contestant, other: _Contestant) -> bool:
-    mine, theirs = one.model.state_dict(), other.model.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
-
-
 def _sealed_test(challenger: _Contestant, source: str) -> SealedTest:
     size = challenger.model.config.image_size
     if load_data(source, size).fingerprint != challenger.trained_on()[0]:
@@ -252,7 +246,7 @@ def _figures(contestant: _Contestant, test: SealedTest, source: str, device: str
     """Test a network on the same pictures, at its own size."""
     size = contestant.model.config.image_size
     pictures = test.pictures if test.pictures.images.shape[1] == size else load_test(source, size).pictures
-    scores, y = evaluate(contestant.model, pictures, device=device), pictures.labels[pictures.rows]
+    scores, y = evaluate(contestant.model, pictures, device=device), pictures.y
     outcomes = Outcomes(losses(scores.logits, y).numpy(), (scores.logits.argmax(1) == y).numpy())
     figures = {
         "loss": scores.loss,

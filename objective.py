@@ -3,32 +3,24 @@
 This file, judge.py, plan.py and run_sweep.py know both packages: `search` drives what `catdog` does.
 """
 
-import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-
 from catdog.data import Data, load_data, preprocessing
 from catdog.device import DeviceLostError
-from catdog.evaluate import confusion, losses
-from catdog.model import ModelConfig, build_model, layer_table, save_model, write_file
+from catdog.evaluate import confusion
+from catdog.model import ModelConfig, build_model, layer_table, save_model
+from catdog.outcomes import write_outcomes
 from catdog.train import TrainConfig, train
-from search.confirm import OUTCOMES
 from search.evidence import accuracy_interval
 from search.space import Parameters
 from search.study import Sweep
@@ -44,7 +36,6 @@ METRICS: dict[str, Literal["minimize", "maximize"]] = {  # what a goal may be, a
     "train_accuracy": "maximize",
 }
 DEFAULTS = {**asdict(ModelConfig()), **asdict(TrainConfig())}
-NUM_MISTAKES, THUMBNAIL = 12, 112  # how many are kept of a trial, and of how many pixels
 SEARCHABLE = {name: value for name, value in DEFAULTS.items() if name != "classes"}
 
 
@@ -80,7 +71,7 @@ class TrainTrial:
                 if epoch.logits is not None:
                     write_outcomes(task.folder, data, epoch.logits)
                     header = self.header(task, data, recipe, row)
-                    header["metrics"]["validation"]["confusion"] = confusion(epoch.logits, _labels(data))
+                    header["metrics"]["validation"]["confusion"] = confusion(epoch.logits, data.validation.y)
                     save_model(model, task.folder / "model.safetensors", header)
             yield row
 
@@ -96,7 +87,8 @@ class TrainTrial:
                     options += [f"--{flag}" if value else f"--no-{flag}"] if value != field.default else []
                 elif value != field.default:
                     options += [f"--{flag}", str(value)]
-        return f"OMP_NUM_THREADS={torch.get_num_threads()} {shlex.join(['python', '-m', 'catdog.train', *options])}"
+        threads = os.environ.get("OMP_NUM_THREADS", "")  # the worker's share
+        return f"OMP_NUM_THREADS={threads} {shlex.join(['python', '-m', 'catdog.train', *options])}"
 
     def load(self, image_size: int) -> Data:
         """Load the sweep's data. Raises OSError where it has gone or changed: no trial is to blame for that."""
@@ -128,44 +120,6 @@ class TrainTrial:
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         }
-
-
-def write_outcomes(folder: Path, data: Data, logits: Tensor) -> None:
-    """Write how a network did on the validation pictures, from its (N, classes) logits, into a trial's folder.
-
-    outcomes.npz: loss and correctness of each picture. confusion.json: their counts. mistakes.json: the pictures that
-    it is surest and wrong about.
-    """
-    y, columns = _labels(data), BytesIO()
-    correct = logits.argmax(1) == y
-    np.savez(columns, val_loss=losses(logits, y).numpy(), val_accuracy=correct.float().numpy())
-    write_file(folder / OUTCOMES, columns.getvalue())
-    matrix = {"labels": data.classes, "matrix": confusion(logits, y)}
-    write_file(folder / "confusion.json", json.dumps(matrix).encode())
-    sure, called = logits.softmax(1).max(1)
-    worst = [int(row) for row in sure.argsort(descending=True) if not correct[row]][:NUM_MISTAKES]
-    mistakes = [
-        {
-            "label": data.classes[int(y[row])],
-            "predicted": data.classes[int(called[row])],
-            "probability": float(sure[row]),
-            "picture": _thumbnail(data.validation.images[data.validation.rows[row]].numpy()),
-        }
-        for row in worst
-    ]
-    write_file(folder / "mistakes.json", json.dumps(mistakes).encode())
-
-
-def _labels(data: Data) -> Tensor:
-    return data.validation.labels[data.validation.rows]
-
-
-def _thumbnail(image: np.ndarray) -> str:
-    """Return (S, S, 3) bytes as a data address of a small JPEG."""
-    picture, file = Image.fromarray(image), BytesIO()
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    picture.save(file, "JPEG", quality=90)
-    return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
 
 
 def configure(parameters: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:

@@ -60,6 +60,11 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def y(self) -> Tensor:
+        """The labels of these rows, (n,) int64."""
+        return self.labels[self.rows]
+
     def to(self, device: str) -> "Pictures":
         """Copy these rows to a GPU; on the CPU the shared array is used where it lies."""
         if torch.device(device).type == "cpu":

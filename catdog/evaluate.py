@@ -37,7 +37,7 @@ def evaluate(
         with autocast(device, precision):
             logits.append(model(normalise(pictures.images[batch].to(device))).float().cpu())
     scores = torch.cat(logits)
-    y = pictures.labels[pictures.rows].cpu()
+    y = pictures.y.cpu()
     correct = (scores.argmax(1) == y).double().mean().item()
     return Scores(F.cross_entropy(scores, y).item(), correct, scores)
 

@@ -24,6 +24,7 @@ __all__ = [
     "build_model",
     "count_mult_adds",
     "count_parameters",
+    "have_same_weights",
     "load_model",
     "read_header",
     "save_model",
@@ -137,6 +138,11 @@ def layer_table(config: ModelConfig) -> str:
 def count_parameters(config: ModelConfig) -> int:
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in CNN(config).parameters())
+
+
+def have_same_weights(one: CNN, other: CNN) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def save_model(model: CNN, path: Path, header: Mapping[str, Any]) -> None:

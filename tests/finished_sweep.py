@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 import numpy as np
 from optuna.trial import TrialState, create_trial
 
+from catdog.outcomes import thumbnail
 from catdog.synthetic import synthetic
-from objective import _thumbnail
 from search.confirm import OUTCOMES, begin_confirmation, candidates_of
 from search.ledger import create_ledger
 from search.space import load_space
@@ -118,7 +118,7 @@ def _write_files(folder, losses):
 def _mistakes():
     images, labels = synthetic(6, 64, 1)
     return [
-        {"label": ("cat", "dog")[y], "predicted": ("dog", "cat")[y], "probability": 0.9, "picture": _thumbnail(image)}
+        {"label": ("cat", "dog")[y], "predicted": ("dog", "cat")[y], "probability": 0.9, "picture": thumbnail(image)}
         for image, y in zip(images, labels, strict=True)
     ]
 

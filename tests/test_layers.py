@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 
+TOP = ["judge.py", "objective.py", "plan.py", "run_sweep.py"]  # know both packages
 OURS = sorted([*ROOT.glob("catdog/*.py"), *ROOT.glob("search/**/*.py")])
 KNOW_COMET = {"search/comet.py", "search/scribe.py", "search/panels/__main__.py", "search/panels/ranking.py"}
 
@@ -28,6 +29,16 @@ def test_each_package_keeps_to_its_own(path):
     forbidden = {"catdog": {"search", "optuna", "joblib"}, "search": {"catdog", "torch", "torchvision", "PIL"}}
     assert not imported_by(ROOT / path) & forbidden[path.split("/")[0]]
     assert ("comet_ml" in imported_by(ROOT / path)) == (path in KNOW_COMET)
+
+
+def test_what_knows_both_packages_imports_neither_torch_nor_a_tracker():
+    for name in TOP:
+        assert not imported_by(ROOT / name) & {"torch", "comet_ml", "joblib", "gradio"}, name
+
+
+def test_only_two_commands_of_search_know_what_judges():
+    knowing = [str(path.relative_to(ROOT)) for path in OURS if imported_by(path) & {name[:-3] for name in TOP}]
+    assert knowing == ["search/promote.py", "search/report.py"]
 
 
 def test_catdog_trains_with_six_packages_alone():
@@ -56,5 +67,6 @@ print(len(list(epochs)))
 
 def test_search_runs_without_torch_and_comet_is_imported_where_it_is_wanted():
     code = "import sys; sys.modules['torch'] = sys.modules['comet_ml'] = None\n"
-    code += "import search.sweep, search.report, search.live, search.promote, search.tracking, search.panels.__main__"
+    code += "import search.sweep, search.report, search.live, search.promote, search.page, search.tracking\n"
+    code += "import search.panels.__main__"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
