@@ -23,7 +23,7 @@ bench: .venv/installed  ## the tables of the README
 
 .venv/installed: requirements.lock
 	if command -v uv >/dev/null; then \
-	  uv venv --quiet --allow-existing .venv && uv pip install --quiet --python $(PYTHON) -r requirements.lock; \
+	  uv venv --quiet --allow-existing .venv && uv pip install --quiet --compile-bytecode --python $(PYTHON) -r requirements.lock; \
 	else \
 	  python3 -m venv .venv && $(PYTHON) -m pip install --quiet -r requirements.lock; \
 	fi

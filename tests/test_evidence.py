@@ -86,7 +86,7 @@ def simulated(num_configurations, runs, pictures, seed_deviation, random):
 
 @pytest.mark.parametrize("seed_deviation", [0.0, 0.05])
 def test_intervals_of_configurations_cover_the_truth_as_often_as_they_say(seed_deviation):
-    random, covered, rounds = np.random.default_rng(1), np.zeros(2), 250
+    random, covered, rounds = np.random.default_rng(1), np.zeros(2), 300
     for _ in range(rounds):
         found = simulated(3, 2, 300, seed_deviation, random)
         noise = seed_noise(list(found))
@@ -94,8 +94,8 @@ def test_intervals_of_configurations_cover_the_truth_as_often_as_they_say(seed_d
             (configuration_gap(found[0], found[1], noise), configuration_interval(found[2], noise))
         ):
             covered[index] += low <= 0 <= high
-    assert (0.93 * rounds <= covered).all()
-    assert (covered <= 0.97 * rounds).all()
+    assert (0.92 * rounds <= covered).all()
+    assert (covered <= 0.98 * rounds).all()
 
 
 def test_seed_noise_is_found_again():
