@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import mpmath
@@ -89,7 +90,7 @@ def mean_interval(outcomes: np.ndarray) -> Interval:
     """Return the interval of one model's mean over all pictures there could be, from (N,) outcomes."""
     if np.isin(outcomes, (0, 1)).all():
         return accuracy_interval(float(outcomes.mean()), len(outcomes))
-    return _around(float(outcomes.mean()), _variance_of_mean(outcomes), len(outcomes) - 1)
+    return _around(float(outcomes.mean()), _variance_of_mean(outcomes), len(outcomes) - 1, _third_of_mean(outcomes))
 
 
 def model_gap(one: np.ndarray, other: np.ndarray) -> Interval:
@@ -127,7 +128,7 @@ def configuration_interval(runs: np.ndarray, noise: SeedNoise) -> Interval:
 
     Without any freedom (one run each) the noise of seeds is unknown, and left out.
     """
-    low, high = _over_seeds(runs.mean(0), 1 / len(runs), noise)
+    low, high = _over_seeds(runs.mean(0), 1 / len(runs), noise, _third_of_mean(runs.mean(0)))
     return (max(0.0, low), min(1.0, high)) if np.isin(runs, (0, 1)).all() else (low, high)
 
 
@@ -136,7 +137,7 @@ def configuration_gap(one: np.ndarray, other: np.ndarray, noise: SeedNoise) -> I
     return _over_seeds(one.mean(0) - other.mean(0), 1 / len(one) + 1 / len(other), noise)
 
 
-def _over_seeds(outcomes: np.ndarray, share: float, noise: SeedNoise) -> Interval:
+def _over_seeds(outcomes: np.ndarray, share: float, noise: SeedNoise, third: float = 0.0) -> Interval:
     """Add the seeds' variance, `share` of one run's, to that of the pictures, which holds a part of it already.
 
     Degrees of freedom by F. Satterthwaite, Biometrics Bulletin 2 (1946).
@@ -145,18 +146,30 @@ def _over_seeds(outcomes: np.ndarray, share: float, noise: SeedNoise) -> Interva
     by_pictures = _variance_of_mean(outcomes)
     variance = max(by_pictures - share * noise.by_pictures, 0.0) + by_seeds
     freedom = math.inf if not by_seeds else noise.freedom * (variance / by_seeds) ** 2
-    return _around(float(outcomes.mean()), variance, min(freedom, max(len(outcomes) - 1, noise.freedom, 1)))
+    freedom = min(freedom, max(len(outcomes) - 1, noise.freedom, 1))
+    return _around(float(outcomes.mean()), variance, freedom, third)
 
 
 def _variance_of_mean(outcomes: np.ndarray) -> float:
     return float(outcomes.var(ddof=1)) / len(outcomes) if len(outcomes) > 1 else 0.0
 
 
-def _around(mean: float, variance: float, freedom: float) -> Interval:
+def _third_of_mean(outcomes: np.ndarray) -> float:
+    """Return the third central moment of the mean of (N,) outcomes."""
+    return float(((outcomes - outcomes.mean()) ** 3).mean()) / len(outcomes) ** 2
+
+
+def _around(mean: float, variance: float, freedom: float, third: float = 0.0) -> Interval:
+    """Return Student's interval, moved for skewness (P. Hall, The Bootstrap and Edgeworth Expansion, 1992, ch. 3).
+
+    Losses are skewed, their differences are not: only for the former is a third moment of the mean given.
+    """
+    middle = mean + (2 * Z * Z + 1) / 6 * third / variance if third else mean
     half = _student(freedom) * math.sqrt(variance)
-    return mean - half, mean + half
+    return middle - half, middle + half
 
 
+@lru_cache(maxsize=1024)
 def _student(freedom: float) -> float:
     """Return the 97.5 % quantile of Student's t distribution."""
     if freedom > 1000:

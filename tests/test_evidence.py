@@ -29,9 +29,22 @@ def test_interval_of_a_share_is_wilsons(accuracy, count, low, high):
 
 
 def test_interval_of_a_mean_is_students():
-    values = np.array([4.1, 5.2, 3.9, 6.0, 4.8])  # mean 4.8, deviation 0.8515, t 2.776
-    assert mean_interval(values) == pytest.approx((3.7427, 5.8573), abs=1e-3)
+    values = np.array([3.8, 4.4, 4.8, 5.2, 5.8])  # mean 4.8, deviation 0.7616, t 2.776
+    assert mean_interval(values) == pytest.approx((3.8544, 5.7456), abs=1e-3)
     assert mean_interval(np.array([1.0, 0.0, 1.0, 1.0])) == accuracy_interval(0.75, 4)
+
+
+def test_interval_of_a_skewed_mean_is_moved():
+    random = np.random.default_rng(4)
+    unmoved = moved = 0
+    for _ in range(2000):
+        losses = random.exponential(1, 40)
+        low, high = mean_interval(losses)
+        half = (high - low) / 2
+        unmoved += losses.mean() - half <= 1 <= losses.mean() + half
+        moved += low <= 1 <= high
+    assert unmoved < moved
+    assert 1860 < moved < 1940
 
 
 def test_gap_is_paired():
