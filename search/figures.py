@@ -18,6 +18,8 @@ __all__ = ["confusion_matrix", "importances", "learning_curves", "parallel_coord
 
 COLORS = {"complete": "#2563eb", "pruned": "#f59e0b", "failed": "#dc2626", "unfinished": "#9ca3af"}
 WINNER = "#16a34a"
+ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+BELOW = {"orientation": "h", "y": -0.2}
 MAX_LEGIBLE = 60  # curves that are drawn in full strength
 
 
@@ -42,7 +44,12 @@ def learning_curves(trials: Sequence[FrozenTrial], goal: Goal, winner: int | Non
             showlegend=wins or len(seen) <= 12,
         )
     best = "best " if goal.metric != goal.column else ""
-    figure.update_layout(xaxis_title="epoch", yaxis_title=f"{best}{goal.column} so far")
+    axis = {
+        "title": "epoch",
+        "tickformat": "d",
+        "dtick": max(1, max((t.last_step or 0 for t in seen), default=0) // 20),
+    }
+    figure.update_layout(xaxis=axis, yaxis_title=f"{best}{goal.column} so far", legend=BELOW)
     return figure if seen else None
 
 
@@ -68,7 +75,7 @@ def timeline(trials: Sequence[FrozenTrial], runs: Sequence[FrozenTrial]) -> go.F
             marker={"color": color, "line": {"color": "white", "width": 1}},
             insidetextanchor="middle",
         )
-    figure.update_layout(barmode="overlay", xaxis={"type": "date"}, yaxis={"autorange": "reversed"})
+    figure.update_layout(barmode="overlay", xaxis={"type": "date"}, yaxis={"autorange": "reversed"}, legend=ABOVE)
     figure.update_layout(height=140 + 36 * len({_worker(trial) for _, trial in begun}))
     return figure if begun else None
 

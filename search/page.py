@@ -26,6 +26,7 @@ __all__ = ["kept_up_to_date", "write_page"]
 
 PAGE = "report.html"
 EVERY_SECONDS = 60.0  # while the sweep runs
+CONFIG = {"displaylogo": False, "responsive": True}  # of plotly
 SHARE = 0.05  # of the time that writing may take
 
 
@@ -124,9 +125,9 @@ def _matrices(record: Record) -> list[str]:
 
 
 def _html(figure: Any, title: str) -> str:
-    figure.update_layout(template="plotly_white", margin={"l": 60, "r": 20, "t": 30, "b": 50})
+    figure.update_layout(template="plotly_white", margin={"l": 60, "r": 20, "t": 40, "b": 50})
     name = title.lower().replace(" ", "-")
-    html: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"displaylogo": False})
+    html: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=CONFIG)
     return html
 
 
