@@ -15,9 +15,9 @@ from catdog.data import SealedTest, load_data, load_test
 from catdog.device import find_devices
 from catdog.evaluate import confusion, evaluate, losses
 from catdog.model import CNN, count_mult_adds, have_same_weights, load_model, read_header, save_model
+from search.champion import CHAMPION, HISTORY, promote, rollback
 from search.confirm import Candidate
 from search.evidence import Comparison, Outcomes, accuracy_interval, compare
-from search.promote import CHAMPION, HISTORY, promote, rollback
 from search.study import CANDIDATES, PROMOTION, open_study
 
 __all__ = ["BEST_MODEL", "Outcome", "champion_of", "holder_of", "judge_trial", "promote_weights", "restore"]

@@ -24,13 +24,13 @@ from catdog.model import count_mult_adds, count_parameters
 from judge import BEST_MODEL, champion_of, holder_of, name_of, promote_weights, record_of, sentences_of
 from objective import TrainTrial, configure, origin
 from plan import Plan, command, complain, make_plan, parse, settings
+from search.champion import CHAMPION, require_writable
 from search.comet import create_search, patiently
 from search.confirm import Candidate, begin_confirmation, candidates_of, print_candidates
 from search.ledger import Ledger, create_ledger
 from search.live import live_view
-from search.page import kept_up_to_date, write_page
-from search.promote import CHAMPION, require_writable
-from search.report import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
+from search.ranking import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
+from search.report import kept_up_to_date, write_page
 from search.space import first_proposals
 from search.study import CONFIRMS, LedgerError, open_confirmation
 from search.sweep import run_sweep as search

@@ -27,7 +27,7 @@ from search.evidence import (
     seed_noise,
 )
 from search.ledger import Ledger, create_confirmation
-from search.report import rank, winner_of
+from search.ranking import rank, winner_of
 from search.space import Goal, Parameters
 from search.study import CONFIRMS, parameters_of
 

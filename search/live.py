@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.ledger import Ledger
-from search.report import rank, winner_of
+from search.ranking import rank, winner_of
 from search.study import state_of
 
 __all__ = ["live_view"]

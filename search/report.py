@@ -1,137 +1,162 @@
-"""Ledger -> ranked table, on the terminal and as ranking.csv. `python -m search.report NAME` prints it at any time."""
+"""Ledger -> runs/NAME/report.html: everything a person wants to know of a sweep, in one file that needs no network.
+
+`python -m search.report NAME` writes it at any time, and prints the ranking.
+"""
 
 import argparse
-import csv
-import math
+import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from threading import Event, Thread
+from time import monotonic
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 
+from search.ranking import WIDE, print_ranking, rank, write_ranking
+from search.sections import (
+    Record,
+    candidates_table,
+    cards,
+    failures_table,
+    ranking_table,
+    read,
+    sentences,
+    status,
+)
 from search.space import Goal
-from search.study import LedgerError, open_study, parameters_of, state_of
+from search.study import LedgerError, open_study
 
-__all__ = ["WIDE", "Ranked", "parameter_names", "print_ranking", "rank", "winner_of", "write_ranking"]
+__all__ = ["kept_up_to_date", "write_page"]
 
-WIDE = 260  # columns of a file or a pipe, which have no edge
-ORDER = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL]
+PAGE = "report.html"
+EVERY_SECONDS = 60.0  # while the sweep runs
+CONFIG = {"displaylogo": False, "responsive": True}  # of plotly
+SHARE = 0.05  # of the time that writing may take
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """One line of a ranking."""
-
-    rank: int  # from 1
-    trial: int  # its number; 0 is the baseline
-    state: str  # complete, pruned, failed or unfinished
-    value: float | None  # of the goal; of an unfinished or pruned trial, what it had reached
-    val_accuracy: float | None  # 0 to 1, at the epoch that counts
-    epochs: int  # finished
-    seconds: float | None  # of training, all processes that took the trial up together
-    parameters: dict[str, Any]
-    reason: str  # why it was pruned or failed
+class _Figure:
+    title: str
+    text: str
+    html: str
 
 
-def rank(trials: Sequence[FrozenTrial], goal: Goal) -> list[Ranked]:
-    """Order trials: complete ones by the goal, then pruned, running and failed ones by what they had reached."""
+def write_page(folder: Path, champion: Mapping[str, Any] | None = None) -> Path:
+    """Write report.html into a sweep's folder, replacing what was there.
 
-    def key(trial: FrozenTrial) -> tuple[int, float, int]:
-        value = _value(trial, goal)
-        worst_last = math.inf if value is None else value if goal.direction == "minimize" else -value
-        return ORDER.index(trial.state), worst_last, trial.number
+    `champion` is the verified header of the model in service. Raises ValueError where the folder holds no sweep.
+    """
+    from jinja2 import Environment, select_autoescape  # noqa: PLC0415 - slow, and most commands write no page
+    from plotly.offline import get_plotlyjs  # noqa: PLC0415
 
-    return [_ranked(place, trial, goal) for place, trial in enumerate(sorted(trials, key=key), 1)]
-
-
-def winner_of(ranking: Sequence[Ranked]) -> Ranked | None:
-    """Return the best complete trial, or None where no trial completed."""
-    return ranking[0] if ranking and ranking[0].state == "complete" else None
-
-
-def print_ranking(console: Console, ranking: Sequence[Ranked], goal: Goal, path: Path) -> None:
-    """Show a ranking as wide as the terminal allows, why trials failed, and where the rest stands (`path`, the CSV)."""
-    table = _table(ranking, goal, parameter_names(ranking))
-    options = console.options.update(max_width=10_000)
-    shows_all = Measurement.get(console, options, table).maximum <= console.width
-    console.print(table if shows_all else _table(ranking, goal, []))
-    lines = [f"trial {line.trial} failed: {line.reason}" for line in ranking if line.state == "failed"]
-    if not shows_all and ranking:
-        values = " ".join(f"{name}={_text(value, '.3g')}" for name, value in ranking[0].parameters.items())
-        lines += [f"trial {ranking[0].trial} has {values}", f"the parameters of all: {path}"]
-    for text in lines:
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def _table(ranking: Sequence[Ranked], goal: Goal, names: Sequence[str]) -> Table:
-    table = Table(title="ranking, best first; trial 0 is the README baseline", title_justify="left", box=SIMPLE)
-    for name in ("rank", "trial", "state", goal.metric, "val acc", "epochs", "seconds", *names):
-        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-    for line in ranking:
-        figures = [_text(line.value), _text(line.val_accuracy), str(line.epochs), _text(line.seconds, ".0f")]
-        parameters = [_text(line.parameters.get(name), ".3g") for name in names]
-        table.add_row(str(line.rank), str(line.trial), line.state, *figures, *parameters)
-    return table
-
-
-def write_ranking(path: Path, ranking: Sequence[Ranked], goal: Goal) -> None:
-    """Write the ranking as CSV, one row per trial, replacing what was there."""
-    names = parameter_names(ranking)
-    partial = path.with_name(f".{path.name}")
-    with partial.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["rank", "trial", "state", goal.metric, "val_accuracy", "epochs", "seconds", *names, "reason"])
-        for line in ranking:
-            parameters = [line.parameters.get(name, "") for name in names]
-            figures = [line.value, line.val_accuracy, line.epochs, line.seconds]
-            writer.writerow([line.rank, line.trial, line.state, *figures, *parameters, line.reason])
-    partial.replace(path)
-
-
-def _ranked(place: int, trial: FrozenTrial, goal: Goal) -> Ranked:
-    metrics = trial.user_attrs.get("metrics", {})
-    return Ranked(
-        rank=place,
-        trial=trial.number,
-        state=state_of(trial),
-        value=_value(trial, goal),
-        val_accuracy=metrics.get("val_accuracy"),
-        epochs=len(trial.intermediate_values),
-        seconds=trial.user_attrs.get("seconds"),
-        parameters=parameters_of(trial),
-        reason=trial.user_attrs.get("reason", ""),
+    record = read(folder)
+    environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(Path(__file__).with_name("report.html").read_text())
+    page = template.render(
+        name=folder.name,
+        plotly=get_plotlyjs(),
+        status=status(record),
+        goal=record.goal,
+        written=datetime.now().astimezone().isoformat(" ", "seconds"),
+        cards=cards(record, champion),
+        sentences=sentences(record, champion),
+        over="seeds and pictures" if any(len(candidate.runs) > 1 for candidate in record.candidates) else "pictures",
+        candidates=candidates_table(record) if any(candidate.runs for candidate in record.candidates) else None,
+        ranking=ranking_table(record),
+        figures=list(_figures(record)),
+        failures=failures_table(record),
+        matrices=_matrices(record),
+        mistakes=_json(record, "mistakes.json"),
+        command=_text_of(record, "command.txt"),
     )
+    partial = folder / f".{PAGE}.{os.getpid()}"  # the sweep and a person may write at once
+    partial.write_text(page)
+    partial.replace(folder / PAGE)
+    return folder / PAGE
 
 
-def _value(trial: FrozenTrial, goal: Goal) -> float | None:
-    if trial.state == TrialState.COMPLETE:
-        return trial.value
-    values = [value for _, value in sorted(trial.intermediate_values.items())]
-    return values[goal.index(values)] if values else None
+@contextmanager
+def kept_up_to_date(folder: Path) -> Iterator[None]:
+    """Write the page every minute in the background, for as long as the sweep is driven."""
+    done = Event()
+
+    def keep() -> None:
+        pause = EVERY_SECONDS
+        while not done.wait(pause):
+            began = monotonic()
+            with suppress(Exception):  # a page that could not be written now is written a minute later
+                write_page(folder)
+            pause = max(EVERY_SECONDS, (monotonic() - began) / SHARE)
+
+    thread = Thread(target=keep, daemon=True)
+    thread.start()
+    try:
+        yield
+        done.set()
+        thread.join()
+    finally:
+        done.set()  # an interrupted sweep does not wait for its page
 
 
-def parameter_names(ranking: Sequence[Ranked]) -> list[str]:
-    """Return the names of all parameters that occur, in the order of the space."""
-    return list(dict.fromkeys(name for line in ranking for name in line.parameters))
+def _figures(record: Record) -> Iterator[_Figure]:
+    from search import figures  # noqa: PLC0415 - plotly, slow to import
+
+    trials, goal = record.trials, record.goal
+    curves = figures.learning_curves(trials, goal, record.winner)
+    drawn = [
+        ("Learning curves", "A cross is where the pruner stopped a trial.", curves),
+        ("Parallel coordinates", "Drag along an axis to choose trials.", figures.parallel_coordinates(trials, goal)),
+        ("Importances", "How much each decides over being among the best tenth.", figures.importances(trials, goal)),
+        ("Slices", "Complete trials; the darker, the later.", figures.slices(trials, goal)),
+        ("Timeline", "Which worker had which trial when.", figures.timeline(trials, record.runs)),
+    ]
+    for title, text, figure in drawn:
+        if figure is None:
+            yield _Figure(title, "Too few trials for this picture.", "")
+        else:
+            yield _Figure(title, text, _html(figure, title))
 
 
-def _text(value: Any, form: str = ".4g") -> str:
-    return "" if value is None else f"{value:{form}}" if isinstance(value, float) else str(value)
+def _matrices(record: Record) -> list[str]:
+    from search.figures import confusion_matrix  # noqa: PLC0415 - see above
+
+    drawn = []
+    if found := _json(record, "confusion.json"):
+        drawn.append(_html(confusion_matrix(found["labels"], found["matrix"], "validation pictures"), "validation"))
+        if matrix := record.tested.get("confusion"):
+            drawn.append(_html(confusion_matrix(found["labels"], matrix, "sealed test pictures"), "test"))
+    return drawn
+
+
+def _html(figure: Any, title: str) -> str:
+    figure.update_layout(template="plotly_white", margin={"l": 60, "r": 20, "t": 40, "b": 50})
+    name = title.lower().replace(" ", "-")
+    html: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=CONFIG)
+    return html
+
+
+def _json(record: Record, name: str) -> Any:
+    text = _text_of(record, name)
+    return json.loads(text) if text else None
+
+
+def _text_of(record: Record, name: str) -> str:
+    folder = record.winners_folder
+    return (folder / name).read_text() if folder and (folder / name).exists() else ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m search.report", description="Rank the trials of a sweep.")
     parser.add_argument("name", help="the sweep's folder below runs/")
     folder = Path("runs") / Path(parser.parse_args().name).name
-    # The command that knows both packages: what it says of the champion, it verifies with what made it.
+    # What the command says of the champion, it verifies with what made it; the rest of this file needs no torch.
     from judge import BEST_MODEL, champion_of  # noqa: PLC0415
-    from search.page import write_page  # noqa: PLC0415
 
     try:
         study = open_study(folder)

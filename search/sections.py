@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 
 from search.confirm import Candidate, gain_over_baseline, read_outcomes
 from search.evidence import Interval, mean_interval, model_gap
-from search.report import Ranked, parameter_names, rank, winner_of
+from search.ranking import Ranked, parameter_names, rank, winner_of
 from search.space import Goal
 from search.study import CANDIDATES, PROMOTION, open_confirmation, open_study, state_of
 

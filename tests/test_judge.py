@@ -13,8 +13,9 @@ from catdog.model import ModelConfig, build_model, load_model, read_header, save
 from catdog.predict import Classifier
 from catdog.train import TrainConfig, train
 from judge import champion_of, holder_of, promote_weights, record_of, restore, sentences_of
+from search.champion import CHAMPION
 from search.ledger import create_ledger
-from search.promote import CHAMPION, main
+from search.promote import main
 from search.study import PROMOTION, open_study
 from tests.counting_sweep import make_sweep
 

@@ -1,95 +1,140 @@
-import csv
-from pathlib import Path
+import sys
 
 import pytest
-from optuna.trial import TrialState
-from rich.console import Console
+from filelock import FileLock
 
-from search.ledger import create_ledger
-from search.report import main, print_ranking, rank, winner_of, write_ranking
-from search.space import Goal
+from search import report
+from search.report import kept_up_to_date, main, write_page
+from search.study import open_study
 from tests.counting_sweep import make_sweep
+from tests.finished_sweep import make_finished_sweep
 
-LOSS = Goal("best_loss", "minimize")
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished sweep of 500 trials, with its report."""
+    shared = tmp_path_factory.getbasetemp().parent / "runs"  # of all processes that test
+    shared.mkdir(exist_ok=True)
+    with FileLock(shared / "lock"):
+        if not (shared / "finished/report.html").exists():
+            make_finished_sweep(shared / "finished", 500)
+            write_page(shared / "finished")
+    return shared / "finished"
 
 
 @pytest.fixture
-def ledger(tmp_path):
-    """Six trials: complete 0.5, complete 0.3, pruned at 0.2, failed, running at 0.4, and one not begun."""
-    ledger = create_ledger(
-        make_sweep(tmp_path / "runs/one", 6), {"goal": {"metric": "best_loss", "direction": "minimize"}}
-    )
-    claims = [ledger.take(slot, "cpu") for slot in range(5)]
-    trials = [claim.trial for claim in claims]
-    for trial, value in zip(trials, (0.5, 0.3, 0.2, 0.9, 0.4), strict=True):
-        ledger.report(trial, 1, value)
-    ledger.note(trials[1], metrics={"loss": 0.3, "val_accuracy": 0.875}, seconds=12.5)
-    ledger.note(trials[3], reason="diverged in epoch 1: loss is nan")
-    ledger.tell(trials[0], TrialState.COMPLETE, 0.5)
-    ledger.tell(trials[1], TrialState.COMPLETE, 0.3)
-    ledger.tell(trials[2], TrialState.PRUNED)
-    ledger.tell(trials[3], TrialState.FAIL)
-    yield ledger
-    for claim in claims:
-        claim.release()
+def opened(finished, browser):
+    """The report in a browser without a network; what it complained about is in `opened.complaints`."""
+    context = browser.new_context(offline=True, viewport={"width": 1200, "height": 900})
+    tab = context.new_page()
+    tab.complaints = []
+    tab.on("console", lambda message: message.type in ("error", "warning") and tab.complaints.append(message.text))
+    tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
+    tab.on("request", lambda request: request.url.startswith("http") and tab.complaints.append(request.url))
+    tab.goto(f"file://{finished}/report.html")
+    yield tab
+    context.close()
 
 
-def test_complete_trials_come_first_and_a_pruned_one_never_wins(ledger):
-    ranking = rank(ledger.trials(), LOSS)
-    assert [(line.trial, line.state) for line in ranking] == [
-        (1, "complete"),
-        (0, "complete"),
-        (2, "pruned"),
-        (4, "unfinished"),
-        (3, "failed"),
-    ]
-    assert winner_of(ranking).trial == 1
+def test_report_of_500_trials_is_at_most_8_mb(finished):
+    assert (finished / "report.html").stat().st_size < 8e6
 
 
-def test_without_a_complete_trial_nobody_wins(ledger):
-    unfinished = [trial for trial in ledger.trials() if trial.state != TrialState.COMPLETE]
-    assert winner_of(rank(unfinished, LOSS)) is None
-    assert winner_of([]) is None
+def test_every_plot_draws_and_nothing_complains(opened):
+    plots = ["learning-curves", "parallel-coordinates", "importances", "slices", "timeline", "validation", "test"]
+    for name in plots:
+        box = opened.locator(f"#{name} .main-svg").first.bounding_box()
+        assert box["width"] > 200, name
+        assert box["height"] > 100, name
+    assert opened.locator("#learning-curves .scatterlayer .trace").count() == 500
+    assert opened.locator("#importances .bars .point").count() == 5
+    assert opened.locator("#slices .scatterlayer .trace").count() == 5
+    assert opened.locator("#timeline .bars .point").count() > 500
+    assert opened.locator("img[alt^='a ']").count() == 6
+    assert opened.locator("img").evaluate_all("all => all.every(image => image.naturalWidth > 0)")
+    assert opened.complaints == []
 
 
-def test_larger_is_better_where_the_goal_says_so(ledger):
-    complete = [trial for trial in ledger.trials() if trial.state == TrialState.COMPLETE]
-    assert winner_of(rank(complete, Goal("best_loss", "maximize"))).trial == 0
+def column(opened, index):
+    return opened.locator(f"#ranking tbody tr td:nth-child({index})").all_inner_texts()
 
 
-def test_csv_has_one_row_per_trial_with_the_contracts_columns(ledger, tmp_path):
-    write_ranking(tmp_path / "ranking.csv", rank(ledger.trials(), LOSS), LOSS)
-    rows = list(csv.reader((tmp_path / "ranking.csv").read_text().splitlines()))
-    assert rows[0] == ["rank", "trial", "state", "best_loss", "val_accuracy", "epochs", "seconds", "x", "reason"]
-    assert rows[1][:7] == ["1", "1", "complete", "0.3", "0.875", "1", "12.5"]
-    assert rows[2][7] == "2.0"  # the baseline, outside the space
-    assert rows[5][8] == "diverged in epoch 1: loss is nan"
+def test_ranking_sorts_by_click_and_by_keyboard(opened):
+    names = [text.strip() for text in opened.locator("#ranking th").all_inner_texts()]
+    assert column(opened, 1) == [str(rank) for rank in range(1, 501)]
+    by_trial = names.index("trial") + 1
+    opened.get_by_role("button", name="trial", exact=True).nth(1).click()
+    assert column(opened, by_trial) == [str(number) for number in range(500)]
+    opened.keyboard.press("Enter")  # the heading has the focus
+    assert column(opened, by_trial) == [str(number) for number in reversed(range(500))]
+    opened.locator("#ranking").get_by_role("button", name="dropout").click()
+    values = [float(text) for text in column(opened, names.index("dropout") + 1) if text]
+    assert values == sorted(values)
 
 
-@pytest.mark.parametrize(("width", "shown"), [(80, True), (70, False)])
-def test_parameters_are_shown_where_there_is_room(ledger, width, shown):
-    console = Console(width=width)
-    with console.capture() as captured:
-        print_ranking(console, rank(ledger.trials(), LOSS), LOSS, Path("ranking.csv"))
-    lines = captured.get().splitlines()
-    header = next(line for line in lines if "rank " in line and "trial" in line and "state" in line)
-    assert header.endswith(" x  ") is shown
-    assert ("the parameters of all: ranking.csv" in lines) is not shown
-    assert "trial 3 failed: diverged in epoch 1: loss is nan" in lines
-    assert not any("…" in line for line in lines)
+def test_summary_says_what_matters(opened):
+    cards = opened.locator(".cards").inner_text()
+    assert "97.0%" in cards
+    assert "95.0 to 98.0 % of 900 sealed pictures" in cards
+    assert "winner less baseline" in cards
+    text = opened.locator("body").inner_text()
+    assert "Promoted on 2026-01-01" in text
+    assert "2 test pictures were left out" in text
+    assert "<b>no memory</b>" in text  # shown, not obeyed
+    assert opened.locator("#candidates tbody tr").count() == 3
+    assert opened.locator("#failures tbody tr").count() == 2
+    assert opened.locator("#ranking tr.winner").count() == 1
 
 
-def test_command_ranks_a_sweep_at_any_time(ledger, monkeypatch, capsys, tmp_path):
+def test_groups_of_trials_that_cannot_be_told_apart_share_a_letter(opened):
+    names = [text.strip() for text in opened.locator("#ranking th").all_inner_texts()]
+    letters = [text for text in column(opened, names.index("tie") + 1) if text]
+    assert letters[0] == "a"
+    assert letters.count("a") > 1
+    assert letters == sorted(letters, key=lambda text: (len(text), text))
+    assert len(set(letters)) > 3
+
+
+def test_page_of_a_sweep_that_has_just_begun(tmp_path):
+    from search.ledger import create_ledger
+
+    folder = tmp_path / "runs/begun"
+    ledger = create_ledger(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
+    assert "Too few trials for this picture" in write_page(folder).read_text()
+    claim = ledger.take(0, "cpu")
+    ledger.report(claim.trial, 1, 0.5)
+    assert "trial 0 (unfinished)" in write_page(folder).read_text()
+    claim.release()
+
+
+def test_page_is_kept_up_to_date_while_the_sweep_runs(tmp_path, monkeypatch):
+    import time
+
+    from search.ledger import create_ledger
+
+    monkeypatch.setattr(report, "EVERY_SECONDS", 0.1)
+    folder = tmp_path / "runs/begun"
+    create_ledger(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
+    with kept_up_to_date(folder):
+        deadline = time.monotonic() + 60
+        while not (folder / "report.html").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert (folder / "report.html").exists()
+    assert len(open_study(folder).get_trials()) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "message"),
+    [
+        ("unknown", False, "runs/unknown holds no sweep; name one of runs/"),
+        ("empty", True, "runs/empty holds no sweep; name one of runs/"),
+    ],
+)
+def test_command_refuses_what_holds_no_sweep(tmp_path, monkeypatch, capsys, name, made, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["report", "one"])
-    main()
-    assert "complete" in capsys.readouterr().out
-    assert (tmp_path / "runs/one/ranking.csv").exists()
-
-
-def test_command_refuses_an_unknown_run(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["report", "none"])
+    if made:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["report", name])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "runs/none holds no sweep" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"{message}\n"

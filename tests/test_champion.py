@@ -5,7 +5,7 @@ import pytest
 
 from catdog.card import write_card
 from catdog.model import ModelConfig, build_model, read_header, save_model
-from search.promote import CHAMPION, promote, require_writable, rollback
+from search.champion import CHAMPION, promote, require_writable, rollback
 from tests.conftest import ROOT
 
 TINY = ModelConfig(stem_width=1, body_width=2, body_repeats=1, image_size=8)
@@ -83,7 +83,7 @@ def test_rollbacks_go_back_one_by_one_and_lose_nothing(tmp_path):
 def test_two_promotions_at_once_wait_for_each_other(tmp_path):
     code = (
         f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
-        "from search.promote import promote\n"
+        "from search.champion import promote\n"
         "def judge(champion, target):\n"
         "    before = champion.read_text() if champion else ''\n"
         "    target.write_text(before + sys.argv[1]); time.sleep(0.3); return True\n"
@@ -109,7 +109,7 @@ from pathlib import Path
 import torch
 from catdog.card import write_card
 from catdog.model import load_model, read_header, save_model
-from search.promote import CHAMPION, promote, rollback
+from search.champion import CHAMPION, promote, rollback
 torch.set_num_threads(1)
 best, number = Path({best!r}), 0
 
