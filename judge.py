@@ -138,11 +138,15 @@ def name_of(weights: Path) -> str:
 def sentences_of(outcome: Outcome) -> list[str]:
     """Say what came of an attempt, a sentence each."""
     lines = [f"note: {note}" for note in outcome.notes]
-    if outcome.test:
-        figures, looks = outcome.challenger, outcome.test["looks"]
-        low, high = figures["accuracy_interval"]
-        accuracy = f"{figures['accuracy']:.1%} ({low:.1%} to {high:.1%}, {figures['pictures']} pictures"
-        lines.append(f"winner: trial {figures['trial']}, test accuracy {accuracy}, looked at {looks} times)")
+    for title, found in (("challenger", outcome.challenger), ("champion", outcome.champion)):
+        if found:
+            low, high = found["accuracy_interval"]
+            accuracy = (
+                f"test accuracy {found['accuracy']:.1%} ({low:.1%} to {high:.1%} of {found['pictures']} pictures)"
+            )
+            lines.append(f"{title}: trial {found.get('trial')} of {found.get('run')}, {accuracy}")
+    if looks := outcome.test.get("looks"):
+        lines.append(f"the test pictures were looked at {'once' if looks == 1 else f'{looks} times'} so far")
     return [*lines, f"{'promoted' if outcome.promoted else 'kept the champion'}: {outcome.reason}"]
 
 

@@ -233,6 +233,7 @@ def promote_winner(plan: Plan, ledger: Ledger, winner: Candidate) -> None:
     if not always and before.get("weights") == name_of(weights) and (holder := holder_of(BEST_MODEL / CHAMPION)):
         now = f"{BEST_MODEL / CHAMPION} holds trial {holder.get('trial')} of {holder.get('run')}"
         return say(f"winner: trial {winner.trial}, judged before ({before['reason']}); {now}")
+    say(f"winner: trial {winner.trial}")
     outcome = promote_weights(weights, BEST_MODEL, plan.source, plan.where[0].device, always=always)
     ledger.note_promotion(record_of(outcome, weights, before))
     for sentence in sentences_of(outcome):

@@ -1,3 +1,4 @@
+import re
 import shutil
 import sys
 from random import Random
@@ -89,7 +90,11 @@ def test_better_challenger_wins_and_worse_one_is_kept_out(bench, good):
     assert torch.equal(model.head[2].weight, before.head[2].weight)
     assert header["provenance"]["trial"] == 1
     assert header["metrics"]["test"]["looks"] == 3  # one for each attempt, whoever won
-    assert "looked at 3 times" in sentences_of(outcome)[0]
+    said = "\n".join(sentences_of(outcome))
+    assert re.search(
+        r"challenger: trial 2 of one, test accuracy \d.*\nchampion: trial 1 of one, test accuracy \d", said
+    )
+    assert "looked at 3 times" in said
     assert len(list((bench.champion.parent / "history").iterdir())) == 1
 
 
@@ -277,7 +282,7 @@ def test_trial_is_promoted_by_hand_and_told(bench, good, tmp_path, monkeypatch, 
     ended(create_ledger(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
     promote_command(monkeypatch, "one", "--trial", "0")
     said = capsys.readouterr().out
-    assert "winner: trial 0, test accuracy" in said
+    assert "challenger: trial 0 of one, test accuracy" in said
     assert "promoted: trial 0 of one is better beside the champion, trial 0 of other" in said
     assert open_study(tmp_path / "runs/one").user_attrs[PROMOTION]["promoted"]
     promote_command(monkeypatch, "--rollback")
