@@ -1,6 +1,6 @@
 """The sealed test: a challenger beside the champion, on pictures that chose nothing. Promotes what is better."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -20,9 +20,20 @@ from search.confirm import Candidate
 from search.evidence import Comparison, Outcomes, accuracy_interval, compare
 from search.study import CANDIDATES, PROMOTION, open_study
 
-__all__ = ["BEST_MODEL", "Outcome", "champion_of", "holder_of", "judge_trial", "promote_weights", "restore"]
+__all__ = [
+    "BEST_MODEL",
+    "Outcome",
+    "champion_of",
+    "holder_of",
+    "judge_trial",
+    "name_of",
+    "name_of_model",
+    "promote_weights",
+    "restore",
+]
 
 BEST_MODEL = Path("best_model")
+REMEDY = "python -m search.promote --rollback, or --promote always"
 
 
 @dataclass(frozen=True)
@@ -48,8 +59,7 @@ class _Contestant:
 
     @property
     def name(self) -> str:
-        provenance = self.header["provenance"]
-        return f"trial {provenance.get('trial')} of {provenance.get('run')}"
+        return name_of_model(self.header["provenance"])
 
     @property
     def mult_adds(self) -> int:
@@ -80,13 +90,25 @@ def promote_weights(weights: Path, best_model: Path, source: str, device: str, *
     return Outcome(**{**vars(outcome), "notes": (*outcome.notes, *notes)})
 
 
-def holder_of(champion: Path) -> dict[str, Any]:
-    """Return the provenance of the model in best_model/, empty where there is none.
+def holder_of(best_model: Path) -> dict[str, Any]:
+    """Return the provenance of the champion, empty where there is none.
 
     Raises ValueError, one sentence, for one that is not whole and true.
     """
-    provenance: dict[str, Any] = read_header(champion)["provenance"] if champion.exists() else {}
+    champion = best_model / CHAMPION
+    try:
+        provenance: dict[str, Any] = read_header(champion)["provenance"] if champion.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{error}: {REMEDY}") from error
     return provenance
+
+
+def name_of_model(provenance: Mapping[str, Any]) -> str:
+    """Say which model it is that came from there."""
+    if "trial" not in provenance:
+        return "a model that no sweep trained"
+    again = f" (run {provenance['confirmation']} of its confirmation)" if "confirmation" in provenance else ""
+    return f"trial {provenance['trial']} of {provenance['run']}{again}"
 
 
 def judge_trial(folder: Path, number: int | None, always: bool) -> list[str]:
@@ -105,12 +127,33 @@ def judge_trial(folder: Path, number: int | None, always: bool) -> list[str]:
         number = candidates[0].trial
     if not 0 <= number < len(trials):
         raise ValueError(f"{folder} has no trial {number}; its trials are 0 to {len(trials) - 1}")
-    confirmed = next((c for c in candidates if c.trial == number), None)
-    weights = (confirmed.folder(folder) if confirmed else folder / "trials" / f"{number:04}") / "model.safetensors"
-    source = load_model(weights)[1]["provenance"]["data"]["source"]
-    outcome = promote_weights(weights, BEST_MODEL, source, find_devices("auto")[0], always=always)
-    study.set_user_attr(PROMOTION, record_of(outcome, weights, study.user_attrs.get(PROMOTION, {})))
+    if not trials[number].state.is_finished():
+        raise ValueError(f"trial {number} of {folder} is unfinished; let its sweep end")
+    weights = _weights_of(folder, number, candidates)
+    promotions = study.user_attrs.get(PROMOTION, {})
+    before = promotions.get(name_of(weights), {})
+    if not always and before.get("champion") and _identity(before["champion"]) == _identity(holder_of(BEST_MODEL)):
+        return [f"judged before, on {before['time']}, beside the same champion: {before['reason']}"]
+    provenance = load_model(weights)[1]["provenance"]
+    if "trial" not in provenance:
+        raise ValueError(f"{weights} was not trained by a sweep; promote a file that was")
+    outcome = promote_weights(weights, BEST_MODEL, provenance["data"]["source"], find_devices("auto")[0], always=always)
+    study.set_user_attr(PROMOTION, {**promotions, name_of(weights): record_of(outcome, before)})
     return sentences_of(outcome)
+
+
+def _weights_of(folder: Path, number: int, candidates: Sequence[Candidate]) -> Path:
+    """Return the weights of a trial's best confirmed run, or those that the search left, where there are no others."""
+    own = folder / "trials" / f"{number:04}" / "model.safetensors"
+    confirmed = next((candidate for candidate in candidates if candidate.trial == number), None)
+    if confirmed is None or confirmed.folder(folder) == own.parent:
+        return own
+    again = confirmed.folder(folder) / "model.safetensors"
+    return again if again.exists() or not own.exists() else own
+
+
+def _identity(provenance: Mapping[str, Any]) -> list[Any]:
+    return [provenance.get(name) for name in ("sweep", "run", "trial", "confirmation", "time")]
 
 
 def champion_of(study: optuna.Study, best_model: Path) -> dict[str, Any] | None:
@@ -122,12 +165,11 @@ def champion_of(study: optuna.Study, best_model: Path) -> dict[str, Any] | None:
     return load_model(champion)[1] if PROMOTION in study.user_attrs and champion.exists() else None
 
 
-def record_of(outcome: Outcome, weights: Path, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the ledger is to keep: the record `before` an attempt, where only that has tested these weights."""
-    record = {**vars(outcome), "weights": name_of(weights)}
-    if not outcome.test and before.get("weights") == record["weights"] and before.get("test"):
+def record_of(outcome: Outcome, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the ledger is to keep of some weights: the record `before`, where only that is of a test."""
+    if not outcome.test and before.get("test"):
         return dict(before)
-    return {**record, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {**vars(outcome), "time": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def name_of(weights: Path) -> str:
@@ -144,7 +186,7 @@ def sentences_of(outcome: Outcome) -> list[str]:
             accuracy = (
                 f"test accuracy {found['accuracy']:.1%} ({low:.1%} to {high:.1%} of {found['pictures']} pictures)"
             )
-            lines.append(f"{title}: trial {found.get('trial')} of {found.get('run')}, {accuracy}")
+            lines.append(f"{title}: {name_of_model(found)}, {accuracy}")
     if looks := outcome.test.get("looks"):
         lines.append(f"the test pictures were looked at {'once' if looks == 1 else f'{looks} times'} so far")
     return [*lines, f"{'promoted' if outcome.promoted else 'kept the champion'}: {outcome.reason}"]
@@ -219,7 +261,7 @@ def _opponent(champion: Path | None, *, always: bool) -> _Contestant | None:
     except ValueError as error:
         if always:
             return None  # nobody can be compared with it; history/ keeps it
-        raise ValueError(f"{error}; --rollback and --promote always do so") from error
+        raise ValueError(f"{error}: {REMEDY}") from error
 
 
 def _decide(challenger: _Contestant, champion: _Contestant, comparison: Comparison) -> tuple[bool, str]:

@@ -165,7 +165,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     text = "train the best K configurations again with fresh seeds; 0: do not (default: 3)"
     add("--confirm", type=whole, default=3, metavar="K", help=text)
     add("--confirm-seeds", type=positive, default=2, metavar="M", help="runs of each of them (default: 2)")
-    text = "compare the winner with the champion first, do not, or leave the champion alone (default: if-better)"
+    text = (
+        "if-better: compare the winner with the champion; always: do not; never: promote nothing (default: if-better)"
+    )
     add("--promote", choices=("if-better", "always", "never"), default="if-better", help=text)
     add("--dry-run", action="store_true", help="print the plan and train nothing")
     return parser.parse_args(arguments)

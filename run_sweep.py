@@ -21,7 +21,7 @@ from rich.table import Table
 from catdog.data import Data, describe_source, load_data, locate
 from catdog.device import describe_device
 from catdog.model import count_mult_adds, count_parameters
-from judge import BEST_MODEL, champion_of, holder_of, name_of, promote_weights, record_of, sentences_of
+from judge import BEST_MODEL, champion_of, holder_of, name_of, name_of_model, promote_weights, record_of, sentences_of
 from objective import TrainTrial, configure, origin
 from plan import Plan, command, complain, make_plan, parse, settings
 from search.champion import CHAMPION, require_writable
@@ -93,7 +93,7 @@ def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
         try:
             if candidates:
                 promote_winner(plan, ledger, candidates[0])
-            champion = champion_of(ledger.study, BEST_MODEL)
+            champion = champion_of(ledger.study, BEST_MODEL) if plan.promote != "never" else None
         except ValueError as error:  # the winner stays where it is; what was found is reported all the same
             fault, champion = str(error), None
         say(f"report: {write_page(ledger.sweep.folder, champion)}")
@@ -202,7 +202,8 @@ def confirm(
     if plan.confirm or open_confirmation(ledger.sweep.folder):  # what was confirmed before counts
         runs = begin_confirmation(ledger, plan.confirm, plan.confirm_seeds)
         if runs.num_unfinished():
-            say(f"confirming the best configurations with fresh seeds: {runs.num_unfinished()} runs")
+            left, num = runs.num_unfinished(), len(runs.trials())
+            say(f"confirming the best configurations with fresh seeds: {left} of {num} runs left")
         tracking = make_tracking(plan, runs, code)
         with live_view(runs, console) as show:
             search(runs, objective, plan.where, show, tracking)
@@ -221,7 +222,7 @@ def check_best_model(plan: Plan) -> None:
     if plan.promote != "never":
         require_writable(BEST_MODEL)
     if plan.promote == "if-better":
-        holder_of(BEST_MODEL / CHAMPION)
+        holder_of(BEST_MODEL)
 
 
 def promote_winner(plan: Plan, ledger: Ledger, winner: Candidate) -> None:
@@ -229,13 +230,14 @@ def promote_winner(plan: Plan, ledger: Ledger, winner: Candidate) -> None:
     weights = winner.folder(plan.sweep.folder) / "model.safetensors"
     if plan.promote == "never":
         return say(f"winner: trial {winner.trial}, not promoted as --promote never asks; {weights}")
-    before, always = ledger.promotion(), plan.promote == "always"
-    if not always and before.get("weights") == name_of(weights) and (holder := holder_of(BEST_MODEL / CHAMPION)):
-        now = f"{BEST_MODEL / CHAMPION} holds trial {holder.get('trial')} of {holder.get('run')}"
-        return say(f"winner: trial {winner.trial}, judged before ({before['reason']}); {now}")
+    before, always = ledger.promotion(name_of(weights)), plan.promote == "always"
+    if not always and before and (holder := holder_of(BEST_MODEL)):
+        now = f"{BEST_MODEL / CHAMPION} holds {name_of_model(holder)}"
+        say(f"winner: trial {winner.trial}, judged on {before['time']}: {before['reason']}; now {now}")
+        return say(f"to judge it again: python -m search.promote {ledger.sweep.name}")
     say(f"winner: trial {winner.trial}")
     outcome = promote_weights(weights, BEST_MODEL, plan.source, plan.where[0].device, always=always)
-    ledger.note_promotion(record_of(outcome, weights, before))
+    ledger.note_promotion(name_of(weights), record_of(outcome, before))
     for sentence in sentences_of(outcome):
         say(sentence)
     return None
@@ -243,7 +245,7 @@ def promote_winner(plan: Plan, ledger: Ledger, winner: Candidate) -> None:
 
 def registration(ledger: Ledger, uid: str) -> Model | None:
     """Say what Comet's Model Registry is to hold of this part of the sweep `uid`, while that is the champion."""
-    holder = holder_of(BEST_MODEL / CHAMPION)
+    holder = holder_of(BEST_MODEL)
     number = holder.get("trial" if ledger.sweep.part == "search" else "confirmation")
     if holder.get("sweep") != uid or number is None or ("confirmation" in holder) != (ledger.sweep.part != "search"):
         return None

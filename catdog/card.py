@@ -49,10 +49,11 @@ def _metrics(header: Mapping[str, Any]) -> str:
             rows.append(f"| {part} | {figures.get('pictures', '')} | {shown} |")
     if test := metrics.get("test"):
         looks = "once" if test.get("looks", 1) == 1 else f"{test['looks']} times"
+        left_out = test.get("left_out", 0)
         lines.append(
-            f"The test pictures took part in no choice but the promotion, and were looked at {looks}; "
-            f"{test.get('left_out', 0)} that stand in the training pictures too were left out. The validation pictures "
-            "chose the epoch and the trial, so their figures flatter."
+            f"The test pictures took part in no choice but the promotion, and were looked at {looks}"
+            + (f"; {left_out} that stand in the training pictures too were left out" if left_out else "")
+            + ". The validation pictures chose the epoch and the trial, so their figures flatter."
         )
         if "confusion" in test:
             lines.append(_confusion(header["classes"], test["confusion"]))

@@ -49,7 +49,7 @@ def rollback(
     with _locked(best_model):
         before = next((path for path in reversed(_history(best_model)) if _serves(path, verify)), None)
         if before is None:
-            raise ValueError(f"{best_model / HISTORY} holds no whole champion to go back to")
+            raise ValueError(f"{best_model / HISTORY} holds no whole champion to go back to, withdrawn ones left aside")
         withdrawn = _keep(best_model, WITHDRAWN) if (best_model / CHAMPION).exists() else None
         _replace(best_model / CHAMPION, before)
         describe(best_model / CHAMPION)

@@ -23,7 +23,7 @@ BELOW = {"orientation": "h", "y": -0.2}
 MAX_LEGIBLE = 60  # curves that are drawn in full strength
 
 
-def learning_curves(trials: Sequence[FrozenTrial], goal: Goal, winner: int | None) -> go.Figure | None:
+def learning_curves(trials: Sequence[FrozenTrial], goal: Goal, winner: int | None, leads: str) -> go.Figure | None:
     """Draw what each trial was worth after each epoch: what the pruner saw, and where it said no."""
     figure = go.Figure()
     seen = [trial for trial in trials if trial.intermediate_values]
@@ -37,7 +37,7 @@ def learning_curves(trials: Sequence[FrozenTrial], goal: Goal, winner: int | Non
             x=epochs,
             y=[trial.intermediate_values[epoch] for epoch in epochs],
             mode="lines+markers",
-            name=f"trial {trial.number} ({'winner' if wins else state})",
+            name=f"trial {trial.number} ({leads if wins else state})",
             line={"color": WINNER if wins else COLORS[state], "width": 4 if wins else 1.5},
             marker={"symbol": markers, "size": sizes},
             opacity=1 if wins else strength,
@@ -54,7 +54,7 @@ def learning_curves(trials: Sequence[FrozenTrial], goal: Goal, winner: int | Non
 
 
 def timeline(trials: Sequence[FrozenTrial], runs: Sequence[FrozenTrial]) -> go.Figure | None:
-    """Draw which worker had which trial when, from the first start to the last end."""
+    """Draw which worker had which trial when; of a trial that was gone on with, the last worker's part."""
     figure = go.Figure()
     begun = [("trial", t) for t in trials] + [("run", t) for t in runs]
     begun = [(kind, trial) for kind, trial in begun if trial.datetime_start and trial.user_attrs.get("worker")]
@@ -63,10 +63,10 @@ def timeline(trials: Sequence[FrozenTrial], runs: Sequence[FrozenTrial]) -> go.F
         if not mine:
             continue
         now = datetime.now()  # noqa: DTZ005 - as Optuna's
-        spans = [(trial.datetime_start, trial.datetime_complete or now) for _, trial in mine]
+        spans = [(_since(trial), trial.datetime_complete or now) for _, trial in mine]
         figure.add_bar(
             base=[start for start, _ in spans],
-            x=[(end - start).total_seconds() * 1000 for start, end in spans if start],
+            x=[(end - start).total_seconds() * 1000 for start, end in spans],
             y=[_worker(trial) for _, trial in mine],
             text=[f"{'' if kind == 'trial' else 'run '}{trial.number}" for kind, trial in mine],
             hovertext=[f"{kind} {trial.number} ({state})" for kind, trial in mine],
@@ -75,7 +75,8 @@ def timeline(trials: Sequence[FrozenTrial], runs: Sequence[FrozenTrial]) -> go.F
             marker={"color": color, "line": {"color": "white", "width": 1}},
             insidetextanchor="middle",
         )
-    figure.update_layout(barmode="overlay", xaxis={"type": "date"}, yaxis={"autorange": "reversed"}, legend=ABOVE)
+    figure.update_layout(barmode="overlay", xaxis={"type": "date"}, legend=ABOVE)
+    figure.update_yaxes(categoryorder="category descending")
     figure.update_layout(height=140 + 36 * len({_worker(trial) for _, trial in begun}))
     return figure if begun else None
 
@@ -111,6 +112,13 @@ def confusion_matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]], tit
     figure.data[0].colorscale = "Blues"
     figure.update_layout(title=title, yaxis={"autorange": "reversed"}, width=420, height=360)
     return figure
+
+
+def _since(trial: FrozenTrial) -> datetime:
+    """Return when its last worker took a trial, which another may have begun."""
+    start = trial.datetime_start
+    assert start, "it was taken"
+    return max(start, datetime.fromisoformat(trial.user_attrs["worker"].get("since", start.isoformat())))
 
 
 def _worker(trial: FrozenTrial) -> str:

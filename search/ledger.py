@@ -10,6 +10,7 @@ import socket
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from os import getpid
 from typing import Any
 
@@ -71,7 +72,8 @@ class Ledger:
         if not claim and self.sweep.search_id:
             claim = self._start_with_comet()
         if claim:
-            worker = {"slot": slot, "device": device, "host": socket.gethostname(), "pid": getpid()}
+            since = datetime.now().isoformat()  # noqa: DTZ005 - as Optuna's times
+            worker = {"slot": slot, "device": device, "host": socket.gethostname(), "pid": getpid(), "since": since}
             self.note(claim.trial, worker=worker)
         return claim
 
@@ -151,12 +153,12 @@ class Ledger:
     def note_search(self, search_id: str) -> None:
         self.study.set_user_attr(SEARCH, search_id)
 
-    def promotion(self) -> dict[str, Any]:
-        """Return what came of the last attempt to promote this sweep's winner; empty where there was none."""
-        return dict(self.study.user_attrs.get(PROMOTION, {}))
+    def promotion(self, weights: str) -> dict[str, Any]:
+        """Return what came of the last attempt to promote `weights` (trials/0007, say); empty where there was none."""
+        return dict(self.study.user_attrs.get(PROMOTION, {}).get(weights, {}))
 
-    def note_promotion(self, record: Mapping[str, Any]) -> None:
-        self.study.set_user_attr(PROMOTION, dict(record))
+    def note_promotion(self, weights: str, record: Mapping[str, Any]) -> None:
+        self.study.set_user_attr(PROMOTION, {**self.study.user_attrs.get(PROMOTION, {}), weights: dict(record)})
 
     def note_candidates(self, candidates: Sequence[Mapping[str, Any]]) -> None:
         """Write down which configurations may win, the winner first."""

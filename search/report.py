@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
+from search.confirm import print_candidates
 from search.ranking import WIDE, print_ranking, rank, write_ranking
 from search.sections import (
     Record,
@@ -36,6 +37,7 @@ __all__ = ["kept_up_to_date", "write_page"]
 
 PAGE = "report.html"
 EVERY_SECONDS = 60.0  # while the sweep runs
+SHOWN = "Complete trials whose parameters lie in the space."
 CONFIG = {"displaylogo": False, "responsive": True}  # of plotly
 SHARE = 0.05  # of the time that writing may take
 
@@ -64,6 +66,7 @@ def write_page(folder: Path, champion: Mapping[str, Any] | None = None) -> Path:
         status=status(record),
         goal=record.goal,
         written=datetime.now().astimezone().isoformat(" ", "seconds"),
+        leads=record.leads,
         cards=cards(record, champion),
         sentences=sentences(record, champion),
         over="seeds and pictures" if any(len(candidate.runs) > 1 for candidate in record.candidates) else "pictures",
@@ -108,13 +111,25 @@ def _figures(record: Record) -> Iterator[_Figure]:
     from search import figures  # noqa: PLC0415 - plotly, slow to import
 
     trials, goal = record.trials, record.goal
-    curves = figures.learning_curves(trials, goal, record.winner)
+    curves = figures.learning_curves(trials, goal, record.winner, record.leads)
     drawn = [
         ("Learning curves", "A cross is where the pruner stopped a trial.", curves),
-        ("Parallel coordinates", "Drag along an axis to choose trials.", figures.parallel_coordinates(trials, goal)),
-        ("Importances", "How much each decides over being among the best tenth.", figures.importances(trials, goal)),
-        ("Slices", "Complete trials; the darker, the later.", figures.slices(trials, goal)),
-        ("Timeline", "Which worker had which trial when.", figures.timeline(trials, record.runs)),
+        (
+            "Parallel coordinates",
+            f"{SHOWN} Drag along an axis to choose some.",
+            figures.parallel_coordinates(trials, goal),
+        ),
+        (
+            "Importances",
+            f"{SHOWN} How much a parameter decides over being among the best tenth.",
+            figures.importances(trials, goal),
+        ),
+        ("Slices", f"{SHOWN} The darker, the later.", figures.slices(trials, goal)),
+        (
+            "Timeline",
+            "Which worker had which trial when; of one that was gone on with, the last worker's part.",
+            figures.timeline(trials, record.runs),
+        ),
     ]
     for title, text, figure in drawn:
         if figure is None:
@@ -168,6 +183,10 @@ def main() -> None:
         parser.exit(2, f"{error}\n")
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     print_ranking(console, ranking, goal, folder / "ranking.csv")
+    record = read(folder)
+    print_candidates(console, record.candidates, goal)
+    for sentence in sentences(record, None):
+        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 

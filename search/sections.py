@@ -65,7 +65,12 @@ class Record:
     runs: Sequence[FrozenTrial]  # of the confirmation
     ranking: Sequence[Ranked]
     candidates: Sequence[Candidate]  # the winner first
-    promotion: Mapping[str, Any]
+    promotions: Mapping[str, Mapping[str, Any]]  # by weights: what came of the last attempt to promote them
+
+    @property
+    def leads(self) -> str:
+        """Say what the trial in front is."""
+        return "winner" if self.candidates else "best so far"
 
     @property
     def winner(self) -> int | None:
@@ -81,12 +86,16 @@ class Record:
         return None if self.winner is None else self.folder / "trials" / f"{self.winner:04}"
 
     @property
-    def tested(self) -> Mapping[str, Any]:
-        """Return what the sealed test showed of the winner; empty where it was another trial's, or none."""
+    def promotion(self) -> Mapping[str, Any]:
+        """Return what came of the attempt to promote the winner; empty where there was none."""
         folder = self.winners_folder
-        name = folder and "/".join(folder.parts[-2:])
+        return self.promotions.get("/".join(folder.parts[-2:]), {}) if folder else {}
+
+    @property
+    def tested(self) -> Mapping[str, Any]:
+        """Return what the sealed test showed of the winner; empty where it was not tested."""
         found: Mapping[str, Any] = self.promotion.get("challenger", {})
-        return found if self.promotion.get("weights") == name else {}
+        return found
 
 
 def read(folder: Path) -> Record:
@@ -101,14 +110,15 @@ def read(folder: Path) -> Record:
         runs=confirmation.get_trials(deepcopy=False) if confirmation else [],
         ranking=rank(trials, goal),
         candidates=[Candidate(**entry) for entry in study.user_attrs.get(CANDIDATES, [])],
-        promotion=study.user_attrs.get(PROMOTION, {}),
+        promotions=study.user_attrs.get(PROMOTION, {}),
     )
 
 
 def status(record: Record) -> str:
     states = Counter(line.state for line in record.ranking)
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
-    runs = f" and {len(record.runs)} runs to confirm the best" if record.runs else ""
+    ended = sum(run.state.is_finished() for run in record.runs)
+    runs = f" and {len(record.runs)} runs to confirm the best, {ended} of them ended" if record.runs else ""
     return f"{len(record.trials)} trials ({counts}){runs}."
 
 
@@ -132,7 +142,7 @@ def cards(record: Record, champion: Mapping[str, Any] | None) -> Iterator[Card]:
     ours, theirs = record.promotion.get("test", {}), (champion or {}).get("metrics", {}).get("test", {})
     same = theirs.get("fingerprint") == ours.get("fingerprint")
     looks = max(ours.get("looks", 0), theirs.get("looks", 0) if same else 0)
-    yield Card("looks at the test pictures", str(looks), "counted in the champion's header")
+    yield Card("looks at the test pictures", str(looks), "each is counted in the champion's header")
 
 
 def _baseline(record: Record) -> Iterator[Card]:
@@ -145,24 +155,24 @@ def _baseline(record: Record) -> Iterator[Card]:
     for column, gain in gain_over_baseline(record.folder, record.candidates, record.goal.column).items():
         low, high = gain.interval
         scale, form, unit = (100, "+.2f", " points") if "accuracy" in column else (1, "+.4f", "")
-        text = f"{scale * low:{form}} to {scale * high:{form}}{unit}, {column}"
+        text = f"{scale * low:{form}} to {scale * high:{form}}{unit}"
         text += f"; the baseline was {baseline.state}" if baseline.state != "complete" else ""
-        yield Card("winner less baseline", f"{scale * gain.mean:{form}}{unit}", text)
+        yield Card(f"{column}: winner less baseline", f"{scale * gain.mean:{form}}{unit}", text)
 
 
 def sentences(record: Record, champion: Mapping[str, Any] | None) -> Iterator[str]:
-    if record.promotion:
-        what = "Promoted" if record.promotion["promoted"] else "Kept the champion"
-        yield f"{what} on {record.promotion['time']}: {record.promotion['reason']}."
-        if left_out := record.promotion.get("test", {}).get("left_out"):
-            yield f"{left_out} test pictures were left out: their content also stands in the training pictures."
+    for weights, attempt in sorted(record.promotions.items(), key=lambda item: item[1]["time"]):
+        what = "promoted" if attempt["promoted"] else "kept the champion"
+        yield f"{attempt['time']}: {what}; {attempt['reason']} ({weights})."
+    if left_out := record.promotion.get("test", {}).get("left_out"):
+        yield f"{left_out} test pictures were left out: their content also stands in the training pictures."
     if champion:
         found = champion["provenance"]
         yield f"In service: trial {found.get('trial')} of {found.get('run')}."
 
 
 def candidates_table(record: Record) -> Table:
-    columns = ["trial", record.goal.metric, "low", "high", "runs", "mult-adds", "beside the best mean"]
+    columns = ["trial", record.goal.metric, "95 % from", "to", "runs", "mult-adds", "beside the best mean"]
     rows = []
     for place, candidate in enumerate(record.candidates):
         low, high = candidate.interval or (math.nan, math.nan)
@@ -175,7 +185,18 @@ def candidates_table(record: Record) -> Table:
 
 def ranking_table(record: Record) -> Table:
     names = parameter_names(record.ranking)
-    columns = ["rank", "trial", "tie", "state", record.goal.metric, "low", "high", "val accuracy", "epochs", "seconds"]
+    columns = [
+        "rank",
+        "trial",
+        "tie",
+        "state",
+        record.goal.metric,
+        "95 % from",
+        "to",
+        "val accuracy",
+        "epochs",
+        "seconds",
+    ]
     rows = []
     for line, interval, tie in zip(record.ranking, *_evidence(record), strict=True):
         low, high = interval or (None, None)

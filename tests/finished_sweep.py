@@ -58,9 +58,9 @@ def make_finished_sweep(folder, num_trials, num_pictures=600):
     candidates = candidates_of(ledger, runs.trials(), lambda _: 4e8)
     ledger.note_candidates([asdict(candidate) for candidate in candidates])
     ledger.note_promotion(
+        f"confirmation/{candidates[0].best_run:04}",
         {
             "promoted": True,
-            "weights": f"confirmation/{candidates[0].best_run:04}",
             "reason": "trial 5 is the champion: there was none before",
             "time": "2026-01-01T13:00:00+00:00",
             "challenger": {
@@ -70,7 +70,7 @@ def make_finished_sweep(folder, num_trials, num_pictures=600):
                 "confusion": [[440, 10], [17, 433]],
             },
             "test": {"pictures": 900, "left_out": 2, "looks": 1},
-        }
+        },
     )
     return ledger
 

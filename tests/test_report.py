@@ -78,7 +78,7 @@ def test_summary_says_what_matters(opened):
     assert "95.0 to 98.0 % of 900 sealed pictures" in cards
     assert "winner less baseline" in cards
     text = opened.locator("body").inner_text()
-    assert "Promoted on 2026-01-01" in text
+    assert "2026-01-01T13:00:00+00:00: promoted; trial 5 is the champion" in text
     assert "2 test pictures were left out" in text
     assert "<b>no memory</b>" in text  # shown, not obeyed
     assert opened.locator("#candidates tbody tr").count() == 3

@@ -83,7 +83,7 @@ def test_sweep_ranks_and_promotes_and_does_nothing_twice(home, small, photograph
     status, said, _ = finish(confirmed)
     assert status == 0
     assert "nothing left to search: all 3 trials of small have ended" in said
-    assert "judged before" in said
+    assert "judged on" in said
     assert champion.stat().st_mtime_ns == before.st_mtime_ns
     assert not list(home.glob("best_model/history/*"))
     picture = next(photographs.rglob("test_set/cats/*.jpg"))
@@ -114,7 +114,7 @@ def champion_of_another_sweep_is_named_and_kept(home, finished, capsys):
     save_model(model, champion, {key: value for key, value in header.items() if key != "model"})
     assert run_sweep.main(finished) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "judged before (trial 0 of small is the champion: there was none before)" in said
+    assert ": trial 0 of small is the champion: there was none before; now best_model" in said
     assert "best_model/model.safetensors holds trial 0 of later" in said
     champion.unlink()
     assert run_sweep.main(finished) == 0
