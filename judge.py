@@ -53,7 +53,6 @@ class Outcome:
 class _Contestant:
     """A saved network, opened."""
 
-    path: Path
     model: CNN
     header: dict[str, Any]
 
@@ -132,8 +131,9 @@ def judge_trial(folder: Path, number: int | None, always: bool) -> list[str]:
     weights = _weights_of(folder, number, candidates)
     promotions = study.user_attrs.get(PROMOTION, {})
     before = promotions.get(name_of(weights), {})
-    if not always and before.get("champion") and _identity(before["champion"]) == _identity(holder_of(BEST_MODEL)):
-        return [f"judged before, on {before['time']}, beside the same champion: {before['reason']}"]
+    lost_to = {} if always or before.get("promoted") else before.get("champion", {})
+    if lost_to and _identity(lost_to) == _identity(holder_of(BEST_MODEL)):  # no second look for the same answer
+        return [f"kept the champion, as on {before['time']}: {before['reason']}; --promote always replaces it"]
     provenance = load_model(weights)[1]["provenance"]
     if "trial" not in provenance:
         raise ValueError(f"{weights} was not trained by a sweep; promote a file that was")
@@ -213,7 +213,7 @@ def _recount(champion: Path | None, target: Path) -> bool:
 
 def _open(path: Path) -> _Contestant:
     model, header = load_model(path)
-    return _Contestant(path, model, header)
+    return _Contestant(model, header)
 
 
 def _judge(

@@ -288,3 +288,25 @@ def test_trial_is_promoted_by_hand_and_told(bench, good, tmp_path, monkeypatch, 
     assert "is the champion already: the very same weights" in capsys.readouterr().out
     promote_command(monkeypatch, "--rollback")
     assert "is trial 0 of other again" in capsys.readouterr().out
+
+
+def test_what_a_rollback_withdrew_can_be_promoted_again(bench, good, tmp_path, monkeypatch, capsys):
+    bench(build_model(GOOD), 0, run="other")
+    bench(good[0], 0)
+    restore(bench.champion.parent)
+    ended(create_ledger(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    promote_command(monkeypatch, "one", "--trial", "0")
+    promote_command(monkeypatch, "--rollback")
+    promote_command(monkeypatch, "one", "--trial", "0")
+    assert holder_of(bench.champion.parent)["run"] == "one"
+    assert "promoted: trial 0 of one is better" in capsys.readouterr().out
+
+
+def test_loser_is_not_tested_again_beside_the_same_champion(bench, good, tmp_path, monkeypatch, capsys):
+    bench(build_model(GOOD), 0)
+    bench(good[0], 0, run="other")
+    ended(create_ledger(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    for said in ("kept the champion: trial 0 of one is worse", "--promote always replaces it"):
+        promote_command(monkeypatch, "one", "--trial", "0")
+        assert said in capsys.readouterr().out
+        assert read_header(bench.champion)["metrics"]["test"]["looks"] == 3
