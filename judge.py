@@ -11,10 +11,11 @@ import optuna
 from optuna.trial import TrialState
 
 from catdog.card import write_card
-from catdog.data import SealedTest, load_data, load_test
+from catdog.data import Data, SealedTest, load_data, load_test
 from catdog.device import find_devices
 from catdog.evaluate import confusion, evaluate, losses
 from catdog.model import CNN, count_mult_adds, have_same_weights, load_model, read_header, save_model
+from catdog.reference import make_reference
 from search.champion import CHAMPION, HISTORY, promote, rollback
 from search.confirm import Candidate
 from search.evidence import Comparison, Outcomes, accuracy_interval, compare
@@ -219,14 +220,21 @@ def _open(path: Path) -> _Contestant:
 def _judge(
     challenger: _Contestant, champion: Path | None, target: Path, source: str, device: str, *, always: bool
 ) -> Outcome:
-    """Decide, and write the file that best_model/ is to hold, with what the test showed, to `target`."""
+    """Decide, and write the file that best_model/ is to hold, with what the test showed, to `target`.
+
+    What takes the champion's place also gets the entry by which it is watched when it serves.
+    """
     opponent = _opponent(champion, always=always)
     if opponent and have_same_weights(challenger.model, opponent.model):
         return Outcome(promoted=False, reason=f"{challenger.name} is the champion already: the very same weights")
     if opponent and not always and opponent.trained_on() != challenger.trained_on():
         reason = f"the champion, {opponent.name}, was made on other data or classes and is no opponent"
         return Outcome(promoted=False, reason=f"{reason}; --promote always replaces it without a comparison")
-    test = _sealed_test(challenger, source)
+    size = challenger.model.config.image_size
+    data = load_data(source, size)
+    if data.fingerprint != challenger.trained_on()[0]:
+        raise ValueError(f"the pictures of {source} are not those that {challenger.name} was trained on; give these")
+    test = load_test(source, size)
     outcomes, figures = _figures(challenger, test, source, device)
     looks = 1 + _looks(target.parents[1], test.fingerprint)
     about = {"fingerprint": test.fingerprint, "left_out": test.num_left_out, "looks": looks}
@@ -235,14 +243,16 @@ def _judge(
         "test": {**about, "pictures": len(test.pictures)},
     }
     if always or opponent is None:
-        _save(challenger, target, {**figures, **about})
+        _save(_with_reference(challenger, data, device), target, {**figures, **about})
         why = " without a comparison, as --promote always asks" if champion else ": there was none before"
         return Outcome(promoted=True, reason=f"{challenger.name} is the champion{why}", notes=test.notes, **found)
     others, opponents_figures = _figures(opponent, test, source, device)
     comparison = compare(outcomes, others)
     promoted, why = _decide(challenger, opponent, comparison)
-    winner, its_figures = (challenger, figures) if promoted else (opponent, opponents_figures)
-    _save(winner, target, {**its_figures, **about})
+    if promoted:
+        _save(_with_reference(challenger, data, device), target, {**figures, **about})
+    else:
+        _save(opponent, target, {**opponents_figures, **about})
     return Outcome(
         promoted=promoted,
         reason=why,
@@ -281,13 +291,6 @@ def _decide(challenger: _Contestant, champion: _Contestant, comparison: Comparis
     return False, f"{challenger.name} is no better and no cheaper ({cost}) {beside}"
 
 
-def _sealed_test(challenger: _Contestant, source: str) -> SealedTest:
-    size = challenger.model.config.image_size
-    if load_data(source, size).fingerprint != challenger.trained_on()[0]:
-        raise ValueError(f"the pictures of {source} are not those that {challenger.name} was trained on; give these")
-    return load_test(source, size)
-
-
 def _figures(contestant: _Contestant, test: SealedTest, source: str, device: str) -> tuple[Outcomes, dict[str, Any]]:
     """Test a network on the same pictures, at its own size."""
     size = contestant.model.config.image_size
@@ -304,6 +307,11 @@ def _figures(contestant: _Contestant, test: SealedTest, source: str, device: str
     return outcomes, figures
 
 
+def _with_reference(contestant: _Contestant, data: Data, device: str) -> _Contestant:
+    reference = make_reference(contestant.model, data, device)
+    return _Contestant(contestant.model, {**contestant.header, "reference": reference})
+
+
 def _looks(best_model: Path, fingerprint: str) -> int:
     """Return how often these test pictures were looked at so far, by the champion's header and those in history/."""
     looks = 0
@@ -315,6 +323,5 @@ def _looks(best_model: Path, fingerprint: str) -> int:
 
 
 def _save(contestant: _Contestant, target: Path, figures: Mapping[str, Any]) -> None:
-    header = {key: value for key, value in contestant.header.items() if key != "model"}  # save_model writes that
-    header["metrics"] = {**header["metrics"], "test": dict(figures)}
-    save_model(contestant.model, target, header)
+    metrics = {**contestant.header["metrics"], "test": dict(figures)}
+    save_model(contestant.model, target, {**contestant.header, "metrics": metrics})

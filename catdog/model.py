@@ -8,10 +8,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -99,10 +99,15 @@ class CNN(nn.Module):
             nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(width * config.final_size**2, config.classes)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.widen(self.stem(x))  # (B, body_width, S / 4, S / 4)
+    def blocks(self) -> Iterator[nn.Sequential]:
+        """Yield the blocks in the order in which they are applied, a shared one again and again."""
+        yield from (self.stem, self.widen)
         for repeat in range(self.config.body_repeats):
-            x = self.body[0 if self.config.share_body else repeat](x)
+            yield cast("nn.Sequential", self.body[0 if self.config.share_body else repeat])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks():
+            x = block(x)  # half as high and wide
         logits: Tensor = self.head(x)
         return logits
 
@@ -149,10 +154,11 @@ def save_model(model: CNN, path: Path, header: Mapping[str, Any]) -> None:
     """Write `model` and `header` to one safetensors file, all or nothing.
 
     `header` holds the JSON-able entries `classes`, `preprocessing`, `metrics` and `provenance`; `model` (the
-    configuration) and `sha256` (over tensors and every other entry) are added here.
+    configuration) and `sha256` (over tensors and every other entry) are added here, also in place of those that a
+    header had which was read from a file.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    entries = {"model": asdict(model.config), **header}
+    entries = {key: value for key, value in header.items() if key != "sha256"} | {"model": asdict(model.config)}
     metadata = {key: json.dumps(value, sort_keys=True) for key, value in entries.items()}
     metadata["sha256"] = _digest(tensors, metadata)
     write_file(path, serialize(tensors, metadata=metadata))
@@ -187,11 +193,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Header]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"{path} is not a whole safetensors file; restore or promote it again") from error
-    if metadata.pop("sha256", None) != _digest(tensors, metadata):
+    claimed = metadata.pop("sha256", None)
+    if claimed != _digest(tensors, metadata):
         raise ValueError(f"{path} was altered: its sha256 does not match; restore or promote it again")
     if missing := ENTRIES - metadata.keys():
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))} in its header; train it again")
-    return tensors, {key: json.loads(value) for key, value in metadata.items()}
+    return tensors, {"sha256": claimed, **{key: json.loads(value) for key, value in metadata.items()}}
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

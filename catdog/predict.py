@@ -3,20 +3,31 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from catdog.data import preprocessing
-from catdog.device import autocast
-from catdog.evaluate import normalise
 from catdog.folder import read_picture
+from catdog.insight import Norm, look, margin_of
 from catdog.model import load_model
 
-__all__ = ["Classifier"]
+__all__ = ["CHAMPION", "Answer", "Classifier"]
 
 CHAMPION = Path("best_model/model.safetensors")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network says of one picture."""
+
+    label: str  # the likeliest class
+    probabilities: dict[str, float]  # of each class; they sum to 1
+    familiar: bool  # False: the picture is so unusual that it is probably none of the classes
+    margin: float  # log odds of the likeliest class
+    heat: np.ndarray  # (h, w) float32, 0 to 1: what spoke for that class; empty where nobody asked
 
 
 class Classifier:
@@ -25,24 +36,42 @@ class Classifier:
     def __init__(self, path: Path, device: str = "cpu") -> None:
         self.device = torch.device(device)
         model, self.header = load_model(path)
-        self.model = model.to(self.device)
+        self.model = model.to(self.device).requires_grad_(requires_grad=False)
+        self.version: str = self.header["sha256"][:12]
         self.classes: tuple[str, ...] = tuple(self.header["classes"])
         self.image_size = model.config.image_size
         if self.header["preprocessing"] != preprocessing(self.image_size):
             raise ValueError(f"{path} wants pictures prepared in a way that this version does not know; train it again")
+        reference = self.header.get("reference")  # a model that was never promoted has none, and never abstains
+        self.norm = Norm.from_header(reference["norm"], model.config) if reference else None
 
     def __call__(self, pictures: Sequence[bytes]) -> np.ndarray:
         """Return the probability of each class, (len(pictures), len(classes)) float32; each row sums to 1.
 
         A picture is the content of an image file of any format. Raises ValueError for one that cannot be read.
         """
-        images = np.stack([self._decode(picture) for picture in pictures])
-        with torch.inference_mode(), autocast(self.device, "auto"):
-            logits = self.model(normalise(torch.from_numpy(images).to(self.device)))
-        probabilities: np.ndarray = logits.float().softmax(1).cpu().numpy()
-        return probabilities
+        answers = self.answer(np.stack([self.decode(picture) for picture in pictures]))
+        return np.array([[*answer.probabilities.values()] for answer in answers], dtype=np.float32)
 
-    def _decode(self, picture: bytes) -> np.ndarray:
+    def answer(self, images: np.ndarray, *, heat: bool = False) -> list[Answer]:
+        """Say what decoded pictures, (B, image_size, image_size, 3) bytes, show; and, with `heat`, where."""
+        seen = look(self.model, torch.from_numpy(images), self.device, heat=heat)
+        probabilities, called = seen.logits.softmax(1), seen.logits.argmax(1)
+        familiar = self.norm.distance(seen.traits) <= self.norm.limit if self.norm else torch.ones(len(images)).bool()
+        margins = margin_of(seen.logits)
+        return [
+            Answer(
+                label=self.classes[int(called[row])],
+                probabilities=dict(zip(self.classes, probabilities[row].tolist(), strict=True)),
+                familiar=bool(familiar[row]),
+                margin=float(margins[row]),
+                heat=seen.heat[row].numpy(),
+            )
+            for row in range(len(images))
+        ]
+
+    def decode(self, picture: bytes) -> np.ndarray:
+        """Turn the content of an image file into (image_size, image_size, 3) bytes. Raises ValueError."""
         try:
             return np.array(read_picture(picture, self.image_size))
         except Exception as error:
@@ -61,14 +90,14 @@ def main() -> None:
     status = 0
     for path in options.pictures:
         try:
-            probabilities = classify([path.read_bytes()])[0]
+            (answer,) = classify.answer(classify.decode(path.read_bytes())[None])
         except (ValueError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             print(f"{path}: {reason}; it is left out", file=sys.stderr)
             status = 2
             continue
-        shown = "  ".join(f"{name} {p:.1%}" for name, p in zip(classify.classes, probabilities, strict=True))
-        print(f"{path}: {classify.classes[probabilities.argmax()]}  ({shown})")
+        shown = "  ".join(f"{name} {p:.1%}" for name, p in answer.probabilities.items())
+        print(f"{path}: {answer.label if answer.familiar else 'probably neither'}  ({shown})")
     sys.exit(status)
 
 

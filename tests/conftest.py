@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from catdog.data import Pictures
+from catdog import data
+from catdog.data import Pictures, load_data
+from catdog.model import ModelConfig, build_model
 from catdog.synthetic import draw, synthetic
+from catdog.train import TrainConfig, train
 
 ROOT = Path(__file__).parents[1]
+
+DRAWN = {"training": 200, "test": 300}  # pictures that the network `good` was trained on
+GOOD = ModelConfig(stem_width=8, body_width=16, body_repeats=2, image_size=32)
 
 SMALL_SPACE = {
     "algorithm": "bayes",
@@ -84,6 +90,18 @@ def pictures():
     """120 drawn pictures of 32 px in memory."""
     images, labels = synthetic(120, 32, seed=0)
     return Pictures(torch.from_numpy(images), torch.from_numpy(labels).long(), torch.arange(120))
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory):
+    """A small network that knows drawn cats and dogs, and the cache of the pictures."""
+    patch, cache = pytest.MonkeyPatch(), tmp_path_factory.mktemp("drawn")
+    patch.setenv("CATDOG_CACHE", str(cache))
+    patch.setattr(data, "NUM_DRAWN", DRAWN)
+    loaded, model = load_data("synthetic", 32), build_model(GOOD)
+    list(train(model, TrainConfig(1e-2, epochs=8, schedule="one_cycle"), loaded.training, loaded.validation))
+    patch.undo()
+    return model, cache
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,29 +12,16 @@ from catdog import data
 from catdog.data import load_data, preprocessing
 from catdog.model import ModelConfig, build_model, load_model, read_header, save_model
 from catdog.predict import Classifier
-from catdog.train import TrainConfig, train
+from catdog.reference import known_answers
 from judge import champion_of, holder_of, promote_weights, record_of, restore, sentences_of
 from search.champion import CHAMPION
 from search.ledger import create_ledger
 from search.promote import main
 from search.study import PROMOTION, open_study
+from tests.conftest import DRAWN, GOOD
 from tests.counting_sweep import make_sweep
 
-DRAWN = {"training": 200, "test": 300}
-GOOD = ModelConfig(stem_width=8, body_width=16, body_repeats=2, image_size=32)
 LARGER = ModelConfig(stem_width=8, body_width=24, body_repeats=2, image_size=32)
-
-
-@pytest.fixture(scope="session")
-def good(tmp_path_factory):
-    """A small network that knows drawn cats and dogs, and the cache of the pictures."""
-    patch, cache = pytest.MonkeyPatch(), tmp_path_factory.mktemp("drawn")
-    patch.setenv("CATDOG_CACHE", str(cache))
-    patch.setattr(data, "NUM_DRAWN", DRAWN)
-    loaded, model = load_data("synthetic", 32), build_model(GOOD)
-    list(train(model, TrainConfig(1e-2, epochs=8, schedule="one_cycle"), loaded.training, loaded.validation))
-    patch.undo()
-    return model, cache
 
 
 @pytest.fixture
@@ -73,6 +60,11 @@ def test_first_champion_is_tested_once_and_has_a_card(bench, good):
     assert f"{test['accuracy']:.1%}" in card
     assert "Trial 3 of the sweep `one`" in card
     assert "looked at once" in card
+    reference = read_header(bench.champion)["reference"]
+    assert reference["pictures"] == 30
+    classifier = Classifier(bench.champion)
+    files, answers = known_answers(reference)
+    assert classifier(files) == pytest.approx(answers, abs=1e-3)
 
 
 def test_better_challenger_wins_and_worse_one_is_kept_out(bench, good):
@@ -135,7 +127,7 @@ def test_champion_of_other_data_or_classes_is_no_opponent(bench, good):
     bench(good[0], 0)
     model, header = load_model(bench.champion)
     header["provenance"]["data"]["fingerprint"] = "of other pictures"
-    save_model(model, bench.champion, {key: value for key, value in header.items() if key != "model"})
+    save_model(model, bench.champion, header)
     before = bench.champion.read_bytes()
     outcome = bench(build_model(GOOD), 1)
     assert not outcome.promoted

@@ -1,6 +1,7 @@
 import json
 import random
 import struct
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -90,7 +91,15 @@ def test_saved_network_comes_back_with_its_header(saved):
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(model(x), build_model(SMALL, seed=5).eval()(x))
     assert model.config == SMALL
-    assert header == {**HEADER, "model": header["model"]} == read_header(saved)
+    assert header == {**HEADER, "model": asdict(SMALL), "sha256": header["sha256"]} == read_header(saved)
+
+
+def test_header_that_was_read_can_be_saved_again(saved, tmp_path):
+    model, header = load_model(saved)
+    save_model(model, tmp_path / "again.safetensors", header)
+    assert read_header(tmp_path / "again.safetensors") == header
+    save_model(model, tmp_path / "again.safetensors", {**header, "metrics": {"epoch": 2}})
+    assert read_header(tmp_path / "again.safetensors")["sha256"] != header["sha256"]
 
 
 def test_missing_file_says_what_to_do(tmp_path):
