@@ -1,8 +1,11 @@
-.PHONY: sweep test test-slow check bench
+.PHONY: sweep test test-slow app check bench
 PYTHON := .venv/bin/python
 
 sweep: .venv/installed  ## 12 trials on drawn pictures: a ranked table and a promoted model in a few minutes
 	$(PYTHON) run_sweep.py --image-size 64 --epochs 3 --trials 12 --name quick
+
+app: .venv/installed  ## the champion as a web page, at http://127.0.0.1:7860
+	$(PYTHON) -m catdog.app
 
 test: .venv/installed  ## the tests, with the coverage of our own lines
 	$(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow" --cov --cov-report=term --cov-fail-under=90
@@ -20,6 +23,7 @@ bench: .venv/installed  ## the tables of the README
 	$(PYTHON) benchmarks/tracking.py
 	$(PYTHON) benchmarks/promotion.py
 	$(PYTHON) benchmarks/report.py
+	$(PYTHON) benchmarks/serving.py
 
 .venv/installed: requirements.lock
 	if command -v uv >/dev/null; then \

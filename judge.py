@@ -20,6 +20,7 @@ from search.champion import CHAMPION, HISTORY, promote, rollback
 from search.confirm import Candidate
 from search.evidence import Comparison, Outcomes, accuracy_interval, compare
 from search.study import CANDIDATES, PROMOTION, open_study
+from search.tracking import experiment_url
 
 __all__ = [
     "BEST_MODEL",
@@ -78,6 +79,8 @@ def promote_weights(weights: Path, best_model: Path, source: str, device: str, *
     champion is then untouched.
     """
     challenger = _open(weights)
+    if url := experiment_url(weights.parent):
+        challenger.header["provenance"]["experiment"] = url
     outcome = Outcome(promoted=False, reason="")
 
     def judge(champion: Path | None, target: Path) -> bool:
@@ -308,6 +311,7 @@ def _figures(contestant: _Contestant, test: SealedTest, source: str, device: str
 
 
 def _with_reference(contestant: _Contestant, data: Data, device: str) -> _Contestant:
+    """Add what a model that serves is asked for: what is usual to it."""
     reference = make_reference(contestant.model, data, device)
     return _Contestant(contestant.model, {**contestant.header, "reference": reference})
 

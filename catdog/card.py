@@ -6,12 +6,25 @@ from typing import Any
 
 from catdog.model import ModelConfig, count_mult_adds, count_parameters, read_header, write_file
 
-__all__ = ["model_card", "write_card"]
+__all__ = ["headline", "model_card", "write_card"]
 
 
 def write_card(path: Path) -> None:
     """Write the card of a model file beside it. Raises ValueError for a file that is not whole and true."""
     write_file(path.with_name("README.md"), model_card(read_header(path)).encode())
+
+
+def headline(header: Mapping[str, Any]) -> str:
+    """Say in a few words which model it is and how good."""
+    provenance, test = header["provenance"], header["metrics"].get("test", {})
+    again = f" (run {provenance['confirmation']} of its confirmation)" if "confirmation" in provenance else ""
+    which = (
+        f"trial {provenance['trial']} of {provenance.get('run')}{again}" if "trial" in provenance else "not of a sweep"
+    )
+    if "accuracy_interval" not in test:
+        return f"{which}, not tested"
+    low, high = test["accuracy_interval"]
+    return f"{which}, {test['accuracy']:.1%} ({low:.1%} to {high:.1%}) of {test['pictures']:,} test pictures right"
 
 
 def model_card(header: Mapping[str, Any]) -> str:
@@ -75,6 +88,8 @@ def _origin(provenance: Mapping[str, Any]) -> str:
     found = f"Trial {provenance.get('trial')} of the sweep `{provenance.get('run')}`{run}"
     when = f"trained {provenance.get('time', 'at an unknown time')}, commit {provenance.get('commit') or 'unknown'}"
     lines = [f"{found}; data: {_data(provenance.get('data'))}; {when}."]
+    if url := provenance.get("experiment"):
+        lines.append(f"Its experiment in Comet: <{url}>")
     for title, entries in (
         ("parameters searched", provenance.get("parameters")),
         ("recipe", provenance.get("training")),
@@ -106,13 +121,21 @@ print(classify.classes, classify([Path("picture.jpg").read_bytes()]))
 ```"""
 
 
+def _abstention(header: Mapping[str, Any]) -> str:
+    reference = header.get("reference")
+    if not reference:
+        return "It calls everything else one of them."
+    share = f"{reference['abstained']:.1%} of the validation pictures"
+    return f"A picture unlike those it was trained on it calls probably neither, {share} too; many things pass for one."
+
+
 def _limits(header: Mapping[str, Any]) -> str:
     names = " and ".join(f"{name}s" for name in header["classes"])
     drawn = (
         isinstance(header["provenance"].get("data"), Mapping) and header["provenance"]["data"]["source"] == "synthetic"
     )
     lines = [
-        f"- It knows {names} alone and calls everything else one of them.",
+        f"- It knows {names} alone. {_abstention(header)}",
         "- The intervals hold for pictures like those it was tested on; other cameras, ages or crops may do worse.",
         "- Its probabilities were not calibrated.",
     ]

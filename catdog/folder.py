@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-__all__ = ["CLASSES", "Listing", "Photograph", "list_photographs", "read_picture"]
+__all__ = ["CLASSES", "Listing", "Photograph", "list_photographs", "read_picture", "read_preview"]
 
 CLASSES = ("cat", "dog")
 
@@ -80,10 +80,20 @@ def read_picture(content: bytes, size: int) -> Image.Image:
     The whole picture is kept: it is stretched to a square. Raises OSError, ValueError or an Image.DecompressionBomb
     error for what is no picture.
     """
+    return _open_upright(content, size).resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
+
+
+def read_preview(content: bytes, size: int) -> Image.Image:
+    """Decode a picture for people: upright RGB in its own proportions, at most `size` pixels wide and high."""
+    picture = _open_upright(content, size)
+    picture.thumbnail((size, size))
+    return picture
+
+
+def _open_upright(content: bytes, size: int) -> Image.Image:
     with Image.open(BytesIO(content)) as image:
         image.draft("RGB", (size, size))  # JPEG alone: decode at 1/2, 1/4 or 1/8 of the size
-        upright = ImageOps.exif_transpose(image)
-        return _to_rgb(upright).resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
+        return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from catdog.data import preprocessing
-from catdog.folder import read_picture
 from catdog.insight import Norm, look, margin_of
+from catdog.intake import decode
 from catdog.model import load_model
 
 __all__ = ["CHAMPION", "Answer", "Classifier"]
@@ -71,11 +71,8 @@ class Classifier:
         ]
 
     def decode(self, picture: bytes) -> np.ndarray:
-        """Turn the content of an image file into (image_size, image_size, 3) bytes. Raises ValueError."""
-        try:
-            return np.array(read_picture(picture, self.image_size))
-        except Exception as error:
-            raise ValueError("cannot be read as a picture") from error
+        """Turn the content of an image file into (image_size, image_size, 3) bytes. Raises ValueError, one sentence."""
+        return decode(picture, self.image_size)
 
 
 def main() -> None:

@@ -246,8 +246,17 @@ def notify(tracking: Tracking, trials: Sequence[FrozenTrial], news: str) -> None
 
 def outcome_of(sweep: Sweep, number: int) -> dict[str, Any]:
     """Return the scribe's note on a trial: `delivered`, `fault`, `url` and, of a promoted one, `version`."""
+    return _note_in(sweep.trial_folder(number))
+
+
+def experiment_url(folder: Path) -> str | None:
+    """Return the address of the experiment that shows the trial in `folder`, where Comet has one."""
+    return _note_in(folder).get("url")
+
+
+def _note_in(folder: Path) -> dict[str, Any]:
     try:
-        note: dict[str, Any] = json.loads((sweep.trial_folder(number) / NOTE).read_text())
+        note: dict[str, Any] = json.loads((folder / NOTE).read_text())
     except (OSError, ValueError):
         return {}
     return note

@@ -46,7 +46,7 @@ def test_broken_picture_among_others_is_named_and_the_rest_go_on(ask, photograph
     assert ask(tmp_path / "text.jpg", tmp_path / "none.jpg", good) == 2
     said = capsys.readouterr()
     assert said.out.startswith(str(good))
-    assert "text.jpg: cannot be read as a picture" in said.err
+    assert "text.jpg: this file is not a picture that can be read" in said.err
     assert "none.jpg: No such file or directory" in said.err
 
 

@@ -1,0 +1,189 @@
+"""The champion as a web page and an API: python -m catdog.app serves best_model/."""
+
+import argparse
+import logging
+import os
+import secrets
+import shutil
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvicorn
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+
+from catdog.data import cache_folder
+from catdog.device import find_devices, keep_freed_memory
+from catdog.intake import MAX_BYTES, MAX_TOTAL
+from catdog.monitor import Monitor
+from catdog.predict import CHAMPION
+from catdog.service import Service
+from catdog.teller import Teller, has_api_key
+
+__all__ = ["make_app"]
+
+AUTH = "CATDOG_AUTH"  # environment variable: user:password
+MAX_UPLOAD = 2 * MAX_BYTES  # of one file: an archive may be larger than a picture
+log = logging.getLogger("catdog")
+
+
+def make_app(service: Service, folder: Path, *, auth: tuple[str, str] | None = None, root_path: str = "") -> FastAPI:
+    """Return the whole application: the page, its API, /health and /metrics. Uploads go to `folder`."""
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # read when components are made
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    import gradio as gr  # noqa: PLC0415 - reads its settings when it is imported
+
+    from catdog.page import CSS, Page  # noqa: PLC0415 - see above
+
+    app = FastAPI(lifespan=_alive(service), docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(LimitBody, limit=MAX_TOTAL + MAX_UPLOAD)
+
+    @app.get("/health")
+    def health() -> JSONResponse:
+        if service.classifier is None:
+            return JSONResponse({"problem": service.problem}, 503)
+        return JSONResponse({"version": service.classifier.version, "problem": service.problem})
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        return Response(service.monitor.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # none is fetched from elsewhere
+    mounted: FastAPI = gr.mount_gradio_app(
+        app,
+        Page(service, folder).build(),
+        path="/",
+        auth=_checker(auth) if auth else None,
+        root_path=root_path or None,
+        max_file_size=MAX_UPLOAD,
+        show_error=True,
+        ssr_mode=False,
+        run_history=False,
+        footer_links=["api", "settings"],
+        theme=gr.themes.Soft(font=fonts[0], font_mono=fonts[1]),
+        css_paths=[CSS],
+    )
+    return mounted
+
+
+class LimitBody:
+    """Refuses requests with more than `limit` bytes, as soon as that is known."""
+
+    def __init__(self, app: Any, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        num_bytes = 0
+
+        async def counting() -> Any:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            return message if num_bytes <= self.limit else {"type": "http.disconnect"}
+
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if not announced.isdigit() or int(announced) > self.limit:
+            text = f"at most {self.limit / 2**20:.0f} MB are taken at once"
+            await Response(text, 413)(scope, receive, send)
+            return
+        await self.app(scope, counting, send)
+
+
+def _checker(auth: tuple[str, str]) -> Callable[[str, str], bool]:
+    def check(user: str, password: str) -> bool:
+        user_fits = secrets.compare_digest(user.encode(), auth[0].encode())
+        return secrets.compare_digest(password.encode(), auth[1].encode()) and user_fits
+
+    return check
+
+
+def _alive(service: Service) -> Callable[[FastAPI], Any]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        service.stop()
+
+    return lifespan
+
+
+def read_auth(option: Path | None) -> tuple[str, str] | None:
+    """Read user:password from the file `option` or the environment. Raises ValueError, one sentence."""
+    try:
+        text = option.read_text() if option else os.environ.get(AUTH, "")
+    except OSError as error:
+        raise ValueError(f"--auth {option} cannot be read ({error.strerror})") from error
+    if not text and not option:
+        return None
+    user, colon, password = text.strip().partition(":")
+    if not (user and colon and password):
+        raise ValueError(f"{f'--auth {option}' if option else AUTH} holds no user:password")
+    return user, password
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m catdog.app", description="Serve a model as a web page.")
+    parser.add_argument("--model", type=Path, default=CHAMPION, help=f"file to serve and to watch, default {CHAMPION}")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on, default 127.0.0.1: this machine alone"
+    )
+    parser.add_argument("--port", type=int, default=7860, help="default 7860; 0 takes a free one")
+    text = f"a file that holds user:password, which visitors then need; or the environment variable {AUTH}"
+    parser.add_argument("--auth", type=Path, metavar="FILE", help=text)
+    parser.add_argument("--root-path", default="", help="path under which a proxy shows the page")
+    parser.add_argument("--device", default="auto", help="cpu, cuda:0, ...; auto is the first GPU, else the CPU")
+    text = "auto: the Monitor's figures also go to Comet, where there is an API key"
+    parser.add_argument("--tracking", choices=("auto", "off"), default="auto", help=text)
+    options = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    try:
+        auth, (device, *_) = read_auth(options.auth), find_devices(options.device)
+        listener = _bind(options.host, options.port)
+    except ValueError as error:
+        parser.exit(2, f"{error}\n")
+    host, port = listener.getsockname()[:2]
+    monitor = Monitor()
+    if options.tracking == "auto" and has_api_key():
+        monitor.listeners.append(Teller())
+    keep_freed_memory()
+    torch.set_num_threads(max(1, os.cpu_count() or 1))
+    folder = _empty_folder(cache_folder() / "uploads" / str(port))
+    app = make_app(Service(options.model, device, monitor), folder, auth=auth, root_path=options.root_path)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    print(f"serving {options.model} at http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    server.run(sockets=[listener])
+    shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(0)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the address. Raises ValueError, one sentence, where that cannot be."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot listen on {host}:{port} ({reason}); give another --host or --port") from error
+    return listener
+
+
+def _empty_folder(folder: Path) -> Path:
+    """Make `folder` anew, without what a killed server left there. Its port is ours, so nobody else uses it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder.resolve()
+
+
+if __name__ == "__main__":
+    main()

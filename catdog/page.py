@@ -1,0 +1,262 @@
+"""The page around the service: Gradio's own components, and the functions behind them, which its API offers too."""
+
+import html
+from base64 import b64decode
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from catdog import show
+from catdog.card import headline, model_card
+from catdog.charts import charts
+from catdog.folder import CLASSES
+from catdog.intake import MAX_PICTURES, Item, preview, unpack
+from catdog.service import Reply, Service, UnavailableError
+from catdog.synthetic import draw
+
+__all__ = ["Page"]
+
+PREVIEW, THUMBNAIL = 640, 160  # pixels, at most
+TICK_SECONDS, PLOT_SECONDS = 2, 5  # between two looks of an open page at the service
+UPLOADS_KEPT = (10, 120)  # seconds: how often they are looked through, and how old they may be
+MAX_WAITING = 200  # requests; the next one is told to come again
+AT_ONCE = 16  # requests that are decoded and answered at a time
+MANY_AT_ONCE = 4  # likewise of one request's many pictures
+EXAMPLE_SEEDS, EXAMPLE_SIZE = (3, 5, 12, 16), 256
+CSS = Path(__file__).with_name("page.css")
+
+
+class Page:
+    """The page, and the functions that it calls."""
+
+    def __init__(self, service: Service, folder: Path) -> None:
+        """Use `folder` for the drawn examples."""
+        self.service, self.monitor = service, service.monitor
+        self.examples = [folder / f"example-{seed}.png" for seed in EXAMPLE_SEEDS]
+        for index, path in enumerate(self.examples):
+            draw(index % 2, EXAMPLE_SIZE, EXAMPLE_SEEDS[index]).save(path)
+
+    def build(self) -> gr.Blocks:
+        page: gr.Blocks
+        with gr.Blocks(title="cat or dog", analytics_enabled=False, delete_cache=UPLOADS_KEPT) as page:
+            state = gr.HTML(self.state_line(), elem_id="state")
+            with gr.Tabs():
+                with gr.Tab("Classify"):
+                    self._build_classify()
+                with gr.Tab("Many at once"):
+                    self._build_many()
+                with gr.Tab("Model"):
+                    shown = self._build_model()
+                with gr.Tab("Monitor") as tab:
+                    plots, plot_timer = self._build_monitor()
+            timer = gr.Timer(TICK_SECONDS)
+            known = gr.State("")
+            quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+            gr.on([timer.tick, page.load], self.refresh, known, [known, state, *shown], **quiet)
+            gr.on([plot_timer.tick, tab.select, page.load], self.plots, None, plots, **quiet)
+        page.queue(max_size=MAX_WAITING, default_concurrency_limit=AT_ONCE)
+        return page
+
+    def _build_classify(self) -> None:
+        with gr.Row():
+            with gr.Column():
+                picture = make_picture(
+                    label="Picture", sources=["upload", "clipboard", "webcam"], height=360, elem_id="picture"
+                )
+                examples = gr.Dataset(
+                    label="Drawn examples",
+                    components=[gr.Image(visible=False)],
+                    samples=[[str(path)] for path in self.examples],
+                    type="index",
+                )
+            with gr.Column():
+                verdict = gr.Label(label="Answer", elem_id="verdict")
+                heat = make_picture(
+                    label="What spoke for it", interactive=False, height=300, elem_id="heat", buttons=["fullscreen"]
+                )
+                facts = gr.Markdown(elem_id="facts")
+        outputs = [picture, verdict, heat, facts]
+        private: dict[str, Any] = {"api_visibility": "private"}
+        picture.input(self.classify, picture, outputs, show_progress_on=verdict, **private)
+        examples.click(self.classify_example, examples, outputs, show_progress_on=verdict, **private)
+        picture.clear(lambda: (None, None, ""), None, [verdict, heat, facts], queue=False, **private)
+        with gr.Row(visible=False):  # what programs call
+            sent, wanted, told = make_picture(label="picture"), gr.Checkbox(label="heat"), gr.JSON()
+            gr.Button().click(
+                self.answer, [sent, wanted], told, api_name="classify",
+                api_description="Say what a picture shows; with heat also where, as rows of numbers from 0 to 1.",
+            )  # fmt: skip
+
+    def _build_many(self) -> None:
+        files = gr.File(
+            label=f"Pictures, or zip archives of them, at most {MAX_PICTURES}",
+            file_count="multiple", height=160, elem_id="files",
+        )  # fmt: skip
+        summary = gr.Markdown("Each is named with what it shows; a broken one among them does not stop the others.")
+        download = gr.HTML(elem_id="download")
+        gallery = make_gallery(label="Answers", columns=6, height="auto", object_fit="cover", elem_id="gallery")
+        table = gr.Dataframe(label="Table", interactive=False, wrap=True, elem_id="table")
+        outputs = [summary, download, gallery, table]
+        files.upload(self.many, files, outputs, concurrency_limit=1, concurrency_id="many", api_visibility="private")
+        files.clear(lambda: ("", "", [], None), None, outputs, queue=False, api_visibility="private")
+        with gr.Row(visible=False):
+            sent, told = gr.File(file_count="multiple", label="files"), gr.JSON()
+            gr.Button().click(
+                self.answers, sent, told, api_name="many", concurrency_limit=1, concurrency_id="many",
+                api_description="Say what several pictures, or zip archives of them, show.",
+            )  # fmt: skip
+
+    def _build_model(self) -> list[Any]:
+        refusal = gr.Markdown(elem_id="refusal")
+        card = gr.Markdown(elem_id="card")
+        before = gr.Dataframe(
+            label="Champions before", headers=["number", "which", "until"], interactive=False, wrap=True
+        )
+        with gr.Row(visible=False):
+            told = gr.JSON()
+            gr.Button().click(
+                self.model, None, told, api_name="model", api_description="Return the header of the model in service."
+            )
+        return [refusal, card, before]
+
+    def _build_monitor(self) -> tuple[list[Any], gr.Timer]:
+        cards = gr.HTML(elem_id="cards")
+        with gr.Row():
+            requests, latency = gr.Plot(show_label=False), gr.Plot(show_label=False)
+        with gr.Row():
+            drift, classes = gr.Plot(show_label=False), gr.Plot(show_label=False)
+        with gr.Row(visible=False):
+            told = gr.JSON()
+            gr.Button().click(
+                self.figures, None, told, api_name="monitor", api_description="Return what is watched, and the alerts."
+            )
+        return [cards, requests, latency, drift, classes], gr.Timer(PLOT_SECONDS)
+
+    def classify(self, content: bytes | None) -> tuple[Image.Image, str | dict[str, float], Image.Image, str]:
+        """Return what the page shows of one picture."""
+        reply = self._ask(content, heat=True)
+        picture = preview(content or b"", PREVIEW)
+        label = reply.answer.probabilities if reply.answer.familiar else show.verdict(reply)
+        return picture, label, show.heat_over(picture, reply.answer.heat), show.facts(reply)
+
+    def classify_example(self, index: int) -> tuple[Image.Image, str | dict[str, float], Image.Image, str]:
+        return self.classify(self.examples[index].read_bytes())
+
+    def answer(self, content: bytes | None, heat: bool) -> dict[str, Any]:
+        return show.as_dict(self._ask(content, heat=heat))
+
+    def many(self, files: list[str] | None, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
+        """Return what the page shows of many pictures."""
+        rows = self._answer_all(files, progress)
+        headings, cells = show.as_table(rows, self._classes())
+        thumbnails = [(row.thumbnail, row.caption) for row in rows if row.thumbnail]
+        link = show.download_link(show.as_csv(headings, cells))
+        return show.summary(rows), link, thumbnails, {"headers": headings, "data": cells}
+
+    def answers(self, files: list[str] | None) -> list[dict[str, Any]]:
+        return [
+            {"file": row.item.name, **(show.as_dict(row.reply) if row.reply else {"problem": row.problem})}
+            for row in self._answer_all(files, None)
+        ]
+
+    def model(self) -> dict[str, Any]:
+        if not self.service.classifier:
+            raise _refusal(self.service.problem)
+        return {key: value for key, value in self.service.classifier.header.items() if key != "reference"}
+
+    def figures(self) -> dict[str, Any]:
+        return self.monitor.summary()
+
+    def state_line(self) -> str:
+        classifier = self.service.classifier
+        version, which = (classifier.version, headline(classifier.header)) if classifier else ("", "")
+        return show.state_line(version, which, self.service.problem, list(self.monitor.alerts.values()))
+
+    def refresh(self, known: str) -> list[Any]:
+        """Return the state and, where it has changed, what the Model tab shows."""
+        line, classifier = self.state_line(), self.service.classifier
+        if line == known:
+            return [gr.skip()] * 5
+        card = model_card(classifier.header) if classifier else self.service.problem
+        refused = f"**Refused:** {self.service.problem}" if classifier and self.service.problem else ""
+        return [line, line, refused, card, show.history(self.service.path.parent)]
+
+    def plots(self) -> list[Any]:
+        summary, intervals = self.monitor.summary(), self.monitor.points()
+        return [show.cards(summary), *charts(summary, intervals)]
+
+    def _ask(self, content: bytes | None, *, heat: bool) -> Reply:
+        if content is None:
+            raise _refusal("there is no picture; choose one")
+        try:
+            return self.service.ask(content, heat=heat)
+        except (ValueError, UnavailableError) as error:
+            raise _refusal(str(error)) from error
+
+    def _answer_all(self, files: list[str] | None, progress: gr.Progress | None) -> list[show.Row]:
+        """Answer every picture of some files, a few at a time; tell the progress bar."""
+        try:
+            items = unpack([(Path(file).name, Path(file)) for file in files or []])
+        except ValueError as error:
+            raise _refusal(str(error)) from error
+        with ThreadPoolExecutor(MANY_AT_ONCE) as pool:
+            rows = []
+            for row in pool.map(self._answer_one, items):
+                rows.append(row)
+                if progress:
+                    progress((len(rows), len(items)), unit="pictures")
+        return rows
+
+    def _answer_one(self, item: Item) -> show.Row:
+        if item.problem:
+            return show.Row(item, None, item.problem)
+        try:
+            reply = self.service.ask(item.content)
+            return show.Row(item, reply, thumbnail=show.data_address(preview(item.content, THUMBNAIL)))
+        except (ValueError, UnavailableError) as error:
+            return show.Row(item, None, str(error))
+
+    def _classes(self) -> Sequence[str]:
+        return self.service.classifier.classes if self.service.classifier else CLASSES
+
+
+def make_picture(**options: Any) -> gr.Image:
+    """Return a picture that is not decoded on its way in, and on its way out stands in the answer, without a file.
+
+    Its methods are replaced one by one because Gradio writes a stub beside the source of every class made from its own.
+    """
+    picture = gr.Image(**options)
+    picture.preprocess, picture.postprocess = _content_of, _picture_in_answer  # type: ignore[method-assign]
+    return picture
+
+
+def make_gallery(**options: Any) -> gr.Gallery:
+    """Return a gallery of data addresses and captions, without files too."""
+    gallery = gr.Gallery(**options)
+    gallery.postprocess = _gallery_in_answer  # type: ignore[method-assign]
+    return gallery
+
+
+def _content_of(payload: Any) -> Any:
+    """Return the content of the file that was sent."""
+    if payload is None:
+        return None
+    if payload.url and payload.url.startswith("data:"):
+        return b64decode(payload.url.partition(",")[2])
+    return Path(payload.path).read_bytes()
+
+
+def _picture_in_answer(value: Any) -> Any:
+    return None if value is None else {"url": show.data_address(value)}
+
+
+def _gallery_in_answer(value: Any) -> Any:
+    return [{"image": {"url": address}, "caption": caption} for address, caption in value or []]
+
+
+def _refusal(sentence: str) -> gr.Error:
+    return gr.Error(html.escape(sentence), print_exception=False)

@@ -1,0 +1,181 @@
+"""Answers -> what people see: heat over a picture, thumbnails, a table, lines of text."""
+
+import csv
+import re
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from catdog.card import headline
+from catdog.intake import Item
+from catdog.model import read_header
+from catdog.service import Reply
+
+__all__ = [
+    "Row",
+    "as_csv",
+    "as_dict",
+    "as_table",
+    "cards",
+    "data_address",
+    "download_link",
+    "facts",
+    "heat_over",
+    "history",
+    "state_line",
+    "summary",
+    "verdict",
+]
+
+WARM = (255, 60, 0)  # colour of the heat, RGB
+STRENGTH = 0.65  # how much of it covers the hottest place
+
+
+@dataclass(frozen=True)
+class Row:
+    """One of many pictures, and what came of it."""
+
+    item: Item
+    reply: Reply | None
+    problem: str = ""
+    thumbnail: str = ""  # data address
+
+    @property
+    def caption(self) -> str:
+        if self.reply is None:
+            return self.problem
+        answer = self.reply.answer
+        return f"{answer.label} {answer.probabilities[answer.label]:.1%}" if answer.familiar else "neither?"
+
+
+def verdict(reply: Reply) -> str:
+    """Return the label, or that it is probably none."""
+    answer = reply.answer
+    return (
+        answer.label
+        if answer.familiar
+        else "probably neither " + " nor ".join(f"a {name}" for name in answer.probabilities)
+    )
+
+
+def as_dict(reply: Reply) -> dict[str, Any]:
+    """Return what a program is told."""
+    answer = reply.answer
+    return {
+        "label": answer.label if answer.familiar else None,
+        "probabilities": {name: round(p, 6) for name, p in answer.probabilities.items()},
+        "familiar": answer.familiar,
+        "model": reply.version,
+        "seconds": round(reply.seconds, 4),
+        **({"heat": np.round(answer.heat, 4).tolist()} if answer.heat.size else {}),
+    }
+
+
+def facts(reply: Reply) -> str:
+    """Return what else there is to say of an answer, in Markdown."""
+    shown = ", ".join(f"{name} {p:.1%}" for name, p in reply.answer.probabilities.items())
+    if not reply.answer.familiar:
+        shown = f"It looks unlike the pictures that the network was trained on. If it had to choose: {shown}"
+    return f"{shown}. Answered in {1000 * reply.seconds:.0f} ms by model `{reply.version}`."
+
+
+def state_line(version: str, which: str, problem: str, alerts: Sequence[str]) -> str:
+    """Return the line above the tabs: which model is in service, what is wrong."""
+    if not version:
+        return f'<p class="problem" role="status">{_with_code(problem)}</p>'
+    lines = [f'<p role="status">Model <code>{version}</code>: {escape(which)}</p>']
+    lines += [f'<p class="problem">{_with_code(problem)}</p>'] if problem else []
+    lines += [f'<p class="alert">Alert: {escape(sentence)}</p>' for sentence in alerts]
+    return "".join(lines)
+
+
+def _with_code(sentence: str) -> str:
+    """Escape a sentence, and set the commands in it in a fixed font."""
+    return re.sub(r"(python (?:-m )?[\w./]+(?: NAME)?)", r"<code>\1</code>", escape(sentence))
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Say in a line what came of many pictures."""
+    good = [row for row in rows if row.reply]
+    counts = Counter(verdict(row.reply) for row in good if row.reply)
+    shown = ", ".join(f"{count} {label}" for label, count in counts.most_common())
+    broken = f"; {len(rows) - len(good)} could not be read, see the table" if len(good) < len(rows) else ""
+    return f"{len(good)} answered: {shown or 'none'}{broken}."
+
+
+def download_link(text: str) -> str:
+    """Return a link that holds a CSV file."""
+    address = f"data:text/csv;charset=utf-8;base64,{b64encode(text.encode()).decode()}"
+    return f'<a class="download" download="answers.csv" href="{address}">Download as CSV</a>'
+
+
+def cards(summary: Mapping[str, Any]) -> str:
+    """Return the Monitor tab's figures: counts since the start, drift beside its thresholds, alerts."""
+    counts = summary["counts"]
+    shown = [(name, f"{count:,}") for name, count in counts.items()]
+    for name, value in summary["figures"].items():
+        threshold = summary["thresholds"].get(name)
+        shown.append((name.replace("_", " "), f"{value:.3g} <small>alert above {threshold:.3g}</small>"))
+    tiles = "".join(f'<div class="tile"><span>{escape(name)}</span><b>{text}</b></div>' for name, text in shown)
+    alerts = "".join(f'<p class="alert" role="alert">{escape(text)}</p>' for text in summary["alerts"].values())
+    waits = "" if summary["figures"].get("class_psi") is not None else f"<p>{escape(summary['waits_for'])}</p>"
+    return f'<div class="tiles">{tiles}</div>{waits}{alerts or "<p>No alert.</p>"}'
+
+
+def heat_over(picture: Image.Image, heat: np.ndarray) -> Image.Image:
+    """Lay (h, w) heat, 0 to 1, over an RGB picture of any size."""
+    spread = Image.fromarray(heat.astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
+    share = np.asarray(spread).clip(0, 1)[..., None] * STRENGTH
+    mixed = np.asarray(picture) * (1 - share) + np.array(WARM) * share
+    return Image.fromarray(mixed.astype(np.uint8))
+
+
+def data_address(picture: Image.Image) -> str:
+    """Return a picture as an address that holds it, so that no file has to."""
+    file = BytesIO()
+    picture.save(file, "WEBP", quality=82, method=0)
+    return f"data:image/webp;base64,{b64encode(file.getvalue()).decode()}"
+
+
+def as_table(rows: Sequence[Row], classes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return headings and cells of many answers."""
+    cells = []
+    for row in rows:
+        if row.reply is None:
+            cells.append([row.item.name, "", *[""] * len(classes), row.problem])
+            continue
+        probabilities = [f"{row.reply.answer.probabilities[name]:.4f}" for name in classes]
+        cells.append([row.item.name, verdict(row.reply), *probabilities, ""])
+    return ["file", "label", *classes, "problem"], cells
+
+
+def as_csv(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """Return a table as CSV. What a spreadsheet would take for a formula is marked as text."""
+    file = StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(headings)
+    for row in cells:
+        writer.writerow([f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t")) else cell for cell in row])
+    return file.getvalue()
+
+
+def history(best_model: Path) -> list[list[str]]:
+    """Return the champions before, the last one first: number, which it is, and until when it served."""
+    rows = []
+    for path in sorted((best_model / "history").glob("[0-9]*.safetensors"), reverse=True):
+        try:
+            which = headline(read_header(path))
+        except ValueError:
+            which = "damaged"
+        until = datetime.fromtimestamp(path.stat().st_ctime, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        rows.append([path.stem, which, until])
+    return rows
