@@ -6,13 +6,12 @@ import os
 import secrets
 import shutil
 import socket
-import sys
+import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
@@ -29,6 +28,10 @@ __all__ = ["make_app"]
 
 AUTH = "CATDOG_AUTH"  # environment variable: user:password
 MAX_UPLOAD = 2 * MAX_BYTES  # of one file: an archive may be larger than a picture
+LAST_PORT = 65535
+TIDY_SECONDS = 5.0  # between two looks through the uploads
+MAX_REQUESTS = 400  # at a time, open pages among them; the next one is answered 503
+
 log = logging.getLogger("catdog")
 
 
@@ -41,7 +44,10 @@ def make_app(service: Service, folder: Path, *, auth: tuple[str, str] | None = N
 
     from catdog.page import CSS, Page  # noqa: PLC0415 - see above
 
-    app = FastAPI(lifespan=_alive(service), docs_url=None, redoc_url=None, openapi_url=None)
+    page = Page(service, folder)
+    app = FastAPI(
+        lifespan=_alive(service, page.delete_uploads, folder), docs_url=None, redoc_url=None, openapi_url=None
+    )
     app.add_middleware(LimitBody, limit=MAX_TOTAL + MAX_UPLOAD)
 
     @app.get("/health")
@@ -57,7 +63,7 @@ def make_app(service: Service, folder: Path, *, auth: tuple[str, str] | None = N
     fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # none is fetched from elsewhere
     mounted: FastAPI = gr.mount_gradio_app(
         app,
-        Page(service, folder).build(),
+        page.build(),
         path="/",
         auth=_checker(auth) if auth else None,
         root_path=root_path or None,
@@ -106,12 +112,25 @@ def _checker(auth: tuple[str, str]) -> Callable[[str, str], bool]:
     return check
 
 
-def _alive(service: Service) -> Callable[[FastAPI], Any]:
+def _alive(service: Service, tidy: Callable[[], None], folder: Path) -> Callable[[FastAPI], Any]:
+    """Have the service run, and `tidy` every few seconds, as long as the server does; then remove `folder`."""
+    over = threading.Event()
+
+    def tidy_again_and_again() -> None:
+        while not over.wait(TIDY_SECONDS):
+            try:
+                tidy()
+            except Exception:
+                log.exception("uploads are looked through again later")
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
+        threading.Thread(target=tidy_again_and_again, daemon=True).start()
         yield
+        over.set()
         service.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
     return lifespan
 
@@ -152,29 +171,39 @@ def main() -> None:
         parser.exit(2, f"{error}\n")
     host, port = listener.getsockname()[:2]
     monitor = Monitor()
-    if options.tracking == "auto" and has_api_key():
-        monitor.listeners.append(Teller())
+    teller = Teller() if options.tracking == "auto" and has_api_key() else None
+    if teller:
+        monitor.listeners.append(teller)
     keep_freed_memory()
-    torch.set_num_threads(max(1, os.cpu_count() or 1))
     folder = _empty_folder(cache_folder() / "uploads" / str(port))
     app = make_app(Service(options.model, device, monitor), folder, auth=auth, root_path=options.root_path)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    config = uvicorn.Config(app, log_level="warning", limit_concurrency=MAX_REQUESTS, timeout_graceful_shutdown=2)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     print(f"serving {options.model} at http://{host}:{port} (Ctrl-C ends it)", flush=True)
-    server.run(sockets=[listener])
-    shutil.rmtree(folder, ignore_errors=True)
-    sys.exit(0)
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again when everything is closed
+        uvicorn.Server(config).run(sockets=[listener])
+    if teller:
+        teller.close()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Say whether a record is more than that an open page was cut off at the end."""
+    return "timeout graceful shutdown" not in f"{record.getMessage()} {record.exc_info}"
 
 
 def _bind(host: str, port: int) -> socket.socket:
     """Take the address. Raises ValueError, one sentence, where that cannot be."""
+    if not 0 <= port <= LAST_PORT:
+        raise ValueError(f"--port is {port}; it must be 0 to {LAST_PORT}")
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(
+            family, kind, protocol
+        )  # asyncio sends at once where the protocol is told, not after 40 ms
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot listen on {host}:{port} ({reason}); give another --host or --port") from error
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}); give another --host or --port") from error
     return listener
 
 

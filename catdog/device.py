@@ -13,6 +13,7 @@ __all__ = [
     "find_devices",
     "has_bfloat16",
     "keep_freed_memory",
+    "release_freed_memory",
 ]
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -69,3 +70,11 @@ def keep_freed_memory() -> None:
         return
     for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20)):
         mallopt(parameter, value)
+
+
+def release_freed_memory() -> None:
+    """Have glibc give freed memory back to the system after all, from every thread's share of it."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return

@@ -3,7 +3,6 @@
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from catdog.device import release_freed_memory
 from catdog.folder import read_picture, read_preview
 
 __all__ = ["MAX_BYTES", "MAX_PICTURES", "MAX_TOTAL", "Item", "decode", "preview", "unpack"]
@@ -49,8 +49,12 @@ def preview(content: bytes, size: int) -> Image.Image:
 def _read_within_limits(content: bytes, size: int, read: Callable[[bytes, int], Image.Image]) -> Image.Image:
     num_pixels = _count_pixels(content)
     try:
-        with _one_at_a_time if num_pixels > LARGE else nullcontext():
+        if num_pixels <= LARGE:
             return read(content, size)
+        with _one_at_a_time:
+            picture = read(content, size)
+            release_freed_memory()
+            return picture
     except Exception as error:
         raise ValueError("the picture is cut off or damaged") from error
 

@@ -152,7 +152,7 @@ class Monitor:
             if now - self.since >= INTERVAL_SECONDS:
                 self._close_interval(now, figures)
             last = self.intervals[-1] if self.intervals else None
-            values = {**self.tally, **figures}
+            values = {**self._counts(), **figures}
         for name, value in figures.items():
             self.drift.labels(name).set(value)
             self.alert.labels(name).set(name in crossed)
@@ -166,6 +166,10 @@ class Monitor:
         model = {name: provenance[name] for name in ("run", "trial", "confirmation", "time") if name in provenance}
         for listener in self.listeners:
             listener({"version": self.version, "model": model, "values": values, "alerts": new})
+
+    def _counts(self) -> dict[str, int]:
+        """Return what was counted since the start; also what never came up."""
+        return {name: self.tally[name] for name in (*self.header.get("classes", []), "abstained", "refused", "failed")}
 
     def _close_interval(self, now: float, figures: Mapping[str, float]) -> None:
         p50, p95 = np.quantile(self.latencies, (0.5, 0.95)) if self.latencies else (np.nan, np.nan)
@@ -181,14 +185,14 @@ class Monitor:
     def summary(self) -> dict[str, Any]:
         """Return what is known at the moment, JSON-able."""
         with self.lock:
-            window, tally = self.window, dict(self.tally)
+            window = self.window
             classes: list[str] = list(self.header.get("classes", []))
             reference = window.reference
             called = Tally(classes[index] for index, _, _ in window.seen)
             missing = (window.seen.maxlen or 0) - len(window.seen)
             summary: dict[str, Any] = {
                 "version": self.version,
-                "counts": {name: tally.get(name, 0) for name in (*classes, "abstained", "refused", "failed")},
+                "counts": self._counts(),
                 "figures": window.figures(),
                 "thresholds": dict(reference.get("thresholds", {})),
                 "alerts": dict(self.alerts),

@@ -1,14 +1,15 @@
 """The page around the service: Gradio's own components, and the functions behind them, which its API offers too."""
 
 import html
+import time
 from base64 import b64decode
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from catdog import show
 from catdog.card import headline, model_card
@@ -22,10 +23,9 @@ __all__ = ["Page"]
 
 PREVIEW, THUMBNAIL = 640, 160  # pixels, at most
 TICK_SECONDS, PLOT_SECONDS = 2, 5  # between two looks of an open page at the service
-UPLOADS_KEPT = (10, 120)  # seconds: how often they are looked through, and how old they may be
-MAX_WAITING = 200  # requests; the next one is told to come again
-AT_ONCE = 16  # requests that are decoded and answered at a time
-MANY_AT_ONCE = 4  # likewise of one request's many pictures
+UPLOADS_KEPT = 120.0  # seconds; a request that waits for its turn needs them
+MAX_WAITING = 20  # requests with many pictures; the next one is told to come again
+AT_ONCE = 4  # of their pictures, so that others get a turn
 EXAMPLE_SEEDS, EXAMPLE_SIZE = (3, 5, 12, 16), 256
 CSS = Path(__file__).with_name("page.css")
 
@@ -35,14 +35,14 @@ class Page:
 
     def __init__(self, service: Service, folder: Path) -> None:
         """Use `folder` for the drawn examples."""
-        self.service, self.monitor = service, service.monitor
+        self.service, self.monitor, self.folder = service, service.monitor, folder
         self.examples = [folder / f"example-{seed}.png" for seed in EXAMPLE_SEEDS]
         for index, path in enumerate(self.examples):
             draw(index % 2, EXAMPLE_SIZE, EXAMPLE_SEEDS[index]).save(path)
 
     def build(self) -> gr.Blocks:
         page: gr.Blocks
-        with gr.Blocks(title="cat or dog", analytics_enabled=False, delete_cache=UPLOADS_KEPT) as page:
+        with gr.Blocks(title="cat or dog", analytics_enabled=False) as page:
             state = gr.HTML(self.state_line(), elem_id="state")
             with gr.Tabs():
                 with gr.Tab("Classify"):
@@ -58,8 +58,20 @@ class Page:
             quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
             gr.on([timer.tick, page.load], self.refresh, known, [known, state, *shown], **quiet)
             gr.on([plot_timer.tick, tab.select, page.load], self.plots, None, plots, **quiet)
-        page.queue(max_size=MAX_WAITING, default_concurrency_limit=AT_ONCE)
+        page.queue(max_size=MAX_WAITING)
+        self.blocks, self.own_files = page, set(self.folder.rglob("*"))
         return page
+
+    def delete_uploads(self) -> None:
+        """Delete what was sent more than UPLOADS_KEPT ago. Gradio's own way of doing so ends at the first race."""
+        deleted = set()
+        for path in set(self.folder.rglob("*")) - self.own_files:
+            with suppress(OSError):  # a folder that is not empty, or sent again at this moment
+                if time.time() - path.stat().st_ctime > UPLOADS_KEPT:
+                    path.rmdir() if path.is_dir() else path.unlink()
+                    deleted.add(str(path))
+        for names in self.blocks.temp_file_sets:
+            names.difference_update(deleted)
 
     def _build_classify(self) -> None:
         with gr.Row():
@@ -78,16 +90,16 @@ class Page:
                 heat = make_picture(
                     label="What spoke for it", interactive=False, height=300, elem_id="heat", buttons=["fullscreen"]
                 )
-                facts = gr.Markdown(elem_id="facts")
+                facts = gr.HTML(elem_id="facts")
         outputs = [picture, verdict, heat, facts]
-        private: dict[str, Any] = {"api_visibility": "private"}
-        picture.input(self.classify, picture, outputs, show_progress_on=verdict, **private)
-        examples.click(self.classify_example, examples, outputs, show_progress_on=verdict, **private)
-        picture.clear(lambda: (None, None, ""), None, [verdict, heat, facts], queue=False, **private)
+        private: dict[str, Any] = {"api_visibility": "private", "queue": False}
+        picture.input(self.show_one, picture, outputs, show_progress_on=verdict, **private)
+        examples.click(self.show_example, examples, outputs, show_progress_on=verdict, **private)
+        picture.clear(lambda: (None, None, ""), None, [verdict, heat, facts], **private)
         with gr.Row(visible=False):  # what programs call
             sent, wanted, told = make_picture(label="picture"), gr.Checkbox(label="heat"), gr.JSON()
             gr.Button().click(
-                self.answer, [sent, wanted], told, api_name="classify",
+                self.classify, [sent, wanted], told, api_name="classify", queue=False,
                 api_description="Say what a picture shows; with heat also where, as rows of numbers from 0 to 1.",
             )  # fmt: skip
 
@@ -101,12 +113,14 @@ class Page:
         gallery = make_gallery(label="Answers", columns=6, height="auto", object_fit="cover", elem_id="gallery")
         table = gr.Dataframe(label="Table", interactive=False, wrap=True, elem_id="table")
         outputs = [summary, download, gallery, table]
-        files.upload(self.many, files, outputs, concurrency_limit=1, concurrency_id="many", api_visibility="private")
+        files.upload(
+            self.show_many, files, outputs, concurrency_limit=1, concurrency_id="many", api_visibility="private"
+        )
         files.clear(lambda: ("", "", [], None), None, outputs, queue=False, api_visibility="private")
         with gr.Row(visible=False):
             sent, told = gr.File(file_count="multiple", label="files"), gr.JSON()
             gr.Button().click(
-                self.answers, sent, told, api_name="many", concurrency_limit=1, concurrency_id="many",
+                self.many, sent, told, api_name="many", concurrency_limit=1, concurrency_id="many",
                 api_description="Say what several pictures, or zip archives of them, show.",
             )  # fmt: skip
 
@@ -136,20 +150,25 @@ class Page:
             )
         return [cards, requests, latency, drift, classes], gr.Timer(PLOT_SECONDS)
 
-    def classify(self, content: bytes | None) -> tuple[Image.Image, str | dict[str, float], Image.Image, str]:
-        """Return what the page shows of one picture."""
-        reply = self._ask(content, heat=True)
-        picture = preview(content or b"", PREVIEW)
+    def show_one(self, content: bytes | None) -> tuple[Any, Any, Any, str]:
+        """Return what the page shows of one picture: itself, the label, what spoke for it, what else to say."""
+        if content is None:
+            return None, None, None, ""
+        try:
+            reply = self.service.ask(content, heat=True)
+            picture = preview(content, PREVIEW)
+        except (ValueError, UnavailableError) as error:
+            return None, None, None, show.problem(str(error))
         label = reply.answer.probabilities if reply.answer.familiar else show.verdict(reply)
         return picture, label, show.heat_over(picture, reply.answer.heat), show.facts(reply)
 
-    def classify_example(self, index: int) -> tuple[Image.Image, str | dict[str, float], Image.Image, str]:
-        return self.classify(self.examples[index].read_bytes())
+    def show_example(self, index: int) -> tuple[Any, Any, Any, str]:
+        return self.show_one(self.examples[index].read_bytes())
 
-    def answer(self, content: bytes | None, heat: bool) -> dict[str, Any]:
+    def classify(self, content: bytes | None, heat: bool) -> dict[str, Any]:
         return show.as_dict(self._ask(content, heat=heat))
 
-    def many(self, files: list[str] | None, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
+    def show_many(self, files: list[str] | None, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
         """Return what the page shows of many pictures."""
         rows = self._answer_all(files, progress)
         headings, cells = show.as_table(rows, self._classes())
@@ -157,7 +176,7 @@ class Page:
         link = show.download_link(show.as_csv(headings, cells))
         return show.summary(rows), link, thumbnails, {"headers": headings, "data": cells}
 
-    def answers(self, files: list[str] | None) -> list[dict[str, Any]]:
+    def many(self, files: list[str] | None) -> list[dict[str, Any]]:
         return [
             {"file": row.item.name, **(show.as_dict(row.reply) if row.reply else {"problem": row.problem})}
             for row in self._answer_all(files, None)
@@ -203,7 +222,7 @@ class Page:
             items = unpack([(Path(file).name, Path(file)) for file in files or []])
         except ValueError as error:
             raise _refusal(str(error)) from error
-        with ThreadPoolExecutor(MANY_AT_ONCE) as pool:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
             rows = []
             for row in pool.map(self._answer_one, items):
                 rows.append(row)

@@ -18,7 +18,7 @@ from catdog.synthetic import draw
 
 __all__ = ["Reply", "Service", "UnavailableError"]
 
-MAX_BATCH = 8  # pictures computed together; more only make the first of them wait
+MAX_BATCH = {"cpu": 4, "cuda": 64}  # pictures computed together; a CPU is no faster with more
 WATCH_SECONDS = 0.5  # between two looks at the champion's file
 TOLERANCE = 0.05  # of a probability, beside what was answered at promotion: bfloat16 and devices differ
 NO_CHAMPION = "no champion: {} does not exist; python run_sweep.py trains and promotes one"
@@ -58,7 +58,7 @@ class Service:
         self.path, self.device, self.monitor = path, device, monitor
         self.classifier: Classifier | None = None
         self.problem = NO_CHAMPION.format(path)  # why what is there is not served
-        self.swapped_at = time.time()
+        self.max_batch = MAX_BATCH[device.partition(":")[0]]
         self.seen: tuple[int, int, int] | None = None  # the file that was looked at last
         self.jobs: SimpleQueue[_Job] = SimpleQueue()
         self.over = threading.Event()
@@ -109,7 +109,7 @@ class Service:
             log.warning("%s", self.problem)
             return
         self.monitor.serve(candidate.version, candidate.header)
-        self.classifier, self.problem, self.swapped_at = candidate, "", time.time()
+        self.classifier, self.problem = candidate, ""
         log.warning("model %s is in service", candidate.version)
 
     def _signature(self) -> tuple[int, int, int] | None:
@@ -152,7 +152,7 @@ class Service:
         """Answer what waits: pictures for the same model together, one batch at a time."""
         while True:
             jobs = [self.jobs.get()]
-            while len(jobs) < MAX_BATCH:
+            while len(jobs) < self.max_batch:
                 try:
                     jobs.append(self.jobs.get_nowait())
                 except Empty:

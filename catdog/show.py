@@ -31,6 +31,7 @@ __all__ = [
     "facts",
     "heat_over",
     "history",
+    "problem",
     "state_line",
     "summary",
     "verdict",
@@ -81,19 +82,25 @@ def as_dict(reply: Reply) -> dict[str, Any]:
 
 
 def facts(reply: Reply) -> str:
-    """Return what else there is to say of an answer, in Markdown."""
-    shown = ", ".join(f"{name} {p:.1%}" for name, p in reply.answer.probabilities.items())
+    """Return what else there is to say of an answer, in HTML."""
+    shown = ", ".join(f"{escape(name)} {p:.1%}" for name, p in reply.answer.probabilities.items())
     if not reply.answer.familiar:
         shown = f"It looks unlike the pictures that the network was trained on. If it had to choose: {shown}"
-    return f"{shown}. Answered in {1000 * reply.seconds:.0f} ms by model `{reply.version}`."
+    milliseconds = f"{1000 * reply.seconds:.0f} ms"
+    return f'<p role="status">{shown}. Answered in {milliseconds} by model <code>{reply.version}</code>.</p>'
 
 
-def state_line(version: str, which: str, problem: str, alerts: Sequence[str]) -> str:
+def problem(sentence: str) -> str:
+    """Return a sentence about what went wrong, in HTML."""
+    return f'<p class="problem" role="status">{_with_code(sentence)}</p>'
+
+
+def state_line(version: str, which: str, wrong: str, alerts: Sequence[str]) -> str:
     """Return the line above the tabs: which model is in service, what is wrong."""
     if not version:
-        return f'<p class="problem" role="status">{_with_code(problem)}</p>'
+        return problem(wrong)
     lines = [f'<p role="status">Model <code>{version}</code>: {escape(which)}</p>']
-    lines += [f'<p class="problem">{_with_code(problem)}</p>'] if problem else []
+    lines += [problem(wrong)] if wrong else []
     lines += [f'<p class="alert">Alert: {escape(sentence)}</p>' for sentence in alerts]
     return "".join(lines)
 

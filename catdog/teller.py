@@ -50,25 +50,28 @@ class Teller:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         assert self.process.stdin
         os.set_blocking(self.process.stdin.fileno(), False)
+        self.heard: Mapping[str, Any] = {}
         self.version, self.told = "", -math.inf
 
     def __call__(self, heard: Mapping[str, Any]) -> None:
-        now = time.monotonic()
-        if not heard["version"] or not (
-            heard["alerts"] or heard["version"] != self.version or now - self.told > SECONDS
-        ):
-            return
-        self.version, self.told = heard["version"], now
+        self.heard, now = heard, time.monotonic()
+        if heard["version"] and (heard["alerts"] or heard["version"] != self.version or now - self.told > SECONDS):
+            self.version, self.told = heard["version"], now
+            self._tell(heard)
+
+    def _tell(self, heard: Mapping[str, Any]) -> None:
         assert self.process.stdin
         try:  # less than a pipe's atomic 4096 bytes
             os.write(self.process.stdin.fileno(), (json.dumps(heard) + "\n").encode())
         except BlockingIOError:
             log.warning("Comet does not listen; what it was to hear is lost")
         except OSError:
-            self.version = heard["version"]  # it has ended, and said why
+            return  # it has ended, and said why
 
     def close(self) -> None:
-        """Let it say what it has heard, and end."""
+        """Let it say what it has heard last, and end."""
+        if self.version:
+            self._tell({**self.heard, "alerts": []})
         assert self.process.stdin
         self.process.stdin.close()
 

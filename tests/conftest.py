@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from catdog import data
-from catdog.data import Pictures, load_data
-from catdog.model import ModelConfig, build_model
+from catdog.data import Pictures, load_data, preprocessing
+from catdog.model import ModelConfig, build_model, save_model
+from catdog.reference import make_reference
 from catdog.synthetic import draw, synthetic
 from catdog.train import TrainConfig, train
 
@@ -102,6 +103,34 @@ def good(tmp_path_factory):
     list(train(model, TrainConfig(1e-2, epochs=8, schedule="one_cycle"), loaded.training, loaded.validation))
     patch.undo()
     return model, cache
+
+
+@pytest.fixture(scope="session")
+def champion(tmp_path_factory):
+    """A promoted model file that is good enough to watch; `champion(2)` is another one with the same answers."""
+    patch, folder = pytest.MonkeyPatch(), tmp_path_factory.mktemp("champion")
+    patch.setenv("CATDOG_CACHE", str(folder / "cache"))
+    patch.setattr(data, "NUM_DRAWN", {"training": 1500, "test": 20})
+    loaded, model = load_data("synthetic", 32), build_model(ModelConfig(16, 32, 2, image_size=32))
+    recipe = TrainConfig(1e-2, epochs=5, schedule="one_cycle", augmentation="flip")
+    list(train(model, recipe, loaded.training, loaded.validation))
+    reference = make_reference(model, loaded, "cpu")
+    patch.undo()
+
+    def save(trial=0):
+        path = folder / f"{trial}.safetensors"
+        header = {
+            "classes": ["cat", "dog"],
+            "preprocessing": preprocessing(32),
+            "metrics": {"test": {"accuracy": 0.9, "accuracy_interval": (0.85, 0.94), "loss": 0.3, "pictures": 300}},
+            "provenance": {"run": "one", "trial": trial, "data": {"source": "synthetic", "fingerprint": "f"}},
+            "reference": reference,
+        }
+        if not path.exists():
+            save_model(model, path, header)
+        return path
+
+    return save
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,7 +10,14 @@ from tests.conftest import ROOT
 
 TOP = ["judge.py", "objective.py", "plan.py", "run_sweep.py"]  # know both packages
 OURS = sorted([*ROOT.glob("catdog/*.py"), *ROOT.glob("search/**/*.py")])
-KNOW_COMET = {"search/comet.py", "search/scribe.py", "search/panels/__main__.py", "search/panels/ranking.py"}
+KNOW_COMET = {
+    "catdog/teller.py",
+    "search/comet.py",
+    "search/scribe.py",
+    "search/panels/__main__.py",
+    "search/panels/ranking.py",
+}
+KNOW_GRADIO = {"catdog/app.py", "catdog/page.py"}
 
 
 def imported_by(path):
@@ -29,6 +36,7 @@ def test_each_package_keeps_to_its_own(path):
     forbidden = {"catdog": {"search", "optuna", "joblib"}, "search": {"catdog", "torch", "torchvision", "PIL"}}
     assert not imported_by(ROOT / path) & forbidden[path.split("/")[0]]
     assert ("comet_ml" in imported_by(ROOT / path)) == (path in KNOW_COMET)
+    assert ("gradio" in imported_by(ROOT / path)) == (path in KNOW_GRADIO)
 
 
 def test_what_knows_both_packages_imports_neither_torch_nor_a_tracker():
@@ -45,13 +53,14 @@ def test_catdog_trains_with_six_packages_alone():
     """Import everything of catdog/ where nothing but its own six packages (and what torch needs) can be found."""
     code = """
 import sys
-refused = {"optuna", "joblib", "pydantic", "rich", "torchinfo", "kagglehub", "sqlalchemy", "comet_ml", "gradio"}
+refused = {"optuna", "joblib", "pydantic", "rich", "torchinfo", "kagglehub", "sqlalchemy", "comet_ml",
+    "gradio", "fastapi",    "uvicorn", "prometheus_client", "plotly"}
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in refused:
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-import catdog.train, catdog.predict, torch
+import catdog.train, catdog.predict, catdog.reference, catdog.card, torch
 from catdog.data import Pictures, load_data
 from catdog.model import ModelConfig, build_model
 from catdog import data

@@ -1,0 +1,90 @@
+"""The app in a process of its own, and the plainest client of it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+
+class AppServer:
+    """`with AppServer(folder, "--auth", file) as server` serves folder/best_model/model.safetensors."""
+
+    def __init__(self, folder, *options, environment=None, program=("-m", "catdog.app")):
+        self.model = folder / "best_model/model.safetensors"
+        self.model.parent.mkdir(parents=True, exist_ok=True)
+        self.log = folder / "app.log"
+        path = os.pathsep.join(filter(None, [str(ROOT), (environment or {}).get("PYTHONPATH")]))
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *program, "--port", "0", *map(str, options)],
+                cwd=folder,
+                env={"OMP_NUM_THREADS": "1", **(environment or os.environ), "PYTHONPATH": path},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.url = self._wait_for_url()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(30)
+
+    def _wait_for_url(self):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self.process.poll() is None:
+            found = re.search(r"http://[\d.]+:\d+", self.log.read_text())
+            if found and answers(f"{found[0]}/health"):
+                return found[0]
+            time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
+    def get(self, path, **headers):
+        return request(self.url + path, None, headers)
+
+    def run(self, name, *data, **headers):
+        """Call a function of the API: status and JSON."""
+        body = json.dumps({"data": data}).encode()
+        status, content = request(
+            f"{self.url}/gradio_api/run/{name}", body, {"Content-Type": "application/json", **headers}
+        )
+        return status, json.loads(content)
+
+    def classify(self, content, heat=False):
+        """Return the answer to a picture, or the sentence of the refusal."""
+        status, answer = self.run("classify", picture(content), heat)
+        return answer["data"][0] if status == 200 else answer["error"]
+
+    def megabytes(self):
+        """Return the most memory that the process ever had."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def picture(content):
+    return {"url": f"data:image/jpeg;base64,{b64encode(content).decode()}"}
+
+
+def request(url, body=None, headers=None):
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers or {}), timeout=60) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def answers(url):
+    try:
+        return bool(request(url))
+    except OSError:
+        return False

@@ -1,0 +1,417 @@
+"""The app in a process of its own, through its API."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from catdog import app as module
+from catdog.app import read_auth
+from catdog.model import read_header
+from catdog.predict import Classifier
+from catdog.synthetic import draw
+from tests.app_server import AppServer, picture, request
+from tests.comet_server import CometServer
+from tests.conftest import ROOT
+from tests.test_comet import GUARD
+from tests.test_intake import GOOD, bomb_of, saved
+from tests.test_service import wait_for
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, champion):
+    """A server of the champion, for tests that leave both as they are."""
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "best_model").mkdir()
+    shutil.copy(champion(), folder / "best_model/model.safetensors")
+    environment = {**os.environ, "CATDOG_CACHE": str(folder / "cache"), "COMET_API_KEY": ""}
+    with AppServer(folder, environment=environment) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return Client(server.url, verbose=False)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Picture files: three good ones, a broken one, an archive with two more."""
+    for name in ("jpeg", "png", "webp"):
+        (tmp_path / f"one.{name}").write_bytes(GOOD[name])
+    (tmp_path / "broken.jpg").write_text("words")
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.writestr("inside/cat.jpg", GOOD["jpeg"])
+        archive.writestr("../../climbed.jpg", GOOD["png"])
+    return [tmp_path / name for name in ("one.jpeg", "broken.jpg", "one.png", "one.webp", "more.zip")]
+
+
+def test_health_tells_the_version(server, champion):
+    status, content = server.get("/health")
+    assert (status, json.loads(content)) == (200, {"version": Classifier(champion()).version, "problem": ""})
+
+
+def test_python_client_gets_what_the_classifier_says(client, files, champion):
+    classifier = Classifier(champion())
+    (answer,) = classifier.answer(classifier.decode(files[0].read_bytes())[None])
+    told = client.predict(handle_file(files[0]), False, api_name="/classify")
+    assert told["label"] == answer.label
+    assert told["probabilities"] == pytest.approx(answer.probabilities, abs=0.01)
+    assert told["model"] == classifier.version
+    assert told["familiar"] is True
+    assert "heat" not in told
+    heat = np.array(client.predict(handle_file(files[0]), True, api_name="/classify")["heat"])
+    assert heat.shape == (8, 8)
+    assert heat.max() == 1
+
+
+def test_plain_http_takes_one_request(server):
+    assert server.classify(GOOD["jpeg"])["label"] in ("cat", "dog")
+
+
+def test_many_at_once_names_the_broken_one_and_goes_on(client, files):
+    told = client.predict([handle_file(file) for file in files], api_name="/many")
+    assert [one["file"] for one in told] == [
+        "one.jpeg", "broken.jpg", "one.png", "one.webp", "inside/cat.jpg", "../../climbed.jpg",
+    ]  # fmt: skip
+    assert told[1]["problem"] == "this file is not a picture that can be read"
+    assert {one.get("label") for one in told[:1] + told[2:]} <= {"cat", "dog", None}
+    assert all("probabilities" in one for one in told[:1] + told[2:])
+
+
+def test_client_gets_model_and_monitor(client, champion):
+    header = read_header(champion())
+    told = client.predict(api_name="/model")
+    assert told == {key: value for key, value in header.items() if key != "reference"}
+    assert set(client.predict(api_name="/monitor")["counts"]) == {"cat", "dog", "abstained", "refused", "failed"}
+
+
+def test_metrics_count_the_requests(server):
+    def count():
+        lines = server.get("/metrics")[1].decode().splitlines()
+        return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line[0] != "#"}
+
+    before = count()
+    server.classify(GOOD["jpeg"])
+    server.classify(b"words")
+    after = count()
+    for outcome in ("answered", "refused"):
+        key = f'catdog_requests_total{{outcome="{outcome}"}}'
+        assert after[key] == before.get(key, 0) + 1
+
+
+def photograph_of_30_megabytes():
+    """Noise does not compress: 4,400 x 4,400 pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (4400, 4400, 3), dtype=np.uint8)
+    content = saved(Image.fromarray(noise), "JPEG", quality=97)
+    assert 20 * 2**20 < len(content) < 32 * 2**20
+    return content
+
+
+def zip_bomb():
+    file = BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for index in range(40):
+            archive.writestr(f"{index}.jpg", bytes(30 * 2**20))
+    return file.getvalue()
+
+
+def test_bad_input_is_an_answer_or_one_sentence_and_the_server_lives(server, client, tmp_path):
+    refused = {
+        "empty.jpg": (b"", "the file is empty"),
+        "text.jpg": (b"words", "this file is not a picture that can be read"),
+        "truncated.jpg": (GOOD["jpeg"][:900], "the picture is cut off or damaged"),
+        "bomb.png": (bomb_of(50_000, 50_000), "the picture is too large; at most 50 million pixels are taken"),
+    }
+    answered = {
+        **GOOD,
+        "one pixel": saved(Image.new("RGB", (1, 1)), "PNG"),
+        "sixteen bits": saved(Image.fromarray(np.full((64, 64), 30000, dtype=np.uint16)), "PNG"),
+        "thirty megabytes": photograph_of_30_megabytes(),
+        "forty-eight megapixels": saved(Image.new("RGB", (8000, 6000), "green"), "PNG"),
+    }
+    for name, (content, sentence) in refused.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(AppError, match=sentence):
+            client.predict(handle_file(tmp_path / name), False, api_name="/classify")
+        if content:
+            assert server.classify(content) == sentence
+    for content in answered.values():
+        assert "probabilities" in server.classify(content, heat=True)
+    (tmp_path / "bomb.zip").write_bytes(zip_bomb())
+    (told,) = client.predict([handle_file(tmp_path / "bomb.zip")], api_name="/many")
+    assert told["problem"] == "holds more than 500 files or 512 MB"
+    assert server.run("classify", None, False)[1]["error"] == "there is no picture; choose one"
+    assert server.get("/health")[0] == 200
+    assert server.megabytes() < 2000
+
+
+def test_many_large_pictures_at_the_same_time_do_not_fill_the_memory(server):
+    content = saved(Image.new("RGBA", (7000, 7000), (0, 128, 0, 200)), "PNG")
+    with ThreadPoolExecutor(8) as pool:
+        assert all("probabilities" in answer for answer in pool.map(server.classify, [content] * 8))
+    assert server.megabytes() < 2000
+
+
+SECRETS = [
+    "/etc/passwd",
+    str(ROOT / "pyproject.toml"),
+    "app.log",
+    "best_model/model.safetensors",
+    "best_model/../app.log",
+]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_no_file_of_the_server_can_be_read(server, secret):
+    absolute = server.log.parent / secret
+    for path in (
+        f"/file={absolute}", f"/gradio_api/file={absolute}", f"/gradio_api/file/{absolute}",
+        f"/gradio_api/file={secret}",
+        f"/gradio_api/file=..%2f..%2f..%2f..{absolute}", f"/static/{absolute}", f"/assets/..%2f..%2f..{absolute}",
+        f"/gradio_api/proxy=file://{absolute}", f"/gradio_api/file=file://{absolute}",
+    ):  # fmt: skip
+        status, content = server.get(path)
+        assert status in (400, 401, 403, 404, 405, 422, 500), path
+        assert absolute.read_bytes()[:40] not in content or not content
+    for payload in ({"path": str(absolute), "meta": {"_type": "gradio.FileData"}}, {"path": str(absolute)}):
+        for name, data in (("classify", (payload, False)), ("many", ([payload],))):
+            status, answer = server.run(name, *data)
+            assert "was not uploaded" in str(answer) or "not a picture" in str(answer) or status != 200, answer
+            assert "root:" not in str(answer)
+
+
+def test_address_of_another_server_is_not_fetched(server):
+    status, answer = server.run("classify", {"url": f"{server.url}/health", "path": f"{server.url}/health"}, False)
+    assert status == 500
+    assert "error" in answer
+
+
+def test_upload_that_is_too_large_is_refused(server):
+    mark = "mark"
+    head = f'--{mark}\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'.encode()
+    body = head + bytes(module.MAX_UPLOAD + 1) + f"\r\n--{mark}--\r\n".encode()
+    kind = {"Content-Type": f"multipart/form-data; boundary={mark}"}
+    assert request(f"{server.url}/gradio_api/upload", body, kind)[0] == 413
+    announced = {**kind, "Content-Length": str(2**31)}
+    assert request(f"{server.url}/gradio_api/upload", b"", announced)[0] == 413
+
+
+def test_fifty_clients_at_once_all_get_their_answers(server):
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(server.classify, [GOOD["jpeg"]] * 150))
+    assert all("probabilities" in answer for answer in answers)
+
+
+def test_password_is_asked_for_and_a_wrong_one_refused(tmp_path, champion, files):
+    (tmp_path / "password").write_text("someone:right: with a colon\n")
+    (tmp_path / "best_model").mkdir()
+    shutil.copy(champion(), tmp_path / "best_model/model.safetensors")
+    with AppServer(tmp_path, "--auth", tmp_path / "password") as server:
+        for path in ("/config", "/gradio_api/info", "/gradio_api/file=/etc/passwd", "/gradio_api/openapi.json"):
+            assert server.get(path)[0] == 401, path
+        assert server.run("classify", picture(GOOD["jpeg"]), False)[0] == 401
+        assert request(f"{server.url}/gradio_api/upload", b"x")[0] == 401
+        assert request(f"{server.url}/gradio_api/queue/join", b"{}", {"Content-Type": "application/json"})[0] == 401
+        assert b"someone" not in server.get("/")[1]
+        for user, password in (
+            ("someone", "wrong"),
+            ("someone", ""),
+            ("nobody", "right: with a colon"),
+            ("sömeone", "ö"),
+        ):
+            with pytest.raises(Exception, match=r"(?i)login|auth|credential"):
+                Client(server.url, auth=(user, password), verbose=False)
+        client = Client(server.url, auth=("someone", "right: with a colon"), verbose=False)
+        assert "label" in client.predict(handle_file(files[0]), False, api_name="/classify")
+        assert server.get("/health")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("a:b\n", ("a", "b")), ("a:b:c", ("a", "b:c")), ("nothing", None), (":b", None), ("a:", None), ("", None)],
+)
+def test_password_file(tmp_path, text, found):
+    (tmp_path / "password").write_text(text)
+    if found:
+        assert read_auth(tmp_path / "password") == found
+    else:
+        with pytest.raises(ValueError, match="holds no user:password"):
+            read_auth(tmp_path / "password")
+
+
+def test_password_of_the_environment(monkeypatch):
+    assert read_auth(None) is None
+    monkeypatch.setenv("CATDOG_AUTH", "a:b")
+    assert read_auth(None) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--auth", "none"), "--auth none cannot be read (No such file or directory)"),
+        (("--port", "99999"), "--port is 99999; it must be 0 to 65535"),
+        (("--host", "192.0.2.1"), "cannot listen on 192.0.2.1:7860"),
+        (("--device", "cuda:9"), "unknown device 'cuda:9'; this machine has"),
+    ],
+)
+def test_mistake_on_the_command_line_is_one_sentence(tmp_path, options, sentence):
+    command = [sys.executable, "-m", "catdog.app", *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(sentence)
+    assert done.stderr.count("\n") == 1
+
+
+def test_first_champion_is_served_when_it_appears(tmp_path, champion):
+    with AppServer(tmp_path) as server:
+        status, content = server.get("/health")
+        assert status == 503
+        assert json.loads(content)["problem"].startswith("no champion: best_model/model.safetensors does not exist")
+        assert server.classify(GOOD["jpeg"]).startswith("no champion")
+        shutil.copy(champion(), server.model)
+        wait_for(lambda: server.get("/health")[0] == 200)
+        assert "label" in server.classify(GOOD["jpeg"])
+
+
+def test_ctrl_c_ends_it_and_leaves_no_upload(tmp_path, champion, files):
+    environment = {**os.environ, "CATDOG_CACHE": str(tmp_path / "cache")}
+    server = AppServer(tmp_path, environment=environment)
+    shutil.copy(champion(), server.model)
+    wait_for(lambda: server.get("/health")[0] == 200)
+    Client(server.url, verbose=False).predict(handle_file(files[0]), False, api_name="/classify")
+    assert list((tmp_path / "cache/uploads").rglob("one.jpeg"))
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(20) == 0
+    assert list((tmp_path / "cache/uploads").iterdir()) == []
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_uploads_are_deleted_after_a_while_and_examples_stay(tmp_path, champion, files):
+    hasty = "from catdog import app, page; page.UPLOADS_KEPT = app.TIDY_SECONDS = 0.5; app.main()"
+    environment = {**os.environ, "CATDOG_CACHE": str(tmp_path / "cache")}
+    with AppServer(tmp_path, environment=environment, program=("-c", hasty)) as server:
+        shutil.copy(champion(), server.model)
+        wait_for(lambda: server.get("/health")[0] == 200)
+        client = Client(server.url, verbose=False)
+        client.predict(handle_file(files[0]), False, api_name="/classify")
+        client.predict([handle_file(file) for file in files], api_name="/many")
+        wait_for(lambda: {path.stem[:7] for path in (tmp_path / "cache/uploads").rglob("*.*")} == {"example"})
+
+
+def test_nothing_is_connected_to(tmp_path, champion):
+    (tmp_path / "guard").mkdir()
+    guard = GUARD.replace(
+        'if event == "socket.connect" and isinstance(arguments[1], str):', "if '127.0.0.1' in str(arguments):"
+    )
+    (tmp_path / "guard/sitecustomize.py").write_text(guard)
+    log = tmp_path / "connections.log"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "guard"), "CONNECTIONS": str(log)}
+    environment["HF_TOKEN"] = "one that could be used"
+    with AppServer(tmp_path, environment=environment) as server:
+        shutil.copy(champion(), server.model)
+        wait_for(lambda: server.get("/health")[0] == 200)
+        server.get("/")
+        server.classify(GOOD["jpeg"])
+    assert not log.exists(), log.read_text()
+
+
+def animals(number, cats=0.5, seed=20_000):
+    rng = np.random.default_rng(seed)
+    return [saved(draw(int(rng.random() >= cats), 64, seed + i), "JPEG", quality=92) for i in range(number)]
+
+
+@pytest.mark.parametrize("kind", ["usual", "one class", "noise"])
+def test_alerts_reach_page_metrics_and_comet(tmp_path, champion, kind):
+    rng = np.random.default_rng(0)
+    pictures = {
+        "usual": lambda: animals(300),
+        "one class": lambda: animals(300, cats=1),
+        "noise": lambda: [
+            saved(Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)), "PNG") for _ in range(300)
+        ],
+    }[kind]()
+    (tmp_path / "home").mkdir()
+    with CometServer() as comet:
+        environment = {**os.environ, **comet.environment(tmp_path / "home")}
+        with AppServer(tmp_path, environment=environment) as server:
+            shutil.copy(champion(), server.model)
+            wait_for(lambda: server.get("/health")[0] == 200)
+            version = json.loads(server.get("/health")[1])["version"]
+            began = time.monotonic()
+            with ThreadPoolExecutor(8) as pool:
+                assert all("probabilities" in answer for answer in pool.map(server.classify, pictures))
+
+            def alerts():
+                return {
+                    line.split('"')[1] for line in server.get("/metrics")[1].decode().splitlines()
+                    if line.startswith("catdog_alert{") and line.endswith(" 1.0")
+                }  # fmt: skip
+
+            wait_for(lambda: b'catdog_drift{figure="class_psi"}' in server.get("/metrics")[1])
+            if kind == "usual":
+                assert alerts() == set()
+            else:
+                wait_for(lambda: {"one class": "class_psi", "noise": "abstained"}[kind] in alerts())
+                assert time.monotonic() - began < 60
+                wait_for(lambda: any(e.notifications for e in comet.experiments.values()), 30)
+            told = server.run("monitor")[1]["data"][0]
+            assert set(told["alerts"]) == alerts()
+            wait_for(lambda: comet.experiments, 30)
+        (experiment,) = comet.experiments.values()
+        wait_for(lambda: {"cat", "dog", "abstained"} <= {metric["metricName"] for metric in experiment.metrics}, 30)
+        assert experiment.others["model version"] == version
+        titles = [one["title"] for one in experiment.notifications if " in service: " in one["title"]]
+        assert bool(titles) == (kind != "usual")
+        assert all(title.startswith(f"model {version} in service: ") for title in titles)
+
+
+def test_service_goes_on_when_comet_does_not_answer(tmp_path, champion):
+    (tmp_path / "home").mkdir()
+    with CometServer() as comet:
+        environment = {**os.environ, **comet.environment(tmp_path / "home")}
+        for end in ("/handshake", "/create", "/new", "/get", "/add"):
+            comet.break_down(end, "hang")
+        with AppServer(tmp_path, environment=environment) as server:
+            shutil.copy(champion(), server.model)
+            wait_for(lambda: server.get("/health")[0] == 200)
+            time.sleep(2)
+            for _ in range(20):
+                assert "label" in server.classify(GOOD["jpeg"])
+
+
+def test_swaps_under_load_lose_no_request(tmp_path, champion):
+    with AppServer(tmp_path) as server:
+        shutil.copy(champion(0), server.model)
+        wait_for(lambda: server.get("/health")[0] == 200)
+        versions = [Classifier(champion(trial)).version for trial in (0, 1)]
+        over, answers = threading.Event(), []
+
+        def ask():
+            while not over.is_set():
+                answers.append(server.classify(GOOD["jpeg"]))
+
+        with ThreadPoolExecutor(8) as pool:
+            asking = [pool.submit(ask) for _ in range(8)]
+            for swap in range(1, 9):
+                shutil.copy(champion(swap % 2), server.model.with_name("new"))
+                server.model.with_name("new").replace(server.model)
+                wait_for(lambda: json.loads(server.get("/health")[1])["version"] == versions[swap % 2])  # noqa: B023
+            over.set()
+            for one in asking:
+                one.result()
+        assert {answer["model"] for answer in answers} == set(versions)
