@@ -45,19 +45,21 @@ class Page:
         with gr.Blocks(title="cat or dog", analytics_enabled=False) as page:
             state = gr.HTML(self.state_line(), elem_id="state")
             with gr.Tabs():
-                with gr.Tab("Classify"):
+                with gr.Tab("Classify") as classify:
                     self._build_classify()
-                with gr.Tab("Many at once"):
+                with gr.Tab("Many at once") as many:
                     self._build_many()
-                with gr.Tab("Model"):
+                with gr.Tab("Model") as model:
                     shown = self._build_model()
-                with gr.Tab("Monitor") as tab:
-                    plots, plot_timer = self._build_monitor()
-            timer = gr.Timer(TICK_SECONDS)
-            known = gr.State("")
+                with gr.Tab("Monitor") as monitor:
+                    plots = self._build_monitor()
+            timer, plot_timer, known = gr.Timer(TICK_SECONDS), gr.Timer(PLOT_SECONDS, active=False), gr.State("")
             quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
             gr.on([timer.tick, page.load], self.refresh, known, [known, state, *shown], **quiet)
-            gr.on([plot_timer.tick, tab.select, page.load], self.plots, None, plots, **quiet)
+            gr.on([plot_timer.tick, monitor.select], self.plots, None, plots, **quiet)
+            monitor.select(lambda: gr.Timer(active=True), None, plot_timer, **quiet)
+            others = [tab.select for tab in (classify, many, model)]
+            gr.on(others, lambda: gr.Timer(active=False), None, plot_timer, **quiet)
         page.queue(max_size=MAX_WAITING)
         self.blocks, self.own_files = page, set(self.folder.rglob("*"))
         return page
@@ -125,7 +127,7 @@ class Page:
             )  # fmt: skip
 
     def _build_model(self) -> list[Any]:
-        refusal = gr.Markdown(elem_id="refusal")
+        refusal = gr.HTML(elem_id="refusal")
         card = gr.Markdown(elem_id="card")
         before = gr.Dataframe(
             label="Champions before", headers=["number", "which", "until"], interactive=False, wrap=True
@@ -137,7 +139,7 @@ class Page:
             )
         return [refusal, card, before]
 
-    def _build_monitor(self) -> tuple[list[Any], gr.Timer]:
+    def _build_monitor(self) -> list[Any]:
         cards = gr.HTML(elem_id="cards")
         with gr.Row():
             requests, latency = gr.Plot(show_label=False), gr.Plot(show_label=False)
@@ -148,7 +150,7 @@ class Page:
             gr.Button().click(
                 self.figures, None, told, api_name="monitor", api_description="Return what is watched, and the alerts."
             )
-        return [cards, requests, latency, drift, classes], gr.Timer(PLOT_SECONDS)
+        return [cards, requests, latency, drift, classes]
 
     def show_one(self, content: bytes | None) -> tuple[Any, Any, Any, str]:
         """Return what the page shows of one picture: itself, the label, what spoke for it, what else to say."""
@@ -193,16 +195,16 @@ class Page:
     def state_line(self) -> str:
         classifier = self.service.classifier
         version, which = (classifier.version, headline(classifier.header)) if classifier else ("", "")
-        return show.state_line(version, which, self.service.problem, list(self.monitor.alerts.values()))
+        return show.state_line(version, which, self.service.problem)
 
     def refresh(self, known: str) -> list[Any]:
         """Return the state and, where it has changed, what the Model tab shows."""
-        line, classifier = self.state_line(), self.service.classifier
-        if line == known:
+        line, problem, classifier = self.state_line(), self.service.problem, self.service.classifier
+        if line + problem == known:
             return [gr.skip()] * 5
-        card = model_card(classifier.header) if classifier else self.service.problem
-        refused = f"**Refused:** {self.service.problem}" if classifier and self.service.problem else ""
-        return [line, line, refused, card, show.history(self.service.path.parent)]
+        card = model_card(classifier.header) if classifier else ""
+        refused = show.problem(problem) if problem else ""
+        return [line + problem, line, refused, card, show.history(self.service.path.parent)]
 
     def plots(self) -> list[Any]:
         summary, intervals = self.monitor.summary(), self.monitor.points()

@@ -38,6 +38,13 @@ __all__ = [
 ]
 
 WARM = (255, 60, 0)  # colour of the heat, RGB
+TILES = {"abstained": "called neither", "refused": "unreadable", "failed": "failed"}
+FIGURES = {
+    "class_psi": "drift of classes",
+    "confidence_psi": "drift of confidence",
+    "abstained": "share called neither",
+    "errors": "share without answer",
+}
 STRENGTH = 0.65  # how much of it covers the hottest place
 
 
@@ -95,14 +102,9 @@ def problem(sentence: str) -> str:
     return f'<p class="problem" role="status">{_with_code(sentence)}</p>'
 
 
-def state_line(version: str, which: str, wrong: str, alerts: Sequence[str]) -> str:
-    """Return the line above the tabs: which model is in service, what is wrong."""
-    if not version:
-        return problem(wrong)
-    lines = [f'<p role="status">Model <code>{version}</code>: {escape(which)}</p>']
-    lines += [problem(wrong)] if wrong else []
-    lines += [f'<p class="alert">Alert: {escape(sentence)}</p>' for sentence in alerts]
-    return "".join(lines)
+def state_line(version: str, which: str, wrong: str) -> str:
+    """Return the line above the tabs: which model is in service, or why there is none."""
+    return f'<p role="status">Model <code>{version}</code>: {escape(which)}</p>' if version else problem(wrong)
 
 
 def _with_code(sentence: str) -> str:
@@ -128,10 +130,11 @@ def download_link(text: str) -> str:
 def cards(summary: Mapping[str, Any]) -> str:
     """Return the Monitor tab's figures: counts since the start, drift beside its thresholds, alerts."""
     counts = summary["counts"]
-    shown = [(name, f"{count:,}") for name, count in counts.items()]
+    classes = [name for name in counts if name not in TILES]
+    shown = [(f"called {name}" if name in classes else TILES[name], f"{count:,}") for name, count in counts.items()]
     for name, value in summary["figures"].items():
-        threshold = summary["thresholds"].get(name)
-        shown.append((name.replace("_", " "), f"{value:.3g} <small>alert above {threshold:.3g}</small>"))
+        threshold = summary["thresholds"].get(name, float("inf"))
+        shown.append((FIGURES[name], f"{value:.3g} <small>alert above {threshold:.3g}</small>"))
     tiles = "".join(f'<div class="tile"><span>{escape(name)}</span><b>{text}</b></div>' for name, text in shown)
     alerts = "".join(f'<p class="alert" role="alert">{escape(text)}</p>' for text in summary["alerts"].values())
     waits = "" if summary["figures"].get("class_psi") is not None else f"<p>{escape(summary['waits_for'])}</p>"
