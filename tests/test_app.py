@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -80,6 +81,22 @@ def test_python_client_gets_what_the_classifier_says(client, files, champion):
 
 def test_plain_http_takes_one_request(server):
     assert server.classify(GOOD["jpeg"])["label"] in ("cat", "dog")
+
+
+def test_lines_of_the_readme_work(server, tmp_path):
+    """What the README tells programs, against this server."""
+    readme = (ROOT / "README.md").read_text()
+    (tmp_path / "cat.jpg").write_bytes(GOOD["jpeg"])
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.writestr("one.png", GOOD["png"])
+    (python,) = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "gradio_client" in code]
+    (shell,) = [code for code in re.findall(r"```bash\n(.*?)```", readme, re.DOTALL) if "curl" in code]
+    for command, code in (([sys.executable, "-c"], python), (["bash", "-ec"], shell)):
+        here = code.replace("http://127.0.0.1:7860", server.url)
+        done = subprocess.run([*command, here], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert '"label"' in done.stdout or "'label'" in done.stdout
+        assert "error" not in done.stdout.lower().replace('"errors"', "").replace("'errors'", "").replace("_errors", "")
 
 
 def test_many_at_once_names_the_broken_one_and_goes_on(client, files):

@@ -67,6 +67,15 @@ def test_first_champion_is_tested_once_and_has_a_card(bench, good):
     assert classifier(files) == pytest.approx(answers, abs=1e-3)
 
 
+def test_champion_names_its_experiment_in_comet(bench, good):
+    note = bench.champion.parents[1] / "runs/one/trials/0003/comet.json"
+    note.parent.mkdir(parents=True)
+    note.write_text('{"url": "https://comet.example/catdog/abc"}')
+    bench(good[0], 3)
+    assert read_header(bench.champion)["provenance"]["experiment"] == "https://comet.example/catdog/abc"
+    assert "<https://comet.example/catdog/abc>" in (bench.champion.parent / "README.md").read_text()
+
+
 def test_better_challenger_wins_and_worse_one_is_kept_out(bench, good):
     bench(build_model(GOOD), 0)
     outcome = bench(good[0], 1)

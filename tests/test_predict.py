@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from catdog.data import preprocessing
 from catdog.model import ModelConfig, build_model, save_model
@@ -63,3 +64,12 @@ def test_tampered_model_is_refused(ask, model_file, photographs, capsys):
     model_file.write_bytes(content)
     assert ask(next(photographs.rglob("*.jpg"))) == 2
     assert "was altered: its sha256 does not match" in capsys.readouterr().err
+
+
+def test_strange_picture_is_probably_neither(champion, tmp_path, monkeypatch, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    monkeypatch.setattr("sys.argv", ["predict", str(tmp_path / "noise.png"), "--model", str(champion())])
+    with pytest.raises(SystemExit):
+        main()
+    assert "noise.png: probably neither  (cat " in capsys.readouterr().out
