@@ -10,7 +10,7 @@ app: .venv/installed  ## the champion as a web page, at http://127.0.0.1:7860
 test: .venv/installed  ## the tests, with the coverage of our own lines
 	$(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow" --cov --cov-report=term --cov-fail-under=90
 
-test-slow: .venv/installed  ## the tests that take minutes: all that Comet can do to a sweep
+test-slow: .venv/installed  ## the tests that take minutes: all that Comet can do to a sweep, the app under load
 	$(PYTHON) -m pytest -n 4 --dist worksteal -m slow
 
 check: .venv/installed  ## style, formatting, types

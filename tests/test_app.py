@@ -176,6 +176,7 @@ def test_bad_input_is_an_answer_or_one_sentence_and_the_server_lives(server, cli
     assert server.megabytes() < 2000
 
 
+@pytest.mark.slow
 def test_many_large_pictures_at_the_same_time_do_not_fill_the_memory(server):
     content = saved(Image.new("RGBA", (7000, 7000), (0, 128, 0, 200)), "PNG")
     with ThreadPoolExecutor(8) as pool:
@@ -352,7 +353,10 @@ def animals(number, cats=0.5, seed=20_000):
     return [saved(draw(int(rng.random() >= cats), 64, seed + i), "JPEG", quality=92) for i in range(number)]
 
 
-@pytest.mark.parametrize("kind", ["usual", "one class", "noise"])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("usual", "noise")]
+
+
+@pytest.mark.parametrize("kind", ["one class", *SLOW])
 def test_alerts_reach_page_metrics_and_comet(tmp_path, champion, kind):
     rng = np.random.default_rng(0)
     pictures = {
@@ -397,6 +401,7 @@ def test_alerts_reach_page_metrics_and_comet(tmp_path, champion, kind):
         assert all(title.startswith(f"model {version} in service: ") for title in titles)
 
 
+@pytest.mark.slow
 def test_service_goes_on_when_comet_does_not_answer(tmp_path, champion):
     (tmp_path / "home").mkdir()
     with CometServer() as comet:
@@ -411,6 +416,7 @@ def test_service_goes_on_when_comet_does_not_answer(tmp_path, champion):
                 assert "label" in server.classify(GOOD["jpeg"])
 
 
+@pytest.mark.slow
 def test_swaps_under_load_lose_no_request(tmp_path, champion):
     with AppServer(tmp_path) as server:
         shutil.copy(champion(0), server.model)
