@@ -7,14 +7,16 @@ import secrets
 import shutil
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
+from filelock import FileLock, Timeout
 
 from catdog.data import cache_folder
 from catdog.device import find_devices, keep_freed_memory
@@ -28,14 +30,25 @@ __all__ = ["make_app"]
 
 AUTH = "CATDOG_AUTH"  # environment variable: user:password
 MAX_UPLOAD = 2 * MAX_BYTES  # of one file: an archive may be larger than a picture
+MAX_BODY = MAX_TOTAL + MAX_UPLOAD  # of an upload
+MAX_CALL = 3 * MAX_BYTES // 2  # of a call, perhaps with a picture in base64
+FETCHING = ("file=http", "file=ftp", "proxy=")  # parts of Gradio's paths that have it ask another server
 LAST_PORT = 65535
+LOCK = ".lock"  # in a server's folder, held as long as it runs
 TIDY_SECONDS = 5.0  # between two looks through the uploads
 MAX_REQUESTS = 400  # at a time, open pages among them; the next one is answered 503
 
 log = logging.getLogger("catdog")
 
 
-def make_app(service: Service, folder: Path, *, auth: tuple[str, str] | None = None, root_path: str = "") -> FastAPI:
+def make_app(
+    service: Service,
+    folder: Path,
+    *,
+    auth: tuple[str, str] | None = None,
+    root_path: str = "",
+    at_end: Callable[[], None] = lambda: None,
+) -> FastAPI:
     """Return the whole application: the page, its API, /health and /metrics. Uploads go to `folder`."""
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # read when components are made
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -46,9 +59,9 @@ def make_app(service: Service, folder: Path, *, auth: tuple[str, str] | None = N
 
     page = Page(service, folder)
     app = FastAPI(
-        lifespan=_alive(service, page.delete_uploads, folder), docs_url=None, redoc_url=None, openapi_url=None
+        lifespan=_alive(service, page.delete_uploads, at_end), docs_url=None, redoc_url=None, openapi_url=None
     )
-    app.add_middleware(LimitBody, limit=MAX_TOTAL + MAX_UPLOAD)
+    app.add_middleware(Guard)
 
     @app.get("/health")
     def health() -> JSONResponse:
@@ -78,28 +91,30 @@ def make_app(service: Service, folder: Path, *, auth: tuple[str, str] | None = N
     return mounted
 
 
-class LimitBody:
-    """Refuses requests with more than `limit` bytes, as soon as that is known."""
+class Guard:
+    """Refuses requests with too large a body, as soon as that is known, and those that would fetch from elsewhere."""
 
-    def __init__(self, app: Any, limit: int) -> None:
-        self.app, self.limit = app, limit
+    def __init__(self, app: Any) -> None:
+        self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        num_bytes = 0
+        if any(part in scope["path"] for part in FETCHING):
+            await Response("nothing is fetched from elsewhere", 404)(scope, receive, send)
+            return
+        num_bytes, limit = 0, MAX_BODY if scope["path"].rstrip("/").endswith("/upload") else MAX_CALL
 
         async def counting() -> Any:
             nonlocal num_bytes
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            return message if num_bytes <= self.limit else {"type": "http.disconnect"}
+            return message if num_bytes <= limit else {"type": "http.disconnect"}
 
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if not announced.isdigit() or int(announced) > self.limit:
-            text = f"at most {self.limit / 2**20:.0f} MB are taken at once"
-            await Response(text, 413)(scope, receive, send)
+        if not announced.isdigit() or int(announced) > limit:
+            await Response(f"at most {limit / 2**20:.0f} MB are taken at once", 413)(scope, receive, send)
             return
         await self.app(scope, counting, send)
 
@@ -112,8 +127,8 @@ def _checker(auth: tuple[str, str]) -> Callable[[str, str], bool]:
     return check
 
 
-def _alive(service: Service, tidy: Callable[[], None], folder: Path) -> Callable[[FastAPI], Any]:
-    """Have the service run, and `tidy` every few seconds, as long as the server does; then remove `folder`."""
+def _alive(service: Service, tidy: Callable[[], None], at_end: Callable[[], None]) -> Callable[[FastAPI], Any]:
+    """Have the service run, and `tidy` every few seconds, as long as the server does; then call `at_end`."""
     over = threading.Event()
 
     def tidy_again_and_again() -> None:
@@ -130,7 +145,7 @@ def _alive(service: Service, tidy: Callable[[], None], folder: Path) -> Callable
         yield
         over.set()
         service.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        at_end()
 
     return lifespan
 
@@ -163,6 +178,8 @@ def main() -> None:
     text = "auto: the Monitor's figures also go to Comet, where there is an API key"
     parser.add_argument("--tracking", choices=("auto", "off"), default="auto", help=text)
     options = parser.parse_args()
+    if options.model.is_dir():
+        parser.exit(2, f"--model {options.model} is a folder; give the file in it\n")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     try:
         auth, (device, *_) = read_auth(options.auth), find_devices(options.device)
@@ -171,19 +188,20 @@ def main() -> None:
         parser.exit(2, f"{error}\n")
     host, port = listener.getsockname()[:2]
     monitor = Monitor()
-    teller = Teller() if options.tracking == "auto" and has_api_key() else None
-    if teller:
-        monitor.listeners.append(teller)
     keep_freed_memory()
-    folder = _empty_folder(cache_folder() / "uploads" / str(port))
-    app = make_app(Service(options.model, device, monitor), folder, auth=auth, root_path=options.root_path)
-    config = uvicorn.Config(app, log_level="warning", limit_concurrency=MAX_REQUESTS, timeout_graceful_shutdown=2)
-    logging.getLogger("uvicorn.error").addFilter(_is_news)
-    print(f"serving {options.model} at http://{host}:{port} (Ctrl-C ends it)", flush=True)
-    with suppress(KeyboardInterrupt):  # uvicorn raises it again when everything is closed
-        uvicorn.Server(config).run(sockets=[listener])
-    if teller:
-        teller.close()
+    with ExitStack() as held:
+        if options.tracking == "auto" and has_api_key():
+            monitor.listeners.append(teller := Teller())
+            held.callback(teller.close)
+        folder = held.enter_context(_own_folder(cache_folder() / "uploads"))
+        service = Service(options.model, device, monitor)
+        app = make_app(service, folder, auth=auth, root_path=options.root_path, at_end=held.close)
+        config = uvicorn.Config(app, log_level="warning", limit_concurrency=MAX_REQUESTS, timeout_graceful_shutdown=2)
+        logging.getLogger("uvicorn.error").addFilter(_is_news)
+        shown = f"[{host}]" if ":" in host else host
+        print(f"serving {options.model} at http://{shown}:{port} (Ctrl-C ends it)", flush=True)
+        with suppress(KeyboardInterrupt):  # uvicorn raises it again when everything is closed
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -202,16 +220,23 @@ def _bind(host: str, port: int) -> socket.socket:
         )  # asyncio sends at once where the protocol is told, not after 40 ms
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()
     except OSError as error:
         raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}); give another --host or --port") from error
     return listener
 
 
-def _empty_folder(folder: Path) -> Path:
-    """Make `folder` anew, without what a killed server left there. Its port is ours, so nobody else uses it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder.resolve()
+@contextmanager
+def _own_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder for as long as this server runs; remove those that killed servers left, whose locks are free."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(mkdtemp(dir=parent)).resolve()
+    with FileLock(folder / LOCK):
+        for other in parent.iterdir():
+            with suppress(OSError, Timeout), FileLock(other / LOCK, timeout=0):
+                shutil.rmtree(other, ignore_errors=True)
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from catdog.monitor import Interval
+from catdog.monitor import FIGURES, Interval
 
 __all__ = ["charts"]
 
@@ -20,13 +20,13 @@ def charts(summary: Mapping[str, Any], points: Sequence[Interval]) -> list[go.Fi
     """Return the plots of requests, latency, drift and classes."""
     figures = [_requests(points), _latency(points), _drift(points, summary["thresholds"])]
     for figure in figures:
-        figure.update_xaxes(range=_span(points), title={"text": "UTC", "font_size": 11})
+        figure.update_xaxes(range=_span(points))
     return [*figures, _classes(summary["classes"])]
 
 
 def _requests(points: Sequence[Interval]) -> go.Figure:
     times = _times(points)
-    return _figure("Requests in ten seconds").add_traces(
+    return _figure("Pictures in ten seconds (times are UTC)").add_traces(
         [
             go.Bar(x=times, y=[p.requests - p.errors for p in points], name="answered", marker_color=BLUE),
             go.Bar(x=times, y=[p.errors for p in points], name="errors", marker_color=RED),
@@ -45,10 +45,10 @@ def _latency(points: Sequence[Interval]) -> go.Figure:
 
 
 def _drift(points: Sequence[Interval], thresholds: Mapping[str, float]) -> go.Figure:
-    figure = _figure("Drift as a share of its threshold: above 1 there is an alert")
+    figure = _figure("Drift: an alert above 1")
     for name, threshold in thresholds.items():
         values = [p.figures.get(name, float("nan")) / threshold for p in points]
-        figure.add_trace(_line(_times(points), values, name.replace("_", " "), COLOURS.get(name, GREY)))
+        figure.add_trace(_line(_times(points), values, FIGURES[name], COLOURS.get(name, GREY)))
     return figure.add_hline(1, line_color=RED, line_dash="dot").update_yaxes(rangemode="tozero")
 
 
@@ -85,7 +85,7 @@ def _figure(title: str) -> go.Figure:
         plot_bgcolor="rgba(0,0,0,0)",
         font_color=GREY,
         showlegend=True,
-        legend={"orientation": "h", "y": -0.3},
+        legend={"orientation": "h", "y": -0.2},
         xaxis_gridcolor="rgba(128,128,128,.2)",
         yaxis_gridcolor="rgba(128,128,128,.2)",
     )

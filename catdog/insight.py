@@ -100,7 +100,8 @@ def _run(layers: Sequence[nn.Module], x: Tensor, traits: list[Tensor]) -> Tensor
         if isinstance(layer, nn.MaxPool2d):
             places = x.detach().permute(0, 2, 3, 1).flatten(1, 2)  # (B, h * w, C): as it lies in memory
             mean, square = (moment.mean(1, dtype=torch.float32) for moment in (places, places.square()))
-            traits += [mean, (square - mean**2).clamp_min(0).sqrt()]
+            several = places.shape[1] > 1  # a single place has no spread, but in bfloat16 a rounding error
+            traits += [mean, (square - mean**2).clamp_min(0).sqrt() if several else torch.zeros_like(mean)]
     return x
 
 

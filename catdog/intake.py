@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from catdog.device import release_freed_memory
-from catdog.folder import read_picture, read_preview
+from catdog.folder import FORMATS, read_picture, read_preview
 
 __all__ = ["MAX_BYTES", "MAX_PICTURES", "MAX_TOTAL", "Item", "decode", "preview", "unpack"]
 
@@ -66,7 +66,7 @@ def _count_pixels(content: bytes) -> int:
         raise ValueError(f"the file has {len(content) / 2**20:.0f} MB; at most {MAX_BYTES / 2**20:.0f} MB are taken")
     limit = f"at most {MAX_PIXELS / 1e6:.0f} million pixels are taken"
     try:
-        with Image.open(BytesIO(content)) as image:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"the picture is too large; {limit}") from None
@@ -114,7 +114,7 @@ def _members(name: str, path: Path) -> Iterator[Item]:
                 yield Item(name, problem="the archive is empty")
             for member in wanted:
                 yield _read(archive, member)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+    except Exception:  # noqa: BLE001 - zipfile raises anything on a damaged list of members
         yield Item(name, problem="the archive is damaged")
 
 

@@ -1,7 +1,4 @@
-"""What the model in service does: counts, drift from what validation showed, alerts. Counts only: no picture, no name.
-
-python -m catdog.monitor    the process that tells Comet; the app starts it, and writes to its standard input
-"""
+"""What the model in service does: counts, drift from what validation showed, alerts; no picture and no name is kept."""
 
 import logging
 import threading
@@ -18,10 +15,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from catdog.drift import psi, shares_of
 
-__all__ = ["Interval", "Monitor"]
+__all__ = ["FIGURES", "Interval", "Monitor"]
 
 INTERVAL_SECONDS = 10.0  # of a point of the plots
 NUM_INTERVALS = 360  # an hour
+FIGURES = {  # what is compared with a threshold, and its name for people
+    "class_psi": "drift of classes",
+    "confidence_psi": "drift of confidence",
+    "abstained": "share called neither",
+    "errors": "share without answer",
+}
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)  # bounds of the latency histogram
 
 log = logging.getLogger("catdog")
@@ -109,7 +112,8 @@ class Monitor:
             self.version, self.header = version, dict(header)
             self.window = _Window.of(header.get("reference", {}))
             self.alerts = {}
-            self.model.clear()
+            for gauge in (self.model, self.drift, self.threshold, self.alert):
+                gauge.clear()
             self.model.labels(version).set(1)
             self.swaps.inc()
             for name, value in self.window.reference.get("thresholds", {}).items():
@@ -159,7 +163,7 @@ class Monitor:
         for sentence in new:
             log.warning("alert: %s", sentence)
         for name in before.keys() - crossed:
-            log.warning("alert over: %s is below its threshold again", name)
+            log.warning("alert over: %s is below its threshold again", FIGURES[name])
         if last:
             values |= {"p50_seconds": last.p50, "p95_seconds": last.p95}
         provenance = self.header.get("provenance", {})
@@ -199,10 +203,12 @@ class Monitor:
                 "classes": {"in service": {name: called[name] / len(window.seen) for name in classes if window.seen}},
             }
         if reference:
+            summary["window"] = window.seen.maxlen
             summary["classes"]["validation"] = dict(zip(classes, reference["classes"], strict=True))
             summary["waits_for"] = f"Drift is told from {window.seen.maxlen} pictures on; {missing} are to come."
         else:
-            summary["waits_for"] = "Drift cannot be told: the model in service was never promoted."
+            never = "the model in service was never promoted" if self.version else "there is no model in service"
+            summary["waits_for"] = f"Drift cannot be told: {never}."
         return summary
 
     def metrics(self) -> bytes:
@@ -221,4 +227,4 @@ def _sentence(name: str, value: float, reference: Mapping[str, Any]) -> str:
         f"{reference['abstained']:.0%}",
         "errors": f"{value:.0%} of the requests had no answer",
     }[name]
-    return f"{text} (last {window}: {name} is {value:.3g}, above {threshold:.3g})"
+    return f"{text} (last {window}: {FIGURES[name]} {value:.3g}, above {threshold:.3g})"

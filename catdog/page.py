@@ -1,6 +1,8 @@
 """The page around the service: Gradio's own components, and the functions behind them, which its API offers too."""
 
+import binascii
 import html
+import logging
 import time
 from base64 import b64decode
 from collections.abc import Sequence
@@ -10,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from catdog import show
 from catdog.card import headline, model_card
 from catdog.charts import charts
 from catdog.folder import CLASSES
-from catdog.intake import MAX_PICTURES, Item, preview, unpack
+from catdog.intake import MAX_BYTES, MAX_PICTURES, Item, preview, unpack
 from catdog.service import Reply, Service, UnavailableError
 from catdog.synthetic import draw
 
@@ -23,10 +26,13 @@ __all__ = ["Page"]
 
 PREVIEW, THUMBNAIL = 640, 160  # pixels, at most
 TICK_SECONDS, PLOT_SECONDS = 2, 5  # between two looks of an open page at the service
-UPLOADS_KEPT = 120.0  # seconds; a request that waits for its turn needs them
-MAX_WAITING = 20  # requests with many pictures; the next one is told to come again
+UPLOADS_KEPT = 300.0  # seconds; a request that waits for its turn needs them
+MAX_WAITING = 5  # requests with many pictures; the next one is told to come again
 AT_ONCE = 4  # of their pictures, so that others get a turn
 EXAMPLE_SEEDS, EXAMPLE_SIZE = (3, 5, 12, 16), 256
+MANY = "A broken one among them is named in the table and does not stop the others."
+
+log = logging.getLogger("catdog")
 CSS = Path(__file__).with_name("page.css")
 
 
@@ -60,7 +66,7 @@ class Page:
             monitor.select(lambda: gr.Timer(active=True), None, plot_timer, **quiet)
             others = [tab.select for tab in (classify, many, model)]
             gr.on(others, lambda: gr.Timer(active=False), None, plot_timer, **quiet)
-        page.queue(max_size=MAX_WAITING)
+        page.queue(max_size=MAX_WAITING, api_open=False)  # nothing that is queued may be called past the queue
         self.blocks, self.own_files = page, set(self.folder.rglob("*"))
         return page
 
@@ -106,21 +112,23 @@ class Page:
             )  # fmt: skip
 
     def _build_many(self) -> None:
-        files = gr.File(
+        files = make_files(
             label=f"Pictures, or zip archives of them, at most {MAX_PICTURES}",
-            file_count="multiple", height=160, elem_id="files",
+            height=160, elem_id="files",
         )  # fmt: skip
-        summary = gr.Markdown("Each is named with what it shows; a broken one among them does not stop the others.")
+        summary = gr.Markdown(MANY)
         download = gr.HTML(elem_id="download")
         gallery = make_gallery(label="Answers", columns=6, height="auto", object_fit="cover", elem_id="gallery")
-        table = gr.Dataframe(label="Table", interactive=False, wrap=True, elem_id="table")
+        headings = show.as_table([], CLASSES)[0]
+        table = gr.Dataframe(label="Table", headers=headings, interactive=False, wrap=True, elem_id="table")
         outputs = [summary, download, gallery, table]
         files.upload(
             self.show_many, files, outputs, concurrency_limit=1, concurrency_id="many", api_visibility="private"
         )
-        files.clear(lambda: ("", "", [], None), None, outputs, queue=False, api_visibility="private")
+        nothing = {"headers": headings, "data": []}
+        files.clear(lambda: (MANY, "", [], nothing), None, outputs, queue=False, api_visibility="private")
         with gr.Row(visible=False):
-            sent, told = gr.File(file_count="multiple", label="files"), gr.JSON()
+            sent, told = make_files(label="files"), gr.JSON()
             gr.Button().click(
                 self.many, sent, told, api_name="many", concurrency_limit=1, concurrency_id="many",
                 api_description="Say what several pictures, or zip archives of them, show.",
@@ -221,9 +229,11 @@ class Page:
     def _answer_all(self, files: list[str] | None, progress: gr.Progress | None) -> list[show.Row]:
         """Answer every picture of some files, a few at a time; tell the progress bar."""
         try:
-            items = unpack([(Path(file).name, Path(file)) for file in files or []])
+            items = unpack([(Path(file).name, _uploaded(file)) for file in files or []])
         except ValueError as error:
             raise _refusal(str(error)) from error
+        except OSError as error:
+            raise _refusal("the upload is gone; send it again") from error
         with ThreadPoolExecutor(AT_ONCE) as pool:
             rows = []
             for row in pool.map(self._answer_one, items):
@@ -240,6 +250,9 @@ class Page:
             return show.Row(item, reply, thumbnail=show.data_address(preview(item.content, THUMBNAIL)))
         except (ValueError, UnavailableError) as error:
             return show.Row(item, None, str(error))
+        except Exception:  # the others shall have their answers
+            log.exception("one of many pictures had no answer")
+            return show.Row(item, None, "it could not be answered; try again")
 
     def _classes(self) -> Sequence[str]:
         return self.service.classifier.classes if self.service.classifier else CLASSES
@@ -252,7 +265,15 @@ def make_picture(**options: Any) -> gr.Image:
     """
     picture = gr.Image(**options)
     picture.preprocess, picture.postprocess = _content_of, _picture_in_answer  # type: ignore[method-assign]
+    picture.async_move_resource_to_block_cache = _keep_where_it_is  # type: ignore[method-assign, assignment]
     return picture
+
+
+def make_files(**options: Any) -> gr.File:
+    """Return a place for many files."""
+    files = gr.File(file_count="multiple", **options)
+    files.async_move_resource_to_block_cache = _keep_where_it_is  # type: ignore[method-assign, assignment]
+    return files
 
 
 def make_gallery(**options: Any) -> gr.Gallery:
@@ -266,9 +287,28 @@ def _content_of(payload: Any) -> Any:
     """Return the content of the file that was sent."""
     if payload is None:
         return None
-    if payload.url and payload.url.startswith("data:"):
-        return b64decode(payload.url.partition(",")[2])
-    return Path(payload.path).read_bytes()
+    try:
+        if payload.url and payload.url.startswith("data:"):
+            return b64decode(payload.url.partition(",")[2], validate=True)
+        with _uploaded(payload.path).open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except binascii.Error as error:
+        raise _refusal("the picture's address is no base64") from error
+    except OSError as error:
+        raise _refusal("the upload is gone; send it again") from error
+
+
+def _uploaded(path: str | None) -> Path:
+    """Return an uploaded file, and refuse all others of this machine: Gradio lets some of them through."""
+    file = Path(path or "").resolve()
+    if not file.is_relative_to(get_upload_folder()) or (file.exists() and not file.is_file()):
+        raise _refusal("this file was not uploaded")
+    return file
+
+
+async def _keep_where_it_is(address: str | Path | None) -> str | None:
+    """Take the place of Gradio's copying of what was sent, and of its fetching of what stands elsewhere."""
+    return str(_uploaded(str(address))) if address else None
 
 
 def _picture_in_answer(value: Any) -> Any:

@@ -26,6 +26,7 @@ class Answer:
     label: str  # the likeliest class
     probabilities: dict[str, float]  # of each class; they sum to 1
     familiar: bool  # False: the picture is so unusual that it is probably none of the classes
+    distance: float  # how unusual it is; those trained on are at about 1; 0 where the model cannot tell
     margin: float  # log odds of the likeliest class
     heat: np.ndarray  # (h, w) float32, 0 to 1: what spoke for that class; empty where nobody asked
 
@@ -57,13 +58,15 @@ class Classifier:
         """Say what decoded pictures, (B, image_size, image_size, 3) bytes, show; and, with `heat`, where."""
         seen = look(self.model, torch.from_numpy(images), self.device, heat=heat)
         probabilities, called = seen.logits.softmax(1), seen.logits.argmax(1)
-        familiar = self.norm.distance(seen.traits) <= self.norm.limit if self.norm else torch.ones(len(images)).bool()
+        distance = self.norm.distance(seen.traits) if self.norm else torch.zeros(len(images))
+        limit = self.norm.limit if self.norm else 0.0
         margins = margin_of(seen.logits)
         return [
             Answer(
                 label=self.classes[int(called[row])],
                 probabilities=dict(zip(self.classes, probabilities[row].tolist(), strict=True)),
-                familiar=bool(familiar[row]),
+                familiar=bool(distance[row] <= limit),
+                distance=float(distance[row]),
                 margin=float(margins[row]),
                 heat=seen.heat[row].numpy(),
             )

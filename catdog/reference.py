@@ -58,17 +58,18 @@ def make_reference(model: CNN, data: Data, device: str) -> dict[str, Any]:
             "abstained": rate_threshold(abstained, WINDOW, len(data.validation)),
             "errors": ERRORS,
         },
-        "known_answers": _ask(model, where),
+        "known_answers": _ask(model, norm, where),
     }
 
 
-def known_answers(entry: Mapping[str, Any]) -> tuple[list[bytes], np.ndarray]:
-    """Return the pictures, as files, that a header's `reference` knows answers to, and those: (n, classes)."""
+def known_answers(entry: Mapping[str, Any]) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+    """Return the pictures, as files, that a header's `reference` knows; (n, classes) probabilities; (n,) distances."""
     known = entry["known_answers"]
-    return [b64decode(one["picture"]) for one in known], np.array([one["probabilities"] for one in known])
+    probabilities, distances = ([one[name] for one in known] for name in ("probabilities", "distance"))
+    return [b64decode(one["picture"]) for one in known], np.array(probabilities), np.array(distances)
 
 
-def _ask(model: CNN, device: torch.device) -> list[dict[str, Any]]:
+def _ask(model: CNN, norm: Norm, device: torch.device) -> list[dict[str, Any]]:
     """Draw pictures, and return them as small files with what the network makes of them."""
     files = []
     for seed in range(NUM_KNOWN):
@@ -76,10 +77,11 @@ def _ask(model: CNN, device: torch.device) -> list[dict[str, Any]]:
         draw(seed % 2, KNOWN_SIZE, seed).save(file, "JPEG", quality=80)
         files.append(file.getvalue())
     images = np.stack([np.array(read_picture(file, model.config.image_size)) for file in files])
-    probabilities = look(model, torch.from_numpy(images), device).logits.softmax(1).tolist()
+    seen = look(model, torch.from_numpy(images), device)
+    answers = zip(files, seen.logits.softmax(1).tolist(), norm.distance(seen.traits).tolist(), strict=True)
     return [
-        {"picture": b64encode(file).decode(), "probabilities": answer}
-        for file, answer in zip(files, probabilities, strict=True)
+        {"picture": b64encode(file).decode(), "probabilities": probabilities, "distance": distance}
+        for file, probabilities, distance in answers
     ]
 
 

@@ -5,8 +5,10 @@ import re
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from html import escape
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -18,6 +20,7 @@ from PIL import Image
 from catdog.card import headline
 from catdog.intake import Item
 from catdog.model import read_header
+from catdog.monitor import FIGURES
 from catdog.service import Reply
 
 __all__ = [
@@ -39,12 +42,6 @@ __all__ = [
 
 WARM = (255, 60, 0)  # colour of the heat, RGB
 TILES = {"abstained": "called neither", "refused": "unreadable", "failed": "failed"}
-FIGURES = {
-    "class_psi": "drift of classes",
-    "confidence_psi": "drift of confidence",
-    "abstained": "share called neither",
-    "errors": "share without answer",
-}
 STRENGTH = 0.65  # how much of it covers the hottest place
 
 
@@ -62,7 +59,8 @@ class Row:
         if self.reply is None:
             return self.problem
         answer = self.reply.answer
-        return f"{answer.label} {answer.probabilities[answer.label]:.1%}" if answer.familiar else "neither?"
+        said = f"{answer.label} {answer.probabilities[answer.label]:.1%}" if answer.familiar else "probably neither"
+        return f"{self.item.name}: {said}"
 
 
 def verdict(reply: Reply) -> str:
@@ -130,15 +128,23 @@ def download_link(text: str) -> str:
 def cards(summary: Mapping[str, Any]) -> str:
     """Return the Monitor tab's figures: counts since the start, drift beside its thresholds, alerts."""
     counts = summary["counts"]
-    classes = [name for name in counts if name not in TILES]
-    shown = [(f"called {name}" if name in classes else TILES[name], f"{count:,}") for name, count in counts.items()]
-    for name, value in summary["figures"].items():
-        threshold = summary["thresholds"].get(name, float("inf"))
-        shown.append((FIGURES[name], f"{value:.3g} <small>alert above {threshold:.3g}</small>"))
-    tiles = "".join(f'<div class="tile"><span>{escape(name)}</span><b>{text}</b></div>' for name, text in shown)
+    shown = [(TILES.get(name, f"called {name}"), f"{count:,}", "tile") for name, count in counts.items()]
+    text = "<p>Since the start:</p>" + _tiles(shown)
+    if summary["figures"]:
+        drift = []
+        for name, value in summary["figures"].items():
+            threshold = summary["thresholds"].get(name, float("inf"))
+            kind = "tile alert" if value > threshold else "tile"
+            drift.append((FIGURES[name], f"{value:.2g} <small>alert above {threshold:.2g}</small>", kind))
+        text += f"<p>Of the last {summary.get('window', '')} that this model saw:</p>{_tiles(drift)}"
     alerts = "".join(f'<p class="alert" role="alert">{escape(text)}</p>' for text in summary["alerts"].values())
     waits = "" if summary["figures"].get("class_psi") is not None else f"<p>{escape(summary['waits_for'])}</p>"
-    return f'<div class="tiles">{tiles}</div>{waits}{alerts or "<p>No alert.</p>"}'
+    return f"{text}{waits}{alerts or '<p>No alert.</p>'}"
+
+
+def _tiles(shown: Sequence[tuple[str, str, str]]) -> str:
+    tiles = "".join(f'<div class="{kind}"><span>{escape(name)}</span><b>{text}</b></div>' for name, text, kind in shown)
+    return f'<div class="tiles">{tiles}</div>'
 
 
 def heat_over(picture: Image.Image, heat: np.ndarray) -> Image.Image:
@@ -163,7 +169,7 @@ def as_table(rows: Sequence[Row], classes: Sequence[str]) -> tuple[list[str], li
         if row.reply is None:
             cells.append([row.item.name, "", *[""] * len(classes), row.problem])
             continue
-        probabilities = [f"{row.reply.answer.probabilities[name]:.4f}" for name in classes]
+        probabilities = [f"{row.reply.answer.probabilities.get(name, 0):.4f}" for name in classes]
         cells.append([row.item.name, verdict(row.reply), *probabilities, ""])
     return ["file", "label", *classes, "problem"], cells
 
@@ -174,7 +180,7 @@ def as_csv(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(headings)
     for row in cells:
-        writer.writerow([f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t")) else cell for cell in row])
+        writer.writerow([f"'{cell}" if cell.lstrip().startswith(("=", "+", "-", "@")) else cell for cell in row])
     return file.getvalue()
 
 
@@ -182,10 +188,17 @@ def history(best_model: Path) -> list[list[str]]:
     """Return the champions before, the last one first: number, which it is, and until when it served."""
     rows = []
     for path in sorted((best_model / "history").glob("[0-9]*.safetensors"), reverse=True):
-        try:
-            which = headline(read_header(path))
-        except ValueError:
-            which = "damaged"
-        until = datetime.fromtimestamp(path.stat().st_ctime, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        rows.append([path.stem, which, until])
+        with suppress(OSError):  # a promotion has just removed the oldest
+            changed = path.stat().st_ctime
+            until = datetime.fromtimestamp(changed, UTC).strftime("%Y-%m-%d %H:%M UTC")
+            rows.append([path.stem, _headline_of(path, changed), until])
     return rows
+
+
+@lru_cache(maxsize=100)
+def _headline_of(path: Path, _changed: float) -> str:
+    """Read a champion's header once for each of its versions: that takes the whole file."""
+    try:
+        return headline(read_header(path))
+    except ValueError:
+        return "damaged"

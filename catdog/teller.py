@@ -61,12 +61,14 @@ class Teller:
 
     def _tell(self, heard: Mapping[str, Any]) -> None:
         assert self.process.stdin
+        if self.process.poll() is not None:
+            return  # it has ended, and said why
         try:  # less than a pipe's atomic 4096 bytes
             os.write(self.process.stdin.fileno(), (json.dumps(heard) + "\n").encode())
         except BlockingIOError:
             log.warning("Comet does not listen; what it was to hear is lost")
-        except OSError:
-            return  # it has ended, and said why
+        except OSError as error:
+            log.warning("Comet is not told any more: %s", error.strerror)
 
     def close(self) -> None:
         """Let it say what it has heard last, and end."""
@@ -83,19 +85,23 @@ class _Experiment:
         self.comet, self.version = comet, heard["version"]
         self.experiment: Any = None
         self.down_until = 0.0
+        self.alerts: list[str] = []  # that Comet has not been told yet
 
     def tell(self, heard: Mapping[str, Any]) -> None:
+        self.alerts += heard["alerts"]
         if time.monotonic() < self.down_until:
             return
         try:
             self.experiment = self.experiment or self._open(heard)
             values = {name: value for name, value in heard["values"].items() if math.isfinite(value)}
             self.experiment.log_metrics(values, step=int(time.time()))
-            for sentence in heard["alerts"]:
+            while self.alerts:
+                sentence = self.alerts[0]
                 self.experiment.log_other("last alert", sentence)
                 self.experiment.add_tag("alert")
                 title = f"model {self.version} in service: {sentence}"
                 self.comet.Experiment.send_notification(self.experiment, title, "alert", values)
+                self.alerts.pop(0)
         except Exception as error:  # noqa: BLE001 - whatever the client raises, it is tried again
             self.experiment, self.down_until = None, time.monotonic() + RETRY_SECONDS
             print(f"Comet was not told: {type(error).__name__}", file=sys.stderr, flush=True)

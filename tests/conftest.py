@@ -133,6 +133,19 @@ def champion(tmp_path_factory):
     return save
 
 
+@pytest.fixture(scope="session")
+def server(tmp_path_factory, champion):
+    """A server of the champion, for tests that leave both as they are."""
+    from tests.app_server import AppServer
+
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "best_model").mkdir()
+    shutil.copy(champion(), folder / "best_model/model.safetensors")
+    environment = {**os.environ, "CATDOG_CACHE": str(folder / "cache"), "COMET_API_KEY": ""}
+    with AppServer(folder, environment=environment) as server:
+        yield server
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Leave the other cores to the tests beside this one, and to the programs that they start."""

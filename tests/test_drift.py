@@ -22,6 +22,11 @@ def test_threshold_is_crossed_by_less_than_one_honest_window_in_a_thousand(bins,
     assert crossed <= 4
 
 
+def test_threshold_is_that_of_the_formula():
+    assert psi_threshold(10, 300, 180) == pytest.approx(33.7 * (1 / 300 + 1 / 180), rel=0.02)  # chi-squared, 9 degrees
+    assert psi_threshold(2, 300, 10**6) == 0.2
+
+
 def test_rate_threshold_is_above_what_chance_brings():
     rng = np.random.default_rng(0)
     assert rate_threshold(0.02, 300, 1000) == 0.1

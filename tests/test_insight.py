@@ -81,3 +81,8 @@ def test_norm_survives_the_header(model, images):
     again = Norm.from_header(norm.for_header(), model.config)
     assert again.limit == 2.5
     assert torch.equal(again.distance(traits), norm.distance(traits))
+
+
+def test_last_map_of_one_place_has_no_spread(images):
+    model = build_model(ModelConfig(4, 8, 3, image_size=32), seed=3).eval()
+    assert torch.equal(look(model, images, CPU).traits[:, -8:], torch.zeros(6, 8))

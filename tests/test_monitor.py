@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from catdog import monitor as module
-from catdog.monitor import Monitor
+from catdog.monitor import FIGURES, Monitor
 
 EDGES = np.linspace(1, 5, 9).tolist()
 REFERENCE = {
@@ -71,7 +71,7 @@ def test_each_shift_raises_its_own_alert_and_its_end_is_logged(monitor, kind, al
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.message.startswith("alert: ")
-    assert f"{alert} is" in record.message
+    assert f"{FIGURES[alert]} " in record.message
     assert alerts(monitor) == {alert}
     assert len(caplog.records) == 1  # told once
     show(monitor, 300)
@@ -109,7 +109,10 @@ def test_another_model_begins_anew(monitor):
     monitor.answered("abc", "cat", 3.0, familiar=True, seconds=0.01)  # a late answer of the one before
     assert alerts(monitor) == set()
     assert "300 are to come" in monitor.summary()["waits_for"]
-    assert 'catdog_model_info{version="abc"}' not in monitor.metrics().decode()
+    metrics = monitor.metrics().decode()
+    assert 'catdog_model_info{version="abc"}' not in metrics
+    assert 'catdog_alert{figure="class_psi"} 0.0' in metrics
+    assert "catdog_drift{" not in metrics
 
 
 def test_model_without_reference_is_counted_and_not_compared():

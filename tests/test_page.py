@@ -1,6 +1,5 @@
 """The page in a real browser."""
 
-import os
 import re
 import shutil
 from base64 import b64decode, b64encode
@@ -15,16 +14,6 @@ from tests.test_intake import GOOD
 from tests.test_service import altered
 
 WIDE, PHONE = {"width": 1200, "height": 900}, {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory, champion):
-    folder = tmp_path_factory.mktemp("page")
-    (folder / "best_model").mkdir()
-    shutil.copy(champion(), folder / "best_model/model.safetensors")
-    environment = {**os.environ, "CATDOG_CACHE": str(folder / "cache"), "COMET_API_KEY": ""}
-    with AppServer(folder, environment=environment) as server:
-        yield server
 
 
 @pytest.fixture
@@ -100,6 +89,8 @@ def test_pasted_picture_is_answered(visit, server):
         }""",
         b64encode(GOOD["png"]).decode(),
     )
+    page.bring_to_front()  # the clipboard is for the page that has the focus
+    page.wait_for_timeout(500)
     page.get_by_label("Paste from clipboard").click()
     answer_of(page)
     assert has_picture(page, "#heat")
@@ -142,6 +133,7 @@ def test_many_at_once_with_a_broken_one(visit, server, tmp_path):
     page.get_by_text("5 answered").wait_for()
     assert page.get_by_text("1 could not be read").count() == 1
     assert page.locator("#gallery img").count() == 5
+    assert page.locator("#gallery").get_by_text("animal0.jpg: ").count() == 1
     assert has_picture(page, "#gallery")
     assert page.locator("#table").get_by_text("this file is not a picture that can be read").count() >= 1
     link = page.locator("#download a")

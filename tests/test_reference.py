@@ -28,13 +28,14 @@ def test_reference_is_what_validation_showed_and_fits_a_header(reference):
 
 
 def test_known_answers_are_readable_pictures_with_probabilities(reference):
-    files, answers = known_answers(reference)
+    files, answers, distances = known_answers(reference)
+    assert len(distances) == 8
     assert len(files) == len(answers) == 8
     assert all(file.startswith(b"\xff\xd8") for file in files)  # JPEG
     assert answers.sum(1) == pytest.approx(np.ones(8), abs=1e-5)
 
 
-def test_model_without_reference_never_abstains(good, tmp_path, drawn_files):
+def test_model_without_reference_never_abstains(good, tmp_path):
     from catdog.data import preprocessing
     from catdog.model import save_model
 
