@@ -1,10 +1,7 @@
 """The page around the service: Gradio's own components, and the functions behind them, which its API offers too."""
 
-import binascii
-import html
 import logging
 import time
-from base64 import b64decode
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
 from catdog import show
 from catdog.card import headline, model_card
 from catdog.charts import charts
+from catdog.components import make_files, make_gallery, make_picture, refusal, uploaded
 from catdog.folder import CLASSES
-from catdog.intake import MAX_BYTES, MAX_PICTURES, Item, preview, unpack
+from catdog.intake import MAX_PICTURES, Item, preview, unpack
 from catdog.service import Reply, Service, UnavailableError
 from catdog.synthetic import draw
 
@@ -194,7 +191,7 @@ class Page:
 
     def model(self) -> dict[str, Any]:
         if not self.service.classifier:
-            raise _refusal(self.service.problem)
+            raise refusal(self.service.problem)
         return {key: value for key, value in self.service.classifier.header.items() if key != "reference"}
 
     def figures(self) -> dict[str, Any]:
@@ -220,20 +217,20 @@ class Page:
 
     def _ask(self, content: bytes | None, *, heat: bool) -> Reply:
         if content is None:
-            raise _refusal("there is no picture; choose one")
+            raise refusal("there is no picture; choose one")
         try:
             return self.service.ask(content, heat=heat)
         except (ValueError, UnavailableError) as error:
-            raise _refusal(str(error)) from error
+            raise refusal(str(error)) from error
 
     def _answer_all(self, files: list[str] | None, progress: gr.Progress | None) -> list[show.Row]:
         """Answer every picture of some files, a few at a time; tell the progress bar."""
         try:
-            items = unpack([(Path(file).name, _uploaded(file)) for file in files or []])
+            items = unpack([(Path(file).name, uploaded(file)) for file in files or []])
         except ValueError as error:
-            raise _refusal(str(error)) from error
+            raise refusal(str(error)) from error
         except OSError as error:
-            raise _refusal("the upload is gone; send it again") from error
+            raise refusal("the upload is gone; send it again") from error
         with ThreadPoolExecutor(AT_ONCE) as pool:
             rows = []
             for row in pool.map(self._answer_one, items):
@@ -256,68 +253,3 @@ class Page:
 
     def _classes(self) -> Sequence[str]:
         return self.service.classifier.classes if self.service.classifier else CLASSES
-
-
-def make_picture(**options: Any) -> gr.Image:
-    """Return a picture that is not decoded on its way in, and on its way out stands in the answer, without a file.
-
-    Its methods are replaced one by one because Gradio writes a stub beside the source of every class made from its own.
-    """
-    picture = gr.Image(**options)
-    picture.preprocess, picture.postprocess = _content_of, _picture_in_answer  # type: ignore[method-assign]
-    picture.async_move_resource_to_block_cache = _keep_where_it_is  # type: ignore[method-assign, assignment]
-    return picture
-
-
-def make_files(**options: Any) -> gr.File:
-    """Return a place for many files."""
-    files = gr.File(file_count="multiple", **options)
-    files.async_move_resource_to_block_cache = _keep_where_it_is  # type: ignore[method-assign, assignment]
-    return files
-
-
-def make_gallery(**options: Any) -> gr.Gallery:
-    """Return a gallery of data addresses and captions, without files too."""
-    gallery = gr.Gallery(**options)
-    gallery.postprocess = _gallery_in_answer  # type: ignore[method-assign]
-    return gallery
-
-
-def _content_of(payload: Any) -> Any:
-    """Return the content of the file that was sent."""
-    if payload is None:
-        return None
-    try:
-        if payload.url and payload.url.startswith("data:"):
-            return b64decode(payload.url.partition(",")[2], validate=True)
-        with _uploaded(payload.path).open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except binascii.Error as error:
-        raise _refusal("the picture's address is no base64") from error
-    except OSError as error:
-        raise _refusal("the upload is gone; send it again") from error
-
-
-def _uploaded(path: str | None) -> Path:
-    """Return an uploaded file, and refuse all others of this machine: Gradio lets some of them through."""
-    file = Path(path or "").resolve()
-    if not file.is_relative_to(get_upload_folder()) or (file.exists() and not file.is_file()):
-        raise _refusal("this file was not uploaded")
-    return file
-
-
-async def _keep_where_it_is(address: str | Path | None) -> str | None:
-    """Take the place of Gradio's copying of what was sent, and of its fetching of what stands elsewhere."""
-    return str(_uploaded(str(address))) if address else None
-
-
-def _picture_in_answer(value: Any) -> Any:
-    return None if value is None else {"url": show.data_address(value)}
-
-
-def _gallery_in_answer(value: Any) -> Any:
-    return [{"image": {"url": address}, "caption": caption} for address, caption in value or []]
-
-
-def _refusal(sentence: str) -> gr.Error:
-    return gr.Error(html.escape(sentence), print_exception=False)

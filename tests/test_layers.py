@@ -17,7 +17,7 @@ KNOW_COMET = {
     "search/panels/__main__.py",
     "search/panels/ranking.py",
 }
-KNOW_GRADIO = {"catdog/app.py", "catdog/page.py"}
+KNOW_GRADIO = {"catdog/app.py", "catdog/components.py", "catdog/page.py"}
 
 
 def imported_by(path):
