@@ -13,6 +13,10 @@ from tests.test_app import animals
 from tests.test_intake import GOOD
 from tests.test_service import altered
 
+COPY = """async (text) => {
+    const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+    await navigator.clipboard.write([new ClipboardItem({"image/png": new Blob([bytes], {type: "image/png"})})]);
+}"""
 DROP = "Drop an image file here to upload"  # Gradio's words
 WIDE, PHONE = {"width": 1200, "height": 900}, {"width": 390, "height": 844}
 
@@ -83,20 +87,15 @@ def test_chosen_picture_is_answered_with_heat(visit, server, cat_file):
 
 
 def test_pasted_picture_is_answered(visit, server):
-    page = visit(server, permissions=["clipboard-read", "clipboard-write"])
-    page.evaluate(
-        """async (text) => {
-            const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
-            await navigator.clipboard.write([new ClipboardItem({"image/png": new Blob([bytes], {type: "image/png"})})]);
-        }""",
-        b64encode(GOOD["png"]).decode(),
-    )
-    page.bring_to_front()  # the clipboard is for the page that has the focus
-    for _ in range(5):  # as a person would: once more where nothing happened
+    for _ in range(3):  # browsers beside this one share the clipboard, and take the focus
+        page = visit(server, permissions=["clipboard-read", "clipboard-write"])
+        page.bring_to_front()
+        page.evaluate(COPY, b64encode(GOOD["png"]).decode())
         page.get_by_label("Paste from clipboard").click()
-        page.wait_for_timeout(3000)
+        page.wait_for_timeout(4000)
         if page.locator("#facts", has_text="Answered in").count():
             break
+        page.context.close()
     answer_of(page)
     assert has_picture(page, "#heat")
 
