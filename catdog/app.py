@@ -101,7 +101,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if any(part in scope["path"] for part in FETCHING):
+        if any(part in scope["path"].lower() for part in FETCHING):
             await Response("nothing is fetched from elsewhere", 404)(scope, receive, send)
             return
         num_bytes, limit = 0, MAX_BODY if scope["path"].rstrip("/").endswith("/upload") else MAX_CALL
