@@ -25,7 +25,7 @@ from search.evidence import accuracy_interval
 from search.space import Parameters
 from search.study import Sweep
 from search.tracking import Row
-from search.worker import CHECKPOINT, Task
+from search.worker import Task
 
 __all__ = ["DEFAULTS", "METRICS", "SEARCHABLE", "TrainTrial", "cast", "configure", "origin"]
 
@@ -60,12 +60,13 @@ class TrainTrial:
         shape, recipe = configure({**task.parameters, "seed": task.seed}, self.fixed)
         data = self.load(shape.image_size)
         model = build_model(shape, recipe.seed)
-        checkpoint = task.folder / CHECKPOINT
         goal, best = self.sweep.space.goal, None
         (task.folder / "network.txt").write_text(layer_table(shape))
         (task.folder / "command.txt").write_text(self.command(task, shape, recipe) + "\n")
-        for epoch in train(model, recipe, data.training, data.validation, device=task.device, checkpoint=checkpoint):
+        (training, validation), kept = (data.training, data.validation), task.checkpoint
+        for epoch in train(model, recipe, training, validation, device=task.device, checkpoint=kept):
             row = epoch.figures()
+            task.check()
             if goal.replaces(row[goal.column], best):
                 best = row[goal.column]
                 if epoch.logits is not None:

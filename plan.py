@@ -1,10 +1,12 @@
 """The command line and the search space -> a Plan, or one sentence about what is wrong with them."""
 
 import argparse
+import math
 import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -13,12 +15,14 @@ from typing import Any, Literal, NoReturn
 
 from catdog.data import Data
 from catdog.device import find_devices
-from objective import DEFAULTS, METRICS, SEARCHABLE, cast, configure
+from objective import DEFAULTS, METRICS, SEARCHABLE, cast, configure, origin
+from search.artifacts import validated_artifacts
 from search.comet import has_api_key, patiently, read_search
 from search.schema import known_keys
 from search.space import Parameters, Space, load_space
+from search.storage import noted_storage, validated_storage
 from search.study import Sweep
-from search.sweep import places
+from search.sweep import Limits, places
 from search.worker import Place
 
 __all__ = ["Plan", "command", "complain", "make_plan", "parse", "settings"]
@@ -43,10 +47,12 @@ class Plan:
     confirm: int  # configurations; 0: none
     confirm_seeds: int  # runs of each
     promote: Literal["if-better", "always", "never"]
+    limits: Limits
 
 
 def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
     """Validate everything the user wrote, before anything is created. Raises ValueError, one sentence."""
+    began = time.monotonic()
     given = {name: getattr(options, name) for name in ("epochs", "image_size")}
     fixed = {name: DEFAULTS[name] if value is None else value for name, value in given.items()}
     configure({}, fixed)
@@ -67,7 +73,21 @@ def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
     name = options.name if options.name is not None else (f"{space.name}-{search_id[:8]}" if search_id else space.name)
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise ValueError(f"--name is {name!r}; use letters, digits, '.', '_' and '-'")
-    sweep = Sweep(RUNS / name, space, epochs, _budget(options, space, search_id), options.pruner, search_id)
+    if options.keep < max(1, options.confirm):
+        raise ValueError(
+            f"--keep is {options.keep}; the best {max(1, options.confirm)} are needed for the confirmation"
+        )
+    sweep = Sweep(
+        RUNS / name,
+        space,
+        epochs,
+        _budget(options, space, search_id),
+        options.pruner,
+        search_id,
+        storage=_storage(RUNS / name, options.storage),
+        artifacts=validated_artifacts(options.artifacts),
+        keep=options.keep,
+    )
     where = places(devices, num_workers, num_cores)
     return Plan(
         sweep,
@@ -80,6 +100,7 @@ def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
         confirm=options.confirm,
         confirm_seeds=options.confirm_seeds,
         promote=options.promote,
+        limits=Limits(options.timeout and began + options.timeout, options.trial_timeout),
     )
 
 
@@ -95,7 +116,18 @@ def settings(plan: Plan, data: Data) -> dict[str, Any]:
         "engine": plan.engine,
         "algorithm": space.algorithm,
         "parameters": space.content["parameters"],
+        # Machines that share a sweep must come to the same numbers.
+        **({"versions": origin()["versions"]} if plan.sweep.storage else {}),
     }
+
+
+def _storage(folder: Path, wanted: str) -> str:
+    """Return the address of the ledger's server; empty for a file. An existing sweep's stays where it is."""
+    url, noted = validated_storage(wanted), noted_storage(folder)
+    if url and noted != url and (noted or (folder / "ledger.db").exists()):
+        where = "another server" if noted else "a file in that folder"
+        raise ValueError(f"--storage: the ledger of {folder} is {where}; leave it out, or give another --name")
+    return url or noted
 
 
 def _search_id(options: argparse.Namespace) -> str:
@@ -158,6 +190,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     jobs = os.environ.get("COMET_OPTIMIZER_PROCESS_JOBS")  # comet optimize -j
     add("--workers", type=positive, default=jobs, help="processes (default: one per GPU, else one per core)")
     text = "what stops poor trials early (default: hyperband)"
+    text = "postgresql://USER@HOST/DATABASE, for many machines (default: a file in the run's folder)"
+    add("--storage", default="", metavar="URL", help=text)
+    text = "s3://BUCKET or a folder, where machines whose runs/ is not shared exchange checkpoints and weights"
+    add("--artifacts", default="", metavar="STORE", help=text)
+    add("--timeout", type=_seconds, metavar="SECONDS", help="stop then; the same command goes on")
+    text = "fail a trial none of whose epochs ends for so long"
+    add("--trial-timeout", type=_seconds, metavar="SECONDS", help=text)
+    add("--keep", type=positive, default=10, metavar="K", help="trials whose weights are kept (default: 10)")
     add("--pruner", choices=("hyperband", "median", "none"), default="hyperband", help=text)
     text = "experiments at Comet (default: auto, which is online with an API key, else offline)"
     add("--tracking", choices=("auto", "online", "offline", "off"), default="auto", help=text)
@@ -188,6 +228,16 @@ def command(options: argparse.Namespace) -> str:
 def complain(status: int, message: str) -> int:
     print(f"run_sweep.py: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
 
 
 def _number_from(least: int, text: str) -> int:

@@ -32,9 +32,10 @@ from search.live import live_view
 from search.ranking import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
 from search.report import kept_up_to_date, write_page
 from search.space import first_proposals
-from search.study import CONFIRMS, LedgerError, open_confirmation
+from search.storage import LedgerError
+from search.study import CONFIRMS, open_confirmation
+from search.sweep import TimeUpError, sole_owner
 from search.sweep import run_sweep as search
-from search.sweep import sole_owner
 from search.tracking import Model, Tracking, notify, settle
 
 REGISTERED = "catdog"  # the champions' name in Comet's Model Registry
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         data = load_data(plan.source, plan.fixed["image_size"])
         with sole_owner(plan.sweep.folder):
             check_best_model(plan)
-            ledger = create_ledger(plan.sweep, settings(plan, data))
+            ledger = create_ledger(plan.sweep, settings(plan, data), lambda text: say(f"note: {text}"))
             if plan.engine == "comet":
                 ledger = join_search(plan, ledger)
             return carry_out(plan, data, ledger)
@@ -71,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
         return complain(1, f"not enough memory ({error}); take a smaller --image-size or fewer --workers")
     except (OSError, RuntimeError, LedgerError) as error:
         return complain(1, f"{error}; {again}")
+    except TimeUpError:
+        return complain(130, f"--timeout {options.timeout:g} s is over; {again}")
     except KeyboardInterrupt:
         return complain(130, f"interrupted; {again}")
 
@@ -85,7 +88,7 @@ def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
         with kept_up_to_date(ledger.sweep.folder):
             try:
                 with live_view(ledger, console) as show:
-                    search(ledger, objective, plan.where, show, tracking)
+                    search(ledger, objective, plan.where, show, tracking, plan.limits)
             finally:
                 ranking = show_ranking(ledger)
             candidates, runs = confirm(plan, ledger, objective, code) if winner_of(ranking) else ([], None)
@@ -206,7 +209,7 @@ def confirm(
             say(f"confirming the best configurations with fresh seeds: {left} of {num} runs left")
         tracking = make_tracking(plan, runs, code)
         with live_view(runs, console) as show:
-            search(runs, objective, plan.where, show, tracking)
+            search(runs, objective, plan.where, show, tracking, plan.limits)
         for run in runs.trials():
             if run.state == TrialState.FAIL:
                 reason, trial = run.user_attrs.get("reason"), run.user_attrs[CONFIRMS]

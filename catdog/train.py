@@ -6,6 +6,7 @@
 import argparse
 import io
 import math
+import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -192,13 +193,18 @@ class _Run:
             "history": [vars(epoch) for epoch in history],
         }
         torch.save(state, buffer)
+        if path.exists():
+            path.replace(_before(path))
         write_file(path, buffer.getvalue())
 
     def restore(self, path: Path) -> list[Epoch]:
-        """Load the state that `save` wrote and return its epochs; none where there is no file."""
-        if not path.exists():
+        """Load the state that `save` wrote and return its epochs; none where there is none.
+
+        A file that is torn, as a power cut or a bad disk leaves it, gives way to the one before it.
+        """
+        state = _read_checkpoint(path) or _read_checkpoint(_before(path))
+        if not state:
             return []
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if state["config"] != asdict(self.config):
             raise ValueError(f"{path} belongs to other settings; remove it to start over")
         self.model.load_state_dict(state["model"])
@@ -217,6 +223,21 @@ class _Run:
         if self.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.device)
         return states
+
+
+def _before(path: Path) -> Path:
+    return path.with_name(f"{path.name}.before")
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds; nothing where there is none that can be read."""
+    if not path.exists():
+        return {}
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        return {}
+    return state
 
 
 def augment(x: Tensor, kind: Augmentation, generator: torch.Generator) -> Tensor:

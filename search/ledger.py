@@ -1,29 +1,35 @@
 """One Optuna study in one storage: every trial, every epoch's value, every state. Nothing else remembers anything.
 
-A trial belongs to the process that holds its lock file, and the kernel lets go of a lock when its holder dies,
-however it dies. So a trial that is RUNNING and not locked was left behind, and whoever asks next goes on with it.
-Asking happens under one more lock, so that the budget is counted and spent by one process at a time.
+A trial belongs to the process that holds its lock (locks.py), which is dropped when its holder dies, however it dies.
+So a trial that is RUNNING and not locked was left behind, and whoever asks next goes on with it. Asking happens under
+one more lock, so that the budget is counted and spent by one process at a time.
 """
 
+import functools
 import json
+import os
 import socket
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from os import getpid
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import optuna
-from filelock import FileLock, Timeout
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.comet import CometSampler
-from search.study import CANDIDATES, CONFIRMS, PROMOTION, REPEAT, Sweep, open_storage, parameters_of
+from search.locks import WORKER, FileLocks, Locks, SectionLostError, ServerLocks
+from search.storage import LedgerError, is_passing, note_storage, open_storage
+from search.study import CANDIDATES, CONFIRMS, PROMOTION, REPEAT, Sweep, parameters_of
 
-__all__ = ["Claim", "Ledger", "create_confirmation", "create_ledger"]
+__all__ = ["Claim", "Ledger", "create_confirmation", "create_ledger", "open_ledger"]
 
 MAX_DEATHS = 3  # of workers on one trial, with no epoch finished in between
+MAX_CLAIMS = 20  # of earlier holders of a trial that are remembered
+RETRY_SECONDS = 1.0  # between two attempts to reach a ledger that is away
 SEARCH, SEARCH_ENDED, NOTICE = "search", "search_ended", "notice"  # user attributes of the study
 
 
@@ -31,62 +37,123 @@ SEARCH, SEARCH_ENDED, NOTICE = "search", "search_ended", "notice"  # user attrib
 class Claim:
     """A trial that this process holds, until `release` or death."""
 
+    id: str  # unlike any other's
     trial: FrozenTrial  # as it stood when it was taken; earlier epochs of a trial taken over are in it
-    lock: FileLock
+    locks: Locks
+
+    @property
+    def before(self) -> list[str]:
+        """Return the claims by which the trial was held before, the latest first."""
+        return _claims(self.trial)
+
+    def check(self) -> None:
+        """Raise ClaimLostError where the trial is somebody else's by now."""
+        self.locks.check()
 
     def release(self) -> None:
-        self.lock.release()
+        self.locks.release(self.trial)
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _insisting(method: Method) -> Method:
+    """Have a method of Ledger tried again, for `patience` seconds, while the ledger is out of reach."""
+
+    @functools.wraps(method)
+    def insist(self: "Ledger", *args: Any, **kwargs: Any) -> Any:
+        deadline = None
+        while True:
+            try:
+                return method(self, *args, **kwargs)
+            except LedgerError as error:
+                if not (is_passing(error) or isinstance(error, SectionLostError)):
+                    raise
+                deadline = deadline or time.monotonic() + self.sweep.patience
+                if time.monotonic() > deadline:
+                    raise
+                self.on_wait(f"the ledger is out of reach, waiting for it ({_first_line(error)})")
+                time.sleep(RETRY_SECONDS)
+
+    return cast("Method", insist)
 
 
 class Ledger:
-    """The study of a sweep, opened by one process."""
+    """The study of a sweep, opened by one process.
 
-    def __init__(self, sweep: Sweep) -> None:
-        self.sweep = sweep
-        self.storage = open_storage(sweep.folder)
+    What is asked of it is asked again, for `sweep.patience` seconds, while the storage is away or locked.
+    """
+
+    def __init__(self, sweep: Sweep, on_wait: Callable[[str], None] = lambda _: None) -> None:
+        self.sweep, self.on_wait = sweep, on_wait
+        self.storage = open_storage(sweep.folder, sweep.storage)
         self.study = optuna.load_study(study_name=sweep.title, storage=self.storage)
+        self.locks = _locks(sweep, self.storage, self.study)
         # Not the study's: with Hyperband there, Optuna shows TPE the trials of one bracket alone.
         self.pruner = sweep.make_pruner()
 
+    @_insisting
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
+    @_insisting
     def budget(self) -> int:
         """Return how many trials the sweep is to have: fewer than asked for where Comet's search ended before."""
         return min(self.sweep.num_trials, int(self.study.user_attrs.get(SEARCH_ENDED, self.sweep.num_trials)))
 
     def num_unfinished(self) -> int:
         """Count the trials that are still to be started or ended."""
-        in_budget = self.trials()[: self.budget()]
-        return self.budget() - sum(trial.state.is_finished() for trial in in_budget)
+        budget = self.budget()
+        return budget - sum(trial.state.is_finished() for trial in self.trials()[:budget])
 
+    @_insisting
+    def num_free(self) -> int:
+        """Count the unfinished trials that nobody works on."""
+        trials = self._trials()[: self.budget()]
+        num_left_behind = sum(map(self.locks.is_free, self._running())) if self.locks.are_settled() else 0
+        return max(0, self.budget() - _num_started(trials)) + num_left_behind
+
+    @_insisting
     def take(self, slot: int, device: str) -> Claim | None:
         """Go on with a trial that was left behind, else start one while the budget lasts, else return None.
 
         Raises ServiceDownError, and nothing has changed, where a proposal must come from Comet and Comet is down.
         """
-        with self._claiming():
-            claim = self._take_over()
-            if not claim and not self.sweep.search_id:
-                claim = self._start()
-        if not claim and self.sweep.search_id:
-            claim = self._start_with_comet()
-        if claim:
+        trial = None
+        try:
+            with self.locks.exclusively("claim"):
+                trial = self._take_over()
+                if not trial and not self.sweep.search_id:
+                    trial = self._start()
+            if not trial and self.sweep.search_id:
+                trial = self._start_with_comet()
+            if not trial:
+                return None
+            claim = Claim(uuid.uuid4().hex, trial, self.locks)
             since = datetime.now().isoformat()  # noqa: DTZ005 - as Optuna's times
-            worker = {"slot": slot, "device": device, "host": socket.gethostname(), "pid": getpid(), "since": since}
-            self.note(claim.trial, worker=worker)
+            where = {"slot": slot, "device": device, "host": socket.gethostname(), "pid": os.getpid()}
+            worker = {**where, "parent": os.getppid(), "since": since, "claim": claim.id, "before": claim.before}
+            self._note(trial, **{WORKER: worker})
+        except BaseException:
+            if trial:
+                self.locks.release(trial)
+            raise
+        self.locks.claimed(trial, claim.id)
         return claim
 
+    @_insisting
     def reread(self, trial: FrozenTrial) -> FrozenTrial:
         return self.storage.get_trial(trial._trial_id)
 
+    @_insisting
     def news_of(self, trial: FrozenTrial) -> str:
         """Say that a trial is the best one so far; nothing where it is not."""
-        complete = [other for other in self.trials() if other.state == TrialState.COMPLETE]
+        complete = [other for other in self._trials() if other.state == TrialState.COMPLETE]
         if self.sweep.part != "search" or not complete or self.study.best_trial.number != trial.number:
             return ""
         return f"sweep {self.sweep.name}: trial {trial.number} is the best so far"
 
+    @_insisting
     def report(self, trial: FrozenTrial, step: int, value: float) -> bool:
         """Record what the trial is worth after epoch `step` (from 1); say whether the pruner wants it stopped."""
         if step < (trial.last_step or 0):
@@ -96,124 +163,164 @@ class Ledger:
             return False  # nothing is left to save
         return self.pruner.prune(self.study, self.storage.get_trial(trial._trial_id))
 
+    @_insisting
     def note(self, trial: FrozenTrial, **entries: Any) -> None:
         """Write down facts about a trial that is not finished yet."""
-        for key, value in entries.items():
-            self.storage.set_trial_user_attr(trial._trial_id, key, value)
+        self._note(trial, **entries)
 
+    @_insisting
     def tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None) -> None:
         """End a trial; only a COMPLETE one has a value."""
-        self.study.sampler = self.sweep.sampler(trial.number)  # which may want to hear of it
-        self.study.tell(trial.number, value, state)
+        self._tell(trial, state, value)
 
+    @_insisting
     def report_left(self) -> int:
         """Tell Comet's Optimizer the results it has not taken yet, where it proposes; return how many are left."""
         sampler = self.sweep.sampler(0)
         return sampler.report_left(self.study) if isinstance(sampler, CometSampler) else 0
 
-    def count_death(self, slot: int) -> bool:
-        """Note that the worker in `slot` died; fail its trial when that happened too often in one epoch.
+    def held_by(self, slot: int) -> FrozenTrial | None:
+        """Return the trial that this process's worker in `slot` took last and did not end."""
+        us = (slot, socket.gethostname(), os.getpid())
+        for trial in self.trials():
+            worker = trial.user_attrs.get(WORKER, {})
+            if trial.state == TrialState.RUNNING and tuple(map(worker.get, ("slot", "host", "parent"))) == us:
+                return trial
+        return None
+
+    @_insisting
+    def count_death(self, slot: int, how: str = "") -> bool:
+        """Note that our worker in `slot` died; fail its trial when that happened too often in one epoch.
 
         Return whether it had taken a trial.
         """
-        with self._claiming():
-            for trial in self._running():
-                worker = trial.user_attrs.get("worker", {})
-                if (worker.get("slot"), worker.get("host")) != (slot, socket.gethostname()):
-                    continue
-                if (lock := self._try_lock(trial)) is None:
-                    return True  # somebody goes on with it already, or it had just ended
+        trial = self.held_by(slot)
+        if not trial or trial.user_attrs[WORKER]["claim"] == trial.user_attrs.get("deaths", {}).get("claim"):
+            return False
+        with self.locks.exclusively("claim"):
+            if not self._try_lock(trial):
+                return True  # somebody goes on with it already, or it had just ended
+            try:
                 before = trial.user_attrs.get("deaths", {})
                 num = 1 + (before.get("count", 0) if before.get("step") == trial.last_step else 0)
-                self.note(trial, deaths={"step": trial.last_step, "count": num}, worker={})
-                self.say(f"the worker of {self.sweep.label(trial)} died; a new one goes on with it")
+                deaths = {"step": trial.last_step, "count": num, "claim": trial.user_attrs[WORKER]["claim"]}
+                self._note(trial, deaths=deaths)
+                self._say(f"the worker of {self.sweep.label(trial)} died{how}; a new one goes on with it")
                 if num >= MAX_DEATHS:
-                    self.note(trial, reason=f"its worker died {num} times in epoch {(trial.last_step or 0) + 1}")
-                    self.tell(trial, TrialState.FAIL)
-                lock.release()
-                return True
-        return False
+                    self._fail(trial, f"its worker died {num} times in epoch {(trial.last_step or 0) + 1}{how}")
+            finally:
+                self.locks.release(trial)
+        return True
 
+    @_insisting
+    def give_up(self, trial: FrozenTrial, reason: str) -> None:
+        """Fail a trial whose worker was ended."""
+        with self.locks.exclusively("claim"):
+            if self._try_lock(trial):
+                try:
+                    self._fail(trial, reason)
+                finally:
+                    self.locks.release(trial)
+
+    @_insisting
     def say(self, text: str) -> None:
         """Leave a sentence for whoever watches the sweep."""
-        self.study.set_user_attr(NOTICE, text)
+        self._say(text)
 
+    @_insisting
     def notice(self) -> str:
         """Return the latest sentence that a worker left."""
         return str(self.study.user_attrs.get(NOTICE, ""))
 
+    @_insisting
     def uid(self) -> str:
         """Return what this sweep is called among all sweeps there are: 32 hexadecimal digits."""
         return str(self.study.user_attrs["uid"])
 
+    @_insisting
     def search_id(self) -> str:
         """Return the id of the search at Comet that this sweep goes on with; empty where there is none yet."""
         return str(self.study.user_attrs.get(SEARCH, ""))
 
+    @_insisting
     def note_search(self, search_id: str) -> None:
         self.study.set_user_attr(SEARCH, search_id)
 
+    @_insisting
     def promotion(self, weights: str) -> dict[str, Any]:
         """Return what came of the last attempt to promote `weights` (trials/0007, say); empty where there was none."""
         return dict(self.study.user_attrs.get(PROMOTION, {}).get(weights, {}))
 
+    @_insisting
     def note_promotion(self, weights: str, record: Mapping[str, Any]) -> None:
         self.study.set_user_attr(PROMOTION, {**self.study.user_attrs.get(PROMOTION, {}), weights: dict(record)})
 
+    @_insisting
     def note_candidates(self, candidates: Sequence[Mapping[str, Any]]) -> None:
         """Write down which configurations may win, the winner first."""
         self.study.set_user_attr(CANDIDATES, list(candidates))
 
-    def _claiming(self) -> FileLock:
-        return FileLock(self.sweep.folder / "claim.lock")
+    def _say(self, text: str) -> None:
+        self.study.set_user_attr(NOTICE, text)
+
+    def _note(self, trial: FrozenTrial, **entries: Any) -> None:
+        for key, value in entries.items():
+            self.storage.set_trial_user_attr(trial._trial_id, key, value)
+
+    def _tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None) -> None:
+        self.study.sampler = self.sweep.sampler(trial.number)  # which may want to hear of it
+        self.study.tell(trial.number, value, state, skip_if_finished=True)
+
+    def _fail(self, trial: FrozenTrial, reason: str) -> None:
+        self._note(trial, reason=reason)
+        self._tell(trial, TrialState.FAIL)
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
 
     def _running(self) -> list[FrozenTrial]:
-        return [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
+        running = (trial for trial in self._trials() if trial.state == TrialState.RUNNING)
+        return [trial for trial in running if trial.number < self.sweep.num_trials]
 
-    def _try_lock(self, trial: FrozenTrial) -> FileLock | None:
-        """Lock a running trial; None where another process holds it or has ended it in the meantime."""
-        folder = self.sweep.trial_folder(trial.number)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            return None
+    def _try_lock(self, trial: FrozenTrial) -> bool:
+        """Lock a running trial; False where another process holds it or has ended it in the meantime."""
+        if not self.locks.try_lock(trial):
+            return False
         if self.storage.get_trial(trial._trial_id).state == TrialState.RUNNING:
-            return lock
-        lock.release()
-        return None
+            return True
+        self.locks.release(trial)
+        return False
 
-    def _take_over(self) -> Claim | None:
-        for trial in self._running():
-            if trial.number < self.sweep.num_trials and (lock := self._try_lock(trial)):
+    def _take_over(self) -> FrozenTrial | None:
+        for trial in self._running() if self.locks.are_settled() else ():
+            if self._try_lock(trial):
                 self.study.sampler = self.sweep.sampler(trial.number)
-                return Claim(self._complete(optuna.Trial(self.study, trial._trial_id)), lock)
+                return self._complete(optuna.Trial(self.study, trial._trial_id), trial)
         return None
 
-    def _start(self) -> Claim | None:
-        trials = self.trials()
+    def _start(self) -> FrozenTrial | None:
+        trials = self._trials()
         if not trials:
             self._enqueue_baseline()
         num_started = _num_started(trials)
         if num_started >= self.budget():
             return None
         self.study.sampler = self.sweep.sampler(num_started)
-        trial = self.study.ask()
-        lock = self._try_lock(self.storage.get_trial(trial._trial_id))
-        assert lock, "nobody else can know a trial that was just made"
-        return Claim(self._complete(trial), lock)
+        asked = self.study.ask()
+        trial = self.storage.get_trial(asked._trial_id)
+        assert self._try_lock(trial), "nobody else can know a trial that was just made"
+        return self._complete(asked, trial)
 
-    def _start_with_comet(self) -> Claim | None:
+    def _start_with_comet(self) -> FrozenTrial | None:
         """Have Comet propose before there is a trial, under a lock of its own: it may take its time."""
-        with FileLock(self.sweep.folder / "propose.lock"):
-            num_started = _num_started(self.trials())
+        with self.locks.exclusively("propose"):
+            num_started = _num_started(self._trials())
             sampler = self.sweep.sampler(num_started)
             assert isinstance(sampler, CometSampler)
             if 0 < num_started < self.budget() and not sampler.reserve(self.study):
                 self.study.set_user_attr(SEARCH_ENDED, num_started)
-                self.say(f"Comet's search is over after {num_started} trials, the baseline included")
-            with self._claiming():
+                self._say(f"Comet's search is over after {num_started} trials, the baseline included")
+            with self.locks.exclusively("claim"):
                 return self._start()
 
     def _enqueue_baseline(self) -> None:
@@ -224,37 +331,52 @@ class Ledger:
         else:
             self.study.enqueue_trial({}, user_attrs={"parameters": space.baseline})
 
-    def _complete(self, trial: optuna.Trial) -> FrozenTrial:
+    def _complete(self, trial: optuna.Trial, locked: FrozenTrial) -> FrozenTrial:
         """Have parameters proposed, where they are not: a process may have died between asking and proposing."""
-        if "parameters" not in trial.user_attrs:
-            self.sweep.space.suggest(trial)
-        return self.storage.get_trial(trial._trial_id)
+        try:
+            if "parameters" not in trial.user_attrs:
+                self.sweep.space.suggest(trial)
+            return self.storage.get_trial(trial._trial_id)
+        except BaseException:
+            self.locks.release(locked)
+            raise
+
+
+def _claims(trial: FrozenTrial) -> list[str]:
+    worker = trial.user_attrs.get(WORKER, {})
+    return [worker["claim"], *worker["before"]][:MAX_CLAIMS] if worker else []
 
 
 def _num_started(trials: Sequence[FrozenTrial]) -> int:
     return sum(trial.state != TrialState.WAITING for trial in trials)
 
 
-def create_ledger(sweep: Sweep, settings: Mapping[str, Any]) -> Ledger:
+def create_ledger(sweep: Sweep, settings: Mapping[str, Any], on_wait: Callable[[str], None] = lambda _: None) -> Ledger:
     """Open the sweep's ledger, making folder and study where there are none.
 
     Raises ValueError, naming them, where the ledger was made with other `settings` (JSON-able), and OSError where
     the folder cannot be written.
     """
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    storage = open_storage(sweep.folder)
+    if sweep.storage:
+        note_storage(sweep.folder, sweep.storage)
+    storage = open_storage(sweep.folder, sweep.storage)
     study = optuna.create_study(
         study_name=sweep.name, storage=storage, direction=sweep.space.goal.direction, load_if_exists=True
     )
-    known = study.user_attrs.get("settings")
-    if known is None or not (study.get_trials(deepcopy=False) or study.user_attrs.get(SEARCH)):  # nothing begun
-        study.set_user_attr("uid", uuid.uuid4().hex)
-        study.set_user_attr("settings", dict(settings))
-        (sweep.folder / "sweep.json").write_text(json.dumps(settings, indent=2))  # for people; nothing reads it
-    elif changed := [key for key in settings if known.get(key) != settings[key]]:
-        differences = ", ".join(f"{key} was {_short(known.get(key))}, is {_short(settings[key])}" for key in changed)
-        raise ValueError(f"{sweep.folder} holds a sweep with other settings ({differences}); give another --name")
-    return Ledger(sweep)
+    with _locks(sweep, storage, study).exclusively("claim"):
+        known = study.user_attrs.get("settings")
+        begun = sweep.storage or study.get_trials(deepcopy=False) or study.user_attrs.get(SEARCH)
+        if known is None or not begun:
+            study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex))
+            study.set_user_attr("settings", dict(settings))
+            (sweep.folder / "sweep.json").write_text(json.dumps(settings, indent=2))  # for people; nothing reads it
+        elif changed := [key for key in settings if known.get(key) != settings[key]]:
+            differences = ", ".join(
+                f"{key} was {_short(known.get(key))}, is {_short(settings[key])}" for key in changed
+            )
+            raise ValueError(f"{sweep.folder} holds a sweep with other settings ({differences}); give another --name")
+    return Ledger(sweep, on_wait)
 
 
 def create_confirmation(ledger: Ledger, wanted: Sequence[tuple[FrozenTrial, int]]) -> Ledger:
@@ -265,15 +387,39 @@ def create_confirmation(ledger: Ledger, wanted: Sequence[tuple[FrozenTrial, int]
     sweep = replace(ledger.sweep, part="confirmation", pruner="none", search_id="")
     storage, goal = ledger.storage, sweep.space.goal
     study = optuna.create_study(study_name=sweep.title, storage=storage, direction=goal.direction, load_if_exists=True)
-    if "uid" not in study.user_attrs:
-        study.set_user_attr("uid", uuid.uuid4().hex)
-    there = {(run.user_attrs[CONFIRMS], run.user_attrs[REPEAT]) for run in study.get_trials(deepcopy=False)}
-    for trial, repeat in wanted:
-        if (trial.number, repeat) not in there:
-            parameters = {name: value for name, value in parameters_of(trial).items() if name != "seed"}
-            attributes = {"parameters": parameters, CONFIRMS: trial.number, REPEAT: repeat}
-            study.enqueue_trial({}, user_attrs=attributes)
-    return Ledger(replace(sweep, num_trials=len(study.get_trials(deepcopy=False))))
+    with ledger.locks.exclusively("claim"):
+        if "uid" not in study.user_attrs:
+            study.set_user_attr("uid", uuid.uuid4().hex)
+        there = {(run.user_attrs[CONFIRMS], run.user_attrs[REPEAT]) for run in study.get_trials(deepcopy=False)}
+        for trial, repeat in wanted:
+            if (trial.number, repeat) not in there:
+                parameters = {name: value for name, value in parameters_of(trial).items() if name != "seed"}
+                attributes = {"parameters": parameters, CONFIRMS: trial.number, REPEAT: repeat}
+                study.enqueue_trial({}, user_attrs=attributes)
+    return Ledger(replace(sweep, num_trials=len(study.get_trials(deepcopy=False))), ledger.on_wait)
+
+
+def open_ledger(sweep: Sweep) -> Ledger:
+    """Open the ledger of a sweep that goes on; wait for it, `sweep.patience` seconds, where it is away."""
+    deadline = time.monotonic() + sweep.patience
+    while True:
+        try:
+            return Ledger(sweep)
+        except (OSError, LedgerError) as error:
+            cause = error.__cause__ if isinstance(error, OSError) else error
+            if not isinstance(cause, Exception) or not is_passing(cause) or time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_SECONDS)
+
+
+def _locks(sweep: Sweep, storage: RDBStorage, study: optuna.Study) -> Locks:
+    if storage.engine.dialect.name == "postgresql":
+        return ServerLocks(storage, study._study_id)
+    return FileLocks(sweep.folder, sweep.trial_folder(0).parent)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error.__cause__ or error).strip().splitlines()[0]
 
 
 def _short(value: Any) -> str:

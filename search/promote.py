@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from judge import BEST_MODEL, judge_trial, restore
-from search.study import LedgerError
+from search.storage import LedgerError
 
 __all__ = ["main"]
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from search.space import Goal
 from search.study import parameters_of, state_of
 
-__all__ = ["WIDE", "Ranked", "parameter_names", "print_ranking", "rank", "winner_of", "write_ranking"]
+__all__ = ["WIDE", "Ranked", "ordered", "parameter_names", "print_ranking", "rank", "winner_of", "write_ranking"]
 
 WIDE = 260  # columns of a file or a pipe, which have no edge
 ORDER = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL]
@@ -38,6 +38,11 @@ class Ranked:
 
 
 def rank(trials: Sequence[FrozenTrial], goal: Goal) -> list[Ranked]:
+    """Return a line for each trial, the best first."""
+    return [_ranked(place, trial, goal) for place, trial in enumerate(ordered(trials, goal), 1)]
+
+
+def ordered(trials: Sequence[FrozenTrial], goal: Goal) -> list[FrozenTrial]:
     """Order trials: complete ones by the goal, then pruned, running and failed ones by what they had reached."""
 
     def key(trial: FrozenTrial) -> tuple[int, float, int]:
@@ -45,7 +50,7 @@ def rank(trials: Sequence[FrozenTrial], goal: Goal) -> list[Ranked]:
         worst_last = math.inf if value is None else value if goal.direction == "minimize" else -value
         return ORDER.index(trial.state), worst_last, trial.number
 
-    return [_ranked(place, trial, goal) for place, trial in enumerate(sorted(trials, key=key), 1)]
+    return sorted(trials, key=key)
 
 
 def winner_of(ranking: Sequence[Ranked]) -> Ranked | None:

@@ -31,7 +31,8 @@ from search.sections import (
     status,
 )
 from search.space import Goal
-from search.study import LedgerError, open_study
+from search.storage import LedgerError
+from search.study import open_study
 
 __all__ = ["kept_up_to_date", "write_page"]
 

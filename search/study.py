@@ -1,7 +1,6 @@
 """What a sweep is, the storage of its two studies, and what anybody may read from them."""
 
 import math
-import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,28 +8,24 @@ from typing import Literal
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from search.comet import CometSampler
 from search.space import Parameters, Space, derive_seed
+from search.storage import noted_storage, open_storage
 
 __all__ = [
     "CANDIDATES",
     "CONFIRMS",
     "PROMOTION",
     "REPEAT",
-    "LedgerError",
     "Sweep",
     "open_confirmation",
-    "open_storage",
     "open_study",
     "parameters_of",
     "state_of",
 ]
 
-LedgerError = optuna.exceptions.StorageInternalError
 PrunerName = Literal["hyperband", "median", "none"]
 
 PROMOTION, CANDIDATES = "promotion", "candidates"  # user attributes of the search's study
@@ -42,7 +37,6 @@ STATES = {
     TrialState.RUNNING: "unfinished",
     TrialState.WAITING: "unfinished",
 }
-BUSY_SECONDS = 60.0  # how long SQLite waits for another process's transaction
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,10 @@ class Sweep:
     num_trials: int  # the budget
     pruner: PrunerName
     search_id: str = ""  # of Comet's search, where the Comet Optimizer proposes
-    patience: float = 600.0  # seconds to wait for proposals while Comet is down
+    patience: float = 600.0  # seconds to wait while Comet's proposals or the ledger are out of reach
+    storage: str = ""  # the address of the server that holds the ledger; empty: a file in the folder
+    artifacts: str = ""  # where the machines of a sweep exchange files: s3://..., a folder; empty: all see one folder
+    keep: int = 10  # trials whose weights are kept
     part: Literal["search", "confirmation"] = "search"
 
     @property
@@ -111,7 +108,7 @@ def state_of(trial: FrozenTrial) -> str:
 
 def open_study(folder: Path) -> optuna.Study:
     """Open the search's part of the ledger in `folder` for reading. Raises ValueError where there is none."""
-    if not (folder / "ledger.db").is_file():
+    if not (folder / "ledger.db").is_file() and not noted_storage(folder):
         raise ValueError(f"{folder} holds no sweep; name one of runs/")
     try:
         study = optuna.load_study(study_name=folder.name, storage=open_storage(folder))
@@ -133,15 +130,3 @@ def open_confirmation(folder: Path) -> optuna.Study | None:
 def parameters_of(trial: FrozenTrial) -> Parameters:
     """Return a trial's parameters, in the terms of optimizer.json."""
     return {**trial.params, **trial.user_attrs.get("parameters", {})}
-
-
-def open_storage(folder: Path) -> RDBStorage:
-    """Open the file that holds both parts of a sweep. Raises OSError where that cannot be done."""
-    path = folder / "ledger.db"
-    try:
-        connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
-        connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers and the writer do not block
-        connection.close()
-        return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
-    except (sqlite3.Error, SQLAlchemyError) as error:
-        raise OSError(f"the ledger {path} cannot be opened ({error})") from error

@@ -1,7 +1,10 @@
 """Run a sweep: one process per device, started again when it dies, until the ledger says that the budget is spent."""
 
 import os
+import re
 import signal
+import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -12,19 +15,34 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from joblib.externals.loky import ProcessPoolExecutor
-from joblib.externals.loky.process_executor import BrokenProcessPool
+from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 
+from search.artifacts import remove_checkpoints, remove_weights
 from search.ledger import Ledger
 from search.study import Sweep
 from search.tracking import Tracking
-from search.worker import CHECKPOINT, Objective, Place, die_with, work
+from search.worker import Objective, Place, die_with, work
 
-__all__ = ["places", "run_sweep", "sole_owner"]
+__all__ = ["Limits", "TimeUpError", "places", "run_sweep", "sole_owner"]
 
 TICK_SECONDS = 0.5  # how often the view is drawn and the workers are looked at
 # Where this process is killed, loky's tracker would list what it cleans up, in the middle of what comes next.
 QUIET = "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker"
+LOOK_SECONDS = 3.0  # how often places without a worker are looked at
+STOPPED_SECONDS = 20.0  # how long a worker may be stopped by a signal
 MAX_FALSE_STARTS = 5  # deaths in a row of one place's workers before they took a trial
+
+
+class TimeUpError(Exception):
+    """The time that the user gave the sweep is over."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long things may take, in seconds; None: as long as they like."""
+
+    until: float | None = None  # time.monotonic() at which the whole command ends
+    trial: float | None = None  # that a trial may go without an epoch coming to its end
 
 
 @dataclass
@@ -35,6 +53,12 @@ class _Worker:
     executor: ProcessPoolExecutor
     future: Future[None]
     false_starts: int  # how many before it died without having taken a trial
+    at: tuple[int, int] | None = None  # the trial and its epoch that it was last seen at
+    idle: float = 0.0  # seconds that were watched since then
+    stopped: float = 0.0  # seconds that it was watched to be stopped
+
+
+NO_LIMITS = Limits()
 
 
 def places(devices: Sequence[str], num_workers: int, num_cores: int) -> list[Place]:
@@ -49,24 +73,33 @@ def run_sweep(
     where: Sequence[Place],
     show: Callable[[], None],
     tracking: Tracking | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> None:
-    """Keep a worker at each place until every trial of the budget has ended; call `show` about twice a second.
+    """Keep a worker at each place while there is a trial for it, until every trial of the budget has ended.
 
-    Raises what a worker raises about its machine (OSError). Kill anything at any time, this process included: the
-    same call goes on where the ledger stands.
+    `show` is called about twice a second. Raises what a worker raises about its machine (OSError), and TimeUpError.
+    Kill anything at any time, this process included: the same call goes on where the ledger stands.
     """
-    _remove_checkpoints(ledger)
+    _tidy(ledger)
     start: Callable[..., _Worker] = partial(_start, ledger.sweep, objective, tracking)
     workers: list[_Worker] = []
+    looked = -LOOK_SECONDS
     try:
-        while left := ledger.num_unfinished():
-            if not workers:  # at the start, or when a trial was left behind after our last worker had gone
-                workers.extend(start(place) for place in where[:left])
+        while ledger.num_unfinished():
+            now = time.monotonic()
+            if limits.until is not None and now > limits.until:
+                raise TimeUpError
+            if now - looked > LOOK_SECONDS:  # places are idle at the start, and when others left a trial behind
+                looked, taken = now, {worker.place for worker in workers}
+                idle = [place for place in where if place not in taken]
+                workers.extend(map(start, idle[: ledger.num_free()] if idle else ()))
             wait([worker.future for worker in workers], TICK_SECONDS, FIRST_COMPLETED)
             show()
+            _watch(workers, ledger, limits, time.monotonic() - now)
             for index in reversed(range(len(workers))):
                 workers[index : index + 1] = _look_after(workers[index], ledger, start)
-        wait([worker.future for worker in workers], tracking.patience + TICK_SECONDS if tracking else 0)
+        wait([worker.future for worker in workers], tracking.patience + TICK_SECONDS if tracking else TICK_SECONDS)
+        _tidy(ledger)
     finally:
         _kill(workers)
 
@@ -74,7 +107,7 @@ def run_sweep(
 @contextmanager
 def sole_owner(folder: Path) -> Iterator[None]:
     """Hold the sweep of `folder` against a second command on this machine. Raises ValueError when there is one."""
-    lock = FileLock(folder / "sweep.lock")
+    lock = FileLock(folder / f"sweep-{socket.gethostname()}.lock")  # other machines may have come to help
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
@@ -114,11 +147,50 @@ def _kill(workers: Sequence[_Worker]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _remove_checkpoints(ledger: Ledger) -> None:
+def _tidy(ledger: Ledger) -> None:
     """Remove what a process that died between telling a result and tidying up left."""
-    for trial in ledger.trials():
+    trials = ledger.trials()
+    for trial in trials:
         if trial.state.is_finished():
-            (ledger.sweep.trial_folder(trial.number) / CHECKPOINT).unlink(missing_ok=True)
+            remove_checkpoints(ledger.sweep.trial_folder(trial.number))
+    remove_weights(ledger.sweep, trials)
+
+
+def _watch(workers: Sequence[_Worker], ledger: Ledger, limits: Limits, seconds: float) -> None:
+    """End workers that got nowhere in all the time in which this process was there to watch them.
+
+    Whoever is stopped (SIGSTOP) with a trial in hand is replaced, which counts against nobody; a trial of which no
+    epoch ends is failed. Both are killed before anybody else gets their trial, so they cannot come back.
+    """
+    seconds = min(seconds, 2 * TICK_SECONDS)  # this process may have been stopped too
+    for worker in workers:
+        worker.stopped = worker.stopped + seconds if _is_stopped(worker) else 0.0
+        if worker.stopped > STOPPED_SECONDS:
+            ledger.say(f"the worker on {worker.place.device} was stopped for {STOPPED_SECONDS:g} s; a new one goes on")
+            worker.executor.shutdown(wait=True, kill_workers=True)
+            continue
+        if limits.trial is None:
+            continue
+        trial = ledger.held_by(worker.place.slot)
+        at = (trial.number, trial.last_step or 0) if trial else None
+        worker.idle = worker.idle + seconds if at == worker.at else 0.0
+        worker.at = at
+        if trial and worker.idle > limits.trial:
+            worker.executor.shutdown(wait=True, kill_workers=True)
+            reason = f"no progress for {limits.trial:g} s in epoch {(trial.last_step or 0) + 1} (--trial-timeout)"
+            ledger.give_up(trial, reason)
+
+
+def _is_stopped(worker: _Worker) -> bool:
+    """Say whether a worker's process is stopped by a signal; where the system does not tell, no."""
+    for pid in list(worker.executor._processes or ()):  # noqa: SLF001 - loky has no public name for them
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, IndexError):
+            continue
+        if state == "T":
+            return True
+    return False
 
 
 def _look_after(worker: _Worker, ledger: Ledger, start: Callable[..., _Worker]) -> list[_Worker]:
@@ -127,12 +199,22 @@ def _look_after(worker: _Worker, ledger: Ledger, start: Callable[..., _Worker]) 
         return [worker]
     try:
         worker.future.result()
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, ShutdownExecutorError) as error:
         worker.executor.shutdown(wait=True, kill_workers=True)
-        false_starts = 0 if ledger.count_death(worker.place.slot) else worker.false_starts + 1
+        if isinstance(error, ShutdownExecutorError):  # we ended it
+            return [start(worker.place)]
+        codes = re.findall(r"(SIG[A-Z]+)", str(error))
+        false_starts = 0 if ledger.count_death(worker.place.slot, _cause(codes)) else worker.false_starts + 1
         if false_starts >= MAX_FALSE_STARTS:
             message = f"the worker on {worker.place.device} died {false_starts} times before it took a trial"
             raise RuntimeError(message) from error
         return [start(worker.place, false_starts)]
     worker.executor.shutdown(wait=True)
     return []
+
+
+def _cause(signals: Sequence[str]) -> str:
+    if not signals:
+        return ""
+    why = ", as the system does when memory is short" if signals[0] == "SIGKILL" else ""
+    return f" by {signals[0]}{why}"

@@ -13,14 +13,17 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from search.artifacts import Artifacts, checkpoint_of, remove_checkpoints, remove_weights
 from search.comet import patiently
-from search.ledger import Ledger
-from search.study import CONFIRMS, LedgerError, Sweep, parameters_of
+from search.ledger import Claim, Ledger, open_ledger
+from search.locks import ClaimLostError
+from search.space import Goal
+from search.storage import LedgerError
+from search.study import CONFIRMS, Sweep, parameters_of
 from search.tracking import Row, Tracker, Tracking
 
-__all__ = ["CHECKPOINT", "Objective", "Place", "Task", "die_with", "work"]
+__all__ = ["Objective", "Place", "Task", "die_with", "work"]
 
-CHECKPOINT = "checkpoint.pt"  # what an objective may leave in its trial's folder while the trial is not ended
 WATCH_SECONDS = 0.5  # how often a worker looks whether its parent lives
 
 
@@ -43,6 +46,8 @@ class Task:
     seed: int  # the trial's own, the same each time it is taken up
     folder: Path  # runs/NAME/trials/NNNN, its own
     device: str
+    checkpoint: Path  # a file that the objective may write and read again while the trial is not ended
+    check: Callable[[], None] = lambda: None  # raises ClaimLostError where the trial is somebody else's: write nothing
 
 
 Objective = Callable[[Task], Iterator[Row]]
@@ -55,44 +60,76 @@ def work(sweep: Sweep, objective: Objective, place: Place, tracking: Tracking | 
     Raises OSError and LedgerError for what is wrong with the machine or with Comet's Optimizer, not with a trial, and
     ValueError where Comet refuses what we ask.
     """
-    ledger = Ledger(sweep)
+    ledger = open_ledger(sweep)
     tracker = Tracker(tracking) if tracking else None
+    artifacts = Artifacts(sweep.artifacts) if sweep.artifacts else None
     try:
-        _work(ledger, objective, place, tracker)
+        while claim := patiently(lambda: ledger.take(place.slot, place.device), sweep.patience, ledger.say):
+            news = ""
+            try:
+                _work_on(ledger, claim, objective, place, tracker, artifacts)
+            except ClaimLostError:
+                news = f"{sweep.label(claim.trial)} was given to another worker while this one was cut off"
+            finally:
+                claim.release()
+            if news:
+                ledger.say(news)
+            if tracker:
+                tracker.close(ledger.reread(claim.trial), news=ledger.news_of(claim.trial))
     finally:
         if tracker:
             tracker.finish()
 
 
-def _work(ledger: Ledger, objective: Objective, place: Place, tracker: Tracker | None) -> None:
-    sweep = ledger.sweep
-    while claim := patiently(lambda: ledger.take(place.slot, place.device), sweep.patience, ledger.say):
-        task = Task(
-            number=claim.trial.number,
-            confirms=claim.trial.user_attrs.get(CONFIRMS),
-            parameters=parameters_of(claim.trial),
-            seed=sweep.seed_of(claim.trial),
-            folder=sweep.trial_folder(claim.trial.number),
-            device=place.device,
-        )
-        epochs = partial(_tracked, tracker, claim.trial, objective) if tracker else objective
-        run_trial(ledger, claim.trial, epochs, task)
-        claim.release()
-        if tracker:
-            tracker.close(ledger.reread(claim.trial), news=ledger.news_of(claim.trial))
+def _work_on(
+    ledger: Ledger,
+    claim: Claim,
+    objective: Objective,
+    place: Place,
+    tracker: Tracker | None,
+    artifacts: Artifacts | None,
+) -> None:
+    trial, folder = claim.trial, ledger.sweep.trial_folder(claim.trial.number)
+    folder.mkdir(parents=True, exist_ok=True)
+    if artifacts:
+        artifacts.fetch(trial, folder)
+    task = Task(
+        number=trial.number,
+        confirms=trial.user_attrs.get(CONFIRMS),
+        parameters=parameters_of(trial),
+        seed=ledger.sweep.seed_of(trial),
+        folder=folder,
+        device=place.device,
+        checkpoint=checkpoint_of(ledger.sweep, claim, folder),
+        check=claim.check,
+    )
+    epochs = partial(_tracked, tracker, trial, objective) if tracker else objective
+    run_trial(ledger, trial, epochs, task, artifacts)
+    remove_weights(ledger.sweep, ledger.trials(), trial)
 
 
 def _tracked(tracker: Tracker, trial: FrozenTrial, objective: Objective, task: Task) -> Iterator[Row]:
     return tracker.tracked(trial, objective(task))
 
 
-def run_trial(ledger: Ledger, trial: FrozenTrial, objective: Objective, task: Task) -> None:
+def run_trial(
+    ledger: Ledger, trial: FrozenTrial, objective: Objective, task: Task, artifacts: Artifacts | None = None
+) -> None:
     """Drive the objective to its end, to the pruner's no, or to its failure; tell the ledger which."""
     rows: list[Row] = []
     try:
-        state = _drive(ledger, trial, objective(task), task.folder, rows)
+        state = TrialState.COMPLETE
+        for row in objective(task):
+            rows.append(_checked(row, len(rows) + 1, ledger.sweep.space.goal))
+            stop = _report(ledger, trial, rows)
+            _write_history(task.folder / "history.csv", rows)
+            if stop:
+                state = TrialState.PRUNED
+                break
+            if artifacts:
+                artifacts.push(ledger, trial, task.folder)
         reason = f"stopped by {ledger.sweep.pruner} after epoch {len(rows)}" if state == TrialState.PRUNED else ""
-    except (OSError, LedgerError):
+    except (OSError, LedgerError, ClaimLostError):
         raise  # disk full, data gone, ledger out of reach: every other trial would fail too
     except FloatingPointError as error:
         state, reason = TrialState.FAIL, str(error)
@@ -102,23 +139,26 @@ def run_trial(ledger: Ledger, trial: FrozenTrial, objective: Objective, task: Ta
     values = [row[goal.column] for row in rows]
     best = rows[goal.index(values)] if rows else {}
     ledger.note(trial, metrics=dict(best), seconds=sum(row.get("seconds", 0) for row in rows), reason=reason)
+    if artifacts:
+        artifacts.push(ledger, trial, task.folder)
     ledger.tell(trial, state, values[goal.index(values)] if state == TrialState.COMPLETE else None)
-    (task.folder / CHECKPOINT).unlink(missing_ok=True)
+    if artifacts:
+        artifacts.remove_checkpoints(ledger.reread(trial))
+    remove_checkpoints(task.folder)
 
 
-def _drive(ledger: Ledger, trial: FrozenTrial, epochs: Iterator[Row], folder: Path, rows: list[Row]) -> TrialState:
-    """Ask for epochs, appending each to `rows`, while nothing speaks against another one."""
+def _checked(row: Row, epoch: int, goal: Goal) -> Row:
+    """Return an epoch whose goal is a number. Raises FloatingPointError, naming the epoch, where it is none."""
+    if not math.isfinite(row[goal.column]):
+        raise FloatingPointError(f"diverged in epoch {epoch}: {goal.column} is {row[goal.column]}")
+    return row
+
+
+def _report(ledger: Ledger, trial: FrozenTrial, rows: list[Row]) -> bool:
+    """Record the latest epoch as the best value so far; say whether the trial is to stop."""
     goal = ledger.sweep.space.goal
-    column = goal.column
-    for row in epochs:
-        if not math.isfinite(row[column]):
-            raise FloatingPointError(f"diverged in epoch {len(rows) + 1}: {column} is {row[column]}")
-        rows.append(row)
-        _write_history(folder / "history.csv", rows)
-        values = [row[column] for row in rows]
-        if ledger.report(trial, len(rows), values[goal.index(values)]):
-            return TrialState.PRUNED
-    return TrialState.COMPLETE
+    values = [row[goal.column] for row in rows]
+    return ledger.report(trial, len(rows), values[goal.index(values)])
 
 
 def _write_history(path: Path, rows: list[Row]) -> None:

@@ -42,7 +42,7 @@ def make_sweep(folder, num_trials, pruner="hyperband", **changes):
 
 
 def count(task):
-    checkpoint = task.folder / "checkpoint.pt"
+    checkpoint = task.checkpoint
     (task.folder / "network.txt").write_text("a table of layers")
     (task.folder / "confusion.json").write_text(json.dumps({"labels": ["cat", "dog"], "matrix": [[9, 1], [2, 8]]}))
     rows = json.loads(checkpoint.read_text()) if checkpoint.exists() else []

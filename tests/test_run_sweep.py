@@ -243,7 +243,7 @@ def test_data_that_goes_or_changes_is_no_trials_fault(home, small, photographs, 
     if change == "gone":
         shutil.rmtree(photographs)
     with pytest.raises(OSError, match=message):
-        next(train_trial(Task(0, None, {}, 0, home, "cpu")))
+        next(train_trial(Task(0, None, {}, 0, home, "cpu", home / "checkpoint.pt")))
 
 
 def test_lost_gpu_ends_its_process_not_the_trial(home, small):
@@ -257,7 +257,7 @@ plan = run_sweep.make_plan(run_sweep.parse({small!r}), print)
 data = run_sweep.load_data(plan.source, 64)
 objective.train = lost
 train_trial = run_sweep.TrainTrial(plan.sweep, plan.source, plan.fixed, data.fingerprint, {{}})
-next(train_trial(Task(4, None, {{}}, 0, Path("."), "cpu")))
+next(train_trial(Task(4, None, {{}}, 0, Path("."), "cpu", Path("checkpoint.pt"))))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -6,7 +6,7 @@ import pytest
 from optuna.trial import TrialState
 
 from search.ledger import create_ledger
-from search.study import LedgerError
+from search.storage import LedgerError
 from search.worker import Task, run_trial
 from tests.counting_sweep import make_sweep
 
@@ -20,8 +20,9 @@ def drive(ledger, objective):
     """Run one trial in this process; return how the ledger holds it."""
     trial = ledger.take(0, "cpu").trial
     folder = ledger.sweep.trial_folder(trial.number)
-    (folder / "checkpoint.pt").write_text("state")
-    run_trial(ledger, trial, objective, Task(trial.number, None, {}, 0, folder, "cpu"))
+    checkpoint = folder / "checkpoint.pt"
+    checkpoint.write_text("state")
+    run_trial(ledger, trial, objective, Task(trial.number, None, {}, 0, folder, "cpu", checkpoint))
     return ledger.trials()[trial.number]
 
 

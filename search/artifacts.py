@@ -1,0 +1,154 @@
+"""What trials leave behind: what of it is kept, and how it gets from machine to machine."""
+
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.artifacts.exceptions import ArtifactNotFound
+from optuna.trial import FrozenTrial
+
+from search.ledger import Claim, Ledger
+from search.ranking import ordered
+from search.study import Sweep
+
+__all__ = ["FILES", "Artifacts", "checkpoint_of", "remove_checkpoints", "remove_weights", "validated_artifacts"]
+
+FILES = "files"  # user attribute of a trial: its files' names in the store, by their names in its folder
+WEIGHTS = "model.safetensors"
+OURS_ALONE = ("lock", "comet.json")  # files that say something about this machine only
+
+
+def checkpoint_of(sweep: Sweep, claim: Claim, folder: Path) -> Path:
+    """Return where a trial's checkpoint goes, with what an earlier holder of the trial left there.
+
+    Where machines may be cut off and come back, each claim has a file of its own.
+    """
+    if not sweep.storage:
+        return folder / "checkpoint.pt"
+    path = folder / f"checkpoint-{claim.id}.pt"
+    for name in claim.before:
+        if (earlier := folder / f"checkpoint-{name}.pt").exists():
+            earlier.replace(path)
+            break
+    return path
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove what a trial that has ended needs no more."""
+    for path in folder.glob("checkpoint*"):
+        path.unlink(missing_ok=True)
+
+
+def remove_weights(sweep: Sweep, trials: Sequence[FrozenTrial], latest: FrozenTrial | None = None) -> None:
+    """Remove the weights of all ended trials but the best `sweep.keep`.
+
+    Where a trial is the `latest` to end, it is enough to look at that one and at the one it displaced.
+    """
+    if sweep.part != "search":
+        return
+    places = {trial.number: place for place, trial in enumerate(ordered(trials, sweep.space.goal))}
+    for number, place in places.items():
+        concerned = latest is None or number == latest.number or place == sweep.keep
+        if place >= sweep.keep and concerned and trials[number].state.is_finished():
+            (sweep.trial_folder(number) / WEIGHTS).unlink(missing_ok=True)
+
+
+class Artifacts:
+    """A store that all machines of a sweep reach: an address s3://BUCKET, or a folder that all of them see.
+
+    The ledger says which of its files are a trial's: one that was written by somebody who had lost the trial is none.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address, self.store = address, _open(address)
+        self.seen: dict[Path, tuple[int, int]] = {}
+
+    def fetch(self, trial: FrozenTrial, folder: Path) -> None:
+        """Bring a trial's files into `folder`, but those that are there. One that the store has lost is left out."""
+        for name, key in trial.user_attrs.get(FILES, {}).items():
+            path = folder / Path(name).name
+            if not path.exists() and not self._bring(key, path):
+                continue
+            self.seen[path] = _mark(path)
+
+    def push(self, ledger: Ledger, trial: FrozenTrial, folder: Path) -> None:
+        """Put what changed in `folder` into the store and have the ledger say so; then drop what that replaces."""
+        before = ledger.reread(trial).user_attrs.get(FILES, {})
+        now: dict[str, str] = {}
+        for path in sorted(folder.iterdir()):
+            if not path.is_file() or path.name.startswith(".") or path.suffix == ".before" or path.name in OURS_ALONE:
+                continue
+            mark = _mark(path)
+            if path.name in before and self.seen.get(path) == mark:
+                now[path.name] = before[path.name]
+                continue
+            key = now[path.name] = f"{ledger.sweep.title.replace(' ', '-')}-{trial.number:04}-{uuid.uuid4().hex}"
+            with path.open("rb") as file, self._as_os_error():
+                self.store.write(key, file)
+            self.seen[path] = mark
+        if now != before:
+            ledger.note(trial, **{FILES: now})
+            self._remove(set(before.values()) - set(now.values()))
+
+    def remove_checkpoints(self, trial: FrozenTrial) -> None:
+        """Remove what a trial that has ended needs no more."""
+        self._remove([key for name, key in trial.user_attrs.get(FILES, {}).items() if name.startswith("checkpoint")])
+
+    def _bring(self, key: str, path: Path) -> bool:
+        partial = path.with_name(f".{path.name}.fetched")
+        try:
+            with self._as_os_error(), self.store.open_reader(key) as reader, partial.open("wb") as file:
+                shutil.copyfileobj(reader, file)
+        except ArtifactNotFound:
+            partial.unlink(missing_ok=True)
+            return False
+        partial.replace(path)
+        return True
+
+    def _remove(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            with suppress(ArtifactNotFound), self._as_os_error():
+                self.store.remove(key)
+
+    @contextmanager
+    def _as_os_error(self) -> Iterator[None]:
+        """Tell a store that is out of reach from a configuration that does not work."""
+        try:
+            yield
+        except (ArtifactNotFound, OSError):
+            raise
+        except Exception as error:
+            raise OSError(f"the artifact store {self.address} is out of reach ({error})") from error
+
+
+def validated_artifacts(address: str) -> str:
+    """Return an address that can be opened. Raises ValueError, one sentence, for one that cannot."""
+    if address:
+        _open(address)
+    return address
+
+
+def _open(address: str) -> Any:
+    if not address.startswith("s3://"):
+        path = Path(address)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--artifacts {address} is no folder that can be made ({error.strerror})") from error
+        return FileSystemArtifactStore(path)
+    try:
+        import boto3  # noqa: F401, PLC0415 - an extra
+        from optuna.artifacts import Boto3ArtifactStore  # noqa: PLC0415
+    except ImportError as error:
+        raise ValueError("--artifacts s3://... needs boto3; pip install boto3 (extra s3)") from error
+    return Boto3ArtifactStore(address.removeprefix("s3://").strip("/"))
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    """Return what changes when a file does."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size

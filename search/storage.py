@@ -1,0 +1,94 @@
+"""Where a sweep's ledger lies: a SQLite file in its folder, or a PostgreSQL server that many machines reach."""
+
+import sqlite3
+from contextlib import ExitStack
+from pathlib import Path
+
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+
+__all__ = ["LedgerError", "is_passing", "note_storage", "noted_storage", "open_storage", "validated_storage"]
+
+LedgerError = StorageInternalError
+
+NOTE = "storage.txt"  # in a run's folder: the server's address, for whoever reads the run later
+BUSY_SECONDS = 60.0  # how long SQLite waits for another process's transaction
+PASSING = ("database is locked", "readonly database")  # what SQLite says of a file that may be well again soon
+MAKING_TABLES = 1_668_244_581  # an advisory lock's key; nobody else's, it is hoped
+# Seconds after which the server takes a machine for dead that has gone without a word: 20 + 3 * 10.
+KEEPALIVE = {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3}
+
+
+def validated_storage(url: str) -> str:
+    """Return the address as SQLAlchemy wants it. Raises ValueError for what is no PostgreSQL server's."""
+    if not url:
+        return ""
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except sqlalchemy.exc.ArgumentError:
+        parsed = None
+    if parsed is None or parsed.get_backend_name() != "postgresql":
+        raise ValueError("--storage takes postgresql://USER@HOST/DATABASE; leave it out for a file in the run's folder")
+    try:
+        import psycopg  # noqa: F401, PLC0415 - an extra
+    except ImportError as error:
+        raise ValueError("--storage needs psycopg; pip install 'psycopg[binary]' (extra postgres)") from error
+    return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+def note_storage(folder: Path, url: str) -> None:
+    """Write down, for its owner's eyes only, where the ledger of `folder` is."""
+    path = folder / NOTE
+    path.touch(mode=0o600)
+    path.write_text(url)
+
+
+def noted_storage(folder: Path) -> str:
+    """Return the address of the server that holds the ledger of `folder`; empty where the ledger is a file."""
+    path = folder / NOTE
+    return path.read_text().strip() if path.exists() else ""
+
+
+def open_storage(folder: Path, url: str = "") -> RDBStorage:
+    """Open what holds both parts of a sweep: `url`, or what `folder` says. Raises OSError where that cannot be done."""
+    url = url or noted_storage(folder)
+    path = folder / "ledger.db"
+    try:
+        return _open_server(url) if url else _open_file(path)
+    except (sqlite3.Error, SQLAlchemyError, StorageInternalError) as error:
+        where = sqlalchemy.make_url(url).render_as_string() if url else path
+        raise OSError(f"the ledger {where} cannot be opened ({_first_line(error)})") from error
+
+
+def is_passing(error: Exception) -> bool:
+    """Say whether a fault of the ledger may pass by itself: a server that is away, a file that is locked."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    if isinstance(cause, InterfaceError | OperationalError):
+        return not isinstance(cause.orig, sqlite3.Error) or any(words in str(cause.orig) for words in PASSING)
+    return isinstance(cause, sqlalchemy.exc.TimeoutError)
+
+
+def _open_file(path: Path) -> RDBStorage:
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
+    connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers and the writer do not block
+    connection.close()
+    return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
+
+
+def _open_server(url: str) -> RDBStorage:
+    """Open a server's tables, making them where there are none, one process at a time."""
+    server_side = " ".join(f"-c tcp_{name}={value}" for name, value in KEEPALIVE.items())
+    arguments = {"connect_timeout": 10, "options": server_side, **KEEPALIVE}
+    # One connection for all that a process does: the server drops its locks with it, and nothing is written past it.
+    settings = {"connect_args": arguments, "pool_size": 1, "max_overflow": 0}
+    with ExitStack() as stack:
+        engine = sqlalchemy.create_engine(url, connect_args=arguments, poolclass=sqlalchemy.NullPool)
+        connection = stack.enter_context(engine.connect())
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": MAKING_TABLES})
+        return RDBStorage(url, engine_kwargs=settings)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error.__cause__ or error).strip().splitlines()[0]
