@@ -87,7 +87,8 @@ def _open_server(url: str) -> RDBStorage:
         engine = sqlalchemy.create_engine(url, connect_args=arguments, poolclass=sqlalchemy.NullPool)
         connection = stack.enter_context(engine.connect())
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": MAKING_TABLES})
-        return RDBStorage(url, engine_kwargs=settings)
+        RDBStorage(url, engine_kwargs={"connect_args": arguments, "poolclass": sqlalchemy.NullPool})  # may want two
+        return RDBStorage(url, engine_kwargs=settings, skip_compatibility_check=True, skip_table_creation=True)
 
 
 def _first_line(error: Exception) -> str:

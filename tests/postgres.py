@@ -1,0 +1,70 @@
+"""A PostgreSQL server of Debian's package, on a free port, in a temporary folder."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from glob import glob
+from pathlib import Path
+
+BINARIES = os.pathsep.join([*sorted(glob("/usr/lib/postgresql/*/bin"), reverse=True), os.environ.get("PATH", "")])
+SETTINGS = {"fsync": "off", "listen_addresses": "127.0.0.1", "max_connections": "60", "shared_buffers": "32MB"}
+
+
+def is_installed():
+    return bool(shutil.which("postgres", path=BINARIES) and shutil.which("initdb", path=BINARIES))
+
+
+class PostgresServer:
+    def __init__(self, folder, address="127.0.0.1"):
+        self.folder, self.data, self.address = folder, folder / "data", address
+        folder.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        if os.getuid() == 0:  # the server refuses to run as root
+            for path in (folder, *folder.parents):
+                if path.stat().st_mode & 0o001 == 0:
+                    path.chmod(path.stat().st_mode | 0o011)
+            shutil.chown(folder, "postgres")
+        self._run(
+            "initdb", "--pgdata", self.data, "--username", "sweeper", "--auth", "trust", "--no-sync"
+        ).check_returncode()
+        self.start()
+
+    @property
+    def url(self):
+        return f"postgresql://sweeper@{self.address}:{self.port}/postgres"
+
+    def start(self):
+        settings = {**SETTINGS, "listen_addresses": self.address}
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        command = [*self._as_owner(), shutil.which("postgres", path=BINARIES), "-D", str(self.data)]
+        with (self.folder / "log.txt").open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, "-p", str(self.port), "-k", str(self.folder), *options], stdout=log, stderr=log
+            )
+        while self._run("pg_isready", "-h", self.folder, "-p", self.port).returncode:
+            assert self.process.poll() is None, (self.folder / "log.txt").read_text()
+            time.sleep(0.1)
+
+    def stop(self, signal_number=signal.SIGINT):  # a fast shutdown: sessions are ended
+        master = int((self.data / "postmaster.pid").read_text().split()[0])
+        os.kill(master, signal_number)
+        self.process.wait()
+        Path(self.data / "postmaster.pid").unlink(missing_ok=True)
+
+    def ask(self, question):
+        """Return what psql prints of the answer."""
+        options = ["-h", self.folder, "-p", self.port, "-U", "sweeper", "-d", "postgres", "-AtX", "-c", question]
+        return self._run("psql", *options).stdout.strip()
+
+    def _run(self, program, *options):
+        program = shutil.which(program, path=BINARIES)
+        command = [*self._as_owner(), program, *map(str, options)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def _as_owner(self):
+        return ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--init-groups"] if os.getuid() == 0 else []
