@@ -15,7 +15,7 @@ from search.ledger import Ledger
 from search.ranking import rank, winner_of
 from search.study import state_of
 
-__all__ = ["live_view"]
+__all__ = ["duration", "live_view"]
 
 
 @contextmanager
@@ -45,7 +45,7 @@ class _Clock:
         if not done:
             return "time left unknown"
         seconds = (time.monotonic() - self.began) / done * (num_trials - num_finished)
-        return f"about {_duration(seconds)} left"
+        return f"about {duration(seconds)} left"
 
     def news(self, ledger: Ledger) -> str | None:
         """Return the latest notice, where it was left during this call."""
@@ -118,6 +118,7 @@ def _outcome(trial: FrozenTrial) -> str:
     return trial.user_attrs.get("reason") or state_of(trial)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write seconds as people read them: 3 min 10 s, 2 h 5 min."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

@@ -1,0 +1,84 @@
+"""How long a sweep takes: its pruner and its workers played through, with results that chance makes up."""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import optuna
+from optuna.samplers import RandomSampler
+from optuna.trial import TrialState
+
+from search.study import Sweep
+
+__all__ = ["Cost", "Duration", "play", "simulate"]
+
+NOISE = 0.5  # of a trial's value between epochs, in standard deviations between trials
+MAX_ROUNDS, REPORTS = 30, 10_000  # how often a sweep is played through; epochs in all of them together
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one trial costs a worker."""
+
+    fixed: float  # seconds, once: data, kernels, ledger
+    epoch: float  # seconds, for each epoch: training, validation, checkpoint
+    epochs: int  # where nothing stops it
+
+
+@dataclass(frozen=True)
+class Duration:
+    """What a sweep took when it was played through, in seconds from the first trial on."""
+
+    search: float
+    confirmation: float
+
+    @property
+    def total(self) -> float:
+        return self.search + self.confirmation
+
+
+def simulate(sweep: Sweep, costs: Sequence[Cost], num_workers: int, confirm: int, repeats: int) -> list[Duration]:
+    """Play a sweep through again and again; return the durations, the shortest first.
+
+    `costs` are those of its first trials; where it has more, the others cost what chance picks among these, the
+    baseline (the first) left out. `confirm` of the best are then trained `repeats` times again, unpruned.
+    """
+    random = np.random.default_rng(sweep.space.seed)
+    rounds = max(1, min(MAX_ROUNDS, REPORTS // (sweep.num_trials * sweep.epochs)))
+    durations = []
+    for _ in range(rounds):
+        picked = random.integers(min(1, len(costs) - 1), len(costs), sweep.num_trials - len(costs))
+        drawn = [*costs, *(costs[index] for index in picked)]
+        seconds, best = play(sweep, drawn, num_workers, random)
+        runs = [drawn[number] for number in best[:confirm]] * repeats
+        confirmation = replace(sweep, pruner="none", num_trials=len(runs))
+        durations.append(Duration(seconds, play(confirmation, runs, num_workers, random)[0]))
+    return sorted(durations, key=lambda duration: duration.total)
+
+
+def play(sweep: Sweep, costs: Sequence[Cost], num_workers: int, random: np.random.Generator) -> tuple[float, list[int]]:
+    """Have workers train trials of these costs; return the seconds, and who was not pruned, the best first."""
+    # Hyperband deals its brackets by the study's name: so this one is called as the sweep.
+    study = optuna.create_study(study_name=sweep.title, pruner=sweep.make_pruner(), sampler=RandomSampler())
+    values = random.normal(size=len(costs))
+    trials: list[optuna.Trial] = []
+    complete: list[int] = []
+    ends: list[tuple[float, int, int]] = []  # of the epochs that are trained: when, of which trial, which epoch
+    now = 0.0
+    while ends or len(trials) < len(costs):
+        if len(ends) < num_workers and len(trials) < len(costs):
+            cost = costs[len(trials)]
+            heapq.heappush(ends, (now + cost.fixed + cost.epoch, len(trials), 1))
+            trials.append(study.ask())
+            continue
+        now, number, epoch = heapq.heappop(ends)
+        trials[number].report(values[number] + NOISE * random.normal(), epoch)
+        if epoch < sweep.epochs and trials[number].should_prune():
+            study.tell(trials[number], state=TrialState.PRUNED)
+        elif epoch < costs[number].epochs:
+            heapq.heappush(ends, (now + costs[number].epoch, number, epoch + 1))
+        else:
+            study.tell(trials[number], values[number])
+            complete.append(number)
+    return now, sorted(complete, key=lambda number: float(values[number]))
