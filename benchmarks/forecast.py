@@ -48,9 +48,12 @@ def watched(command):
     said = []
     reader = threading.Thread(target=lambda: said.append(process.stdout.read()))
     reader.start()
-    while process.poll() is None:
-        peak = max(peak, private_memory(process.pid))
-        time.sleep(TICK)
+    try:
+        while process.poll() is None:
+            peak = max(peak, private_memory(process.pid))
+            time.sleep(TICK)
+    finally:
+        process.terminate()
     reader.join()
     seconds = time.perf_counter() - began
     if process.returncode:
@@ -72,9 +75,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--predict", action="store_true", help=argparse.SUPPRESS)
     chosen, options = parser.parse_known_args()
-    options = [str(ROOT / "configs/optimizer.json"), *(options or QUICK)]
     if chosen.predict:
         return predict(options)
+    options = [str(ROOT / "configs/optimizer.json"), *(options or QUICK)]
     print(f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}; {' '.join(options[1:])}")
     print(f"{'':8}{'dry run':>9}{'predicted':>11}{'range':>11}{'actual':>9}{'ratio':>7}{'':4}", end="")
     print(f"{'memory predicted':>17}{'actual':>9}{'ratio':>7}{'':4}cores of others")

@@ -1,6 +1,7 @@
 """How long a sweep takes: its pruner and its workers played through, with results that chance makes up."""
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,9 @@ from search.study import Sweep
 __all__ = ["Cost", "Duration", "play", "simulate"]
 
 NOISE = 0.5  # of a trial's value between epochs, in standard deviations between trials
+# Costly networks tend to be better. Rank correlation of seconds and loss, baseline left out: 0.59 in a sweep of 12
+# trials on drawn pictures, 0.46 in one of 8 on photographs.
+GAIN = 0.5
 MAX_ROUNDS, REPORTS = 30, 10_000  # how often a sweep is played through; epochs in all of them together
 
 
@@ -45,15 +49,18 @@ def simulate(sweep: Sweep, costs: Sequence[Cost], num_workers: int, confirm: int
     baseline (the first) left out. `confirm` of the best are then trained `repeats` times again, unpruned.
     """
     random = np.random.default_rng(sweep.space.seed)
-    rounds = max(1, min(MAX_ROUNDS, REPORTS // (sweep.num_trials * sweep.epochs)))
+    rounds = max(1, min(# Costly networks tend to be better. Rank correlation of seconds and loss, baseline left out: 0.59 in a sweep of 12
+# trials on drawn pictures, 0.46 in one of 8 on photographs.
+GAIN = 0.5
+MAX_ROUNDS, REPORTS // (sweep.num_trials * sweep.epochs)))
     durations = []
     for _ in range(rounds):
         picked = random.integers(min(1, len(costs) - 1), len(costs), sweep.num_trials - len(costs))
         drawn = [*costs, *(costs[index] for index in picked)]
-        seconds, best = play(sweep, drawn, num_workers, random)
+        seconds, best = play(sweep, drawn, _values(drawn, random), num_workers, random)
         runs = [drawn[number] for number in best[:confirm]] * repeats
         confirmation = replace(sweep, pruner="none", num_trials=len(runs))
-        durations.append(Duration(seconds, play(confirmation, runs, num_workers, random)[0]))
+        durations.append(Duration(seconds, play(confirmation, runs, [0.0] * len(runs), num_workers, random)[0]))
     return sorted(durations, key=lambda duration: duration.total)
 
 
@@ -61,7 +68,6 @@ def play(sweep: Sweep, costs: Sequence[Cost], num_workers: int, random: np.rando
     """Have workers train trials of these costs; return the seconds, and who was not pruned, the best first."""
     # Hyperband deals its brackets by the study's name: so this one is called as the sweep.
     study = optuna.create_study(study_name=sweep.title, pruner=sweep.make_pruner(), sampler=RandomSampler())
-    values = random.normal(size=len(costs))
     trials: list[optuna.Trial] = []
     complete: list[int] = []
     ends: list[tuple[float, int, int]] = []  # of the epochs that are trained: when, of which trial, which epoch
@@ -81,4 +87,13 @@ def play(sweep: Sweep, costs: Sequence[Cost], num_workers: int, random: np.rando
         else:
             study.tell(trials[number], values[number])
             complete.append(number)
-    return now, sorted(complete, key=lambda number: float(values[number]))
+    return now, sorted(complete, key=lambda number: values[number])
+
+
+def _values(costs: Sequence[Cost], random: np.random.Generator) -> list[float]:
+    """Make up what each trial is worth. The baseline is costly, but its recipe was tuned by nobody."""
+    size = np.log([cost.epoch for cost in costs])
+    gain = GAIN * (size - size.mean()) / max(float(size.std()), 1e-9)
+    gain[0] = 0
+    values: list[float] = (math.sqrt(1 - GAIN**2) * random.normal(size=len(costs)) - gain).tolist()
+    return values
