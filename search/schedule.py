@@ -61,8 +61,13 @@ def simulate(sweep: Sweep, costs: Sequence[Cost], num_workers: int, confirm: int
     return sorted(durations, key=lambda duration: duration.total)
 
 
-def play(sweep: Sweep, costs: Sequence[Cost], num_workers: int, random: np.random.Generator) -> tuple[float, list[int]]:
-    """Have workers train trials of these costs; return the seconds, and who was not pruned, the best first."""
+def play(
+    sweep: Sweep, costs: Sequence[Cost], values: Sequence[float], num_workers: int, random: np.random.Generator
+) -> tuple[float, list[int]]:
+    """Have workers train trials of these costs, with about these values in each epoch, less being better.
+
+    Return the seconds, and who was not pruned, the best first.
+    """
     # Hyperband deals its brackets by the study's name: so this one is called as the sweep.
     study = optuna.create_study(study_name=sweep.title, pruner=sweep.make_pruner(), sampler=RandomSampler())
     trials: list[optuna.Trial] = []
