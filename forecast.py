@@ -7,13 +7,12 @@ at once as the sweep has: they share cores and memory as the real ones will.
 import csv
 import os
 import re
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 from optuna.trial import FrozenTrial
 
@@ -33,12 +32,13 @@ from search.worker import Task
 __all__ = ["Forecast", "describe_forecast", "forecast", "private_memory"]
 
 SECONDS = 4.0  # that a probe lasts at least; it has at least two epochs
+NUM_STEPS = {"cpu": 1, "cuda": 16}  # of an epoch of the largest batches; a GPU is at its pace after a few
 NO_COST = {"learning_rate", "weight_decay", "label_smoothing", "schedule", "dropout", "seed", "epochs"}  # of a step
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a sweep will cost: the median of what chance may make of it."""
+    """What a sweep will cost: the mean of what chance may make of it."""
 
     seconds: float  # from the command to its end
     search: float  # seconds of it, from the first trial to the last
@@ -52,7 +52,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class _Probe(TrainTrial):
-    """The objective on so few pictures that an epoch is a batch or two, until its time is over."""
+    """The objective on so few pictures that an epoch is over at once, until its time is over."""
 
     num_pictures: int = 64
 
@@ -87,7 +87,8 @@ def forecast(plan: Plan, proposals: Sequence[Parameters], show: Callable[[str], 
         ledger = create_ledger(sweep, {})
         for network in networks:
             ledger.study.enqueue_trial({}, user_attrs={"parameters": dict(network)})
-        probe = _Probe(sweep, plan.source, {**plan.fixed, "epochs": 10**6}, data.fingerprint, {}, batch)
+        num_pictures = batch * NUM_STEPS[plan.where[0].device.split(":")[0]]
+        probe = _Probe(sweep, plan.source, {**plan.fixed, "epochs": 10**6}, data.fingerprint, {}, num_pictures)
         tracking = None if plan.tracking == "off" else Tracking("offline", sweep, ledger.uid(), {})
         peak = 0
 
@@ -116,12 +117,13 @@ def forecast(plan: Plan, proposals: Sequence[Parameters], show: Callable[[str], 
         if _network(parameters) in costs
     ]
     durations = simulate(plan.sweep, known, len(plan.where), plan.confirm, plan.confirm_seeds)
-    low, median, high = (durations[int(share * len(durations))] for share in (0.1, 0.5, 0.9))
+    low, high = (durations[int(share * len(durations))] for share in (0.1, 0.9))
+    search, confirmation = fmean(d.search for d in durations), fmean(d.confirmation for d in durations)
     around = _around(trials, began, seconds, parts=2 if plan.confirm else 1)
     return Forecast(
-        seconds=median.total + around,
-        search=median.search,
-        confirmation=median.confirmation,
+        seconds=search + confirmation + around,
+        search=search,
+        confirmation=confirmation,
         low=low.total + around,
         high=high.total + around,
         memory=peak,
@@ -200,9 +202,9 @@ def _cost(trial: FrozenTrial, rows: Sequence[Row], data: Data, probe: _Probe) ->
     image_size = configure(trial.user_attrs["parameters"], probe.fixed)[0].image_size
     num_trained = min(len(data.training), probe.num_pictures)
     num_judged = min(len(data.validation), _judged(image_size))
-    trained = statistics.median(num_trained / row["images_per_second"] for row in rows[1:])
-    whole = statistics.median(row["seconds"] for row in rows[1:])
-    with_files = statistics.median(after["ended"] - before["ended"] for before, after in pairwise(rows))
+    trained = fmean(num_trained / row["images_per_second"] for row in rows[1:])
+    whole = fmean(row["seconds"] for row in rows[1:])
+    with_files = (rows[-1]["ended"] - rows[0]["ended"]) / (len(rows) - 1)
     return Cost(
         fixed=max(0.0, trial.duration.total_seconds() - len(rows) * with_files),
         epoch=trained / num_trained * len(data.training)
