@@ -23,6 +23,7 @@ bench: .venv/installed  ## the tables of the README
 	$(PYTHON) benchmarks/tracking.py
 	$(PYTHON) benchmarks/promotion.py
 	$(PYTHON) benchmarks/report.py
+	$(PYTHON) benchmarks/forecast.py
 	$(PYTHON) benchmarks/serving.py
 
 .venv/installed: requirements.lock

@@ -209,7 +209,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "if-better: compare the winner with the champion; always: do not; never: promote nothing (default: if-better)"
     )
     add("--promote", choices=("if-better", "always", "never"), default="if-better", help=text)
-    add("--dry-run", action="store_true", help="print the plan and train nothing")
+    add("--dry-run", action="store_true", help="print the plan and what it will cost; keep nothing")
     return parser.parse_args(arguments)
 
 

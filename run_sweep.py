@@ -21,6 +21,7 @@ from rich.table import Table
 from catdog.data import Data, describe_source, load_data, locate
 from catdog.device import describe_device
 from catdog.model import count_mult_adds, count_parameters
+from forecast import describe_forecast, forecast
 from judge import BEST_MODEL, champion_of, holder_of, name_of, name_of_model, promote_weights, record_of, sentences_of
 from objective import TrainTrial, configure, origin
 from plan import Plan, command, complain, make_plan, parse, settings
@@ -31,7 +32,7 @@ from search.ledger import Ledger, create_ledger
 from search.live import live_view
 from search.ranking import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
 from search.report import kept_up_to_date, write_page
-from search.space import first_proposals
+from search.space import Parameters, first_proposals
 from search.storage import LedgerError
 from search.study import CONFIRMS, open_confirmation
 from search.sweep import TimeUpError, sole_owner
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         plan = make_plan(options, say)
         if options.dry_run:
-            show_plan(plan)
+            show_forecast(plan, show_plan(plan))
             return 0
         plan = replace(plan, source=locate(plan.source))
         data = load_data(plan.source, plan.fixed["image_size"])
@@ -262,8 +263,8 @@ def mult_adds(plan: Plan, parameters: Mapping[str, Any]) -> float:
     return count_mult_adds(configure(parameters, plan.fixed)[0])
 
 
-def show_plan(plan: Plan) -> None:
-    """Print what a sweep would do, and the size of its first trials."""
+def show_plan(plan: Plan) -> list[Parameters]:
+    """Print what a sweep would do, and the size of its first trials; return their parameters."""
     sweep = plan.sweep
     proposer = f"{sweep.space.algorithm} by {'the Comet Optimizer' if plan.engine == 'comet' else 'Optuna'}"
     say(f"sweep {sweep.name}: {sweep.num_trials} trials of at most {sweep.epochs} epochs, {proposer}")
@@ -276,13 +277,27 @@ def show_plan(plan: Plan) -> None:
     for title in ("trial", "parameters", "weights", "mult-adds"):
         table.add_column(title, justify="left" if title == "parameters" else "right")
     num_shown = 1 if plan.engine == "comet" else min(NUM_SHOWN, sweep.num_trials)  # Comet tells when it is asked
-    for number, parameters in enumerate(first_proposals(sweep.space, num_shown)):
+    proposals = first_proposals(sweep.space, num_shown)
+    for number, parameters in enumerate(proposals):
         shape, _ = configure(parameters, plan.fixed)
         values = " ".join(
             f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in parameters.items()
         )
         table.add_row(str(number), values, f"{count_parameters(shape):,}", f"{count_mult_adds(shape) / 1e9:.2f} G")
     console.print(table)
+    return proposals
+
+
+def show_forecast(plan: Plan, proposals: list[Parameters]) -> None:
+    """Print what a sweep would cost."""
+    if plan.engine == "comet":
+        space = replace(plan.sweep.space, algorithm="random")
+        proposals = first_proposals(space, min(NUM_SHOWN, plan.sweep.num_trials))
+    say("training these networks for a few seconds each, to see what the sweep would cost; nothing of it is kept")
+    with console.status("decoding pictures") as status:
+        outlook = forecast(plan, proposals, status.update)
+    for sentence in describe_forecast(outlook, plan):
+        say(sentence)
 
 
 def say(text: str) -> None:

@@ -11,8 +11,10 @@ __all__ = [
     "autocast",
     "describe_device",
     "find_devices",
+    "free_memory",
     "has_bfloat16",
     "keep_freed_memory",
+    "peak_memory",
     "release_freed_memory",
 ]
 
@@ -42,6 +44,16 @@ def find_devices(wanted: str) -> list[str]:
 def describe_device(device: str) -> str:
     """Return a name that people know: "cuda:0 (NVIDIA H200)"; a CPU is only "cpu"."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
+
+
+def peak_memory(device: str) -> int:
+    """Return how many bytes this process's tensors have taken at most on a GPU; 0 for the CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0
+
+
+def free_memory(device: str) -> int:
+    """Return how many bytes of a GPU are free."""
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

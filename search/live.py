@@ -1,8 +1,10 @@
 """What a person sees while a sweep runs: a table that redraws itself, or plain lines where there is no terminal."""
 
+import heapq
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from statistics import fmean
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.box import SIMPLE
@@ -15,7 +17,7 @@ from search.ledger import Ledger
 from search.ranking import rank, winner_of
 from search.study import state_of
 
-__all__ = ["live_view"]
+__all__ = ["duration", "live_view", "seconds_left"]
 
 
 @contextmanager
@@ -31,25 +33,64 @@ def live_view(ledger: Ledger, console: Console) -> Iterator[Callable[[], None]]:
 
 
 class _Clock:
-    """What this call has seen: guesses the time left from how long its trials took."""
+    """What this call has seen of the trials that run, epoch by epoch: that and the ledger give the time left."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self.began = time.monotonic()
         self.old_notice = ledger.notice()
-        self.num_finished_before = ledger.budget() - ledger.num_unfinished()
+        self.epochs: dict[int, list[tuple[float, int]]] = {}  # of a running trial: when its number was seen to change
+        self.num_workers = 1
 
-    def left(self, num_finished: int, num_trials: int) -> str:
-        done = num_finished - self.num_finished_before
-        if num_finished >= num_trials:
+    def left(self, ledger: Ledger, trials: Sequence[FrozenTrial]) -> str:
+        now = time.monotonic()
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        self.num_workers = max(self.num_workers, len(running))
+        for trial in running:
+            seen = self.epochs.setdefault(trial.number, [])
+            if not seen or seen[-1][1] != (trial.last_step or 0):
+                seen.append((now, trial.last_step or 0))
+        finished = [trial for trial in trials if trial.state.is_finished()]
+        num_waiting = max(0, ledger.budget() - len(finished) - len(running))
+        if not running and not num_waiting:
             return "done"
-        if not done:
-            return "time left unknown"
-        seconds = (time.monotonic() - self.began) / done * (num_trials - num_finished)
-        return f"about {_duration(seconds)} left"
+        seconds = seconds_left(
+            [trial.user_attrs["seconds"] for trial in finished if "seconds" in trial.user_attrs],
+            [(now - self.epochs[trial.number][0][0], self._whole(trial.number, ledger)) for trial in running],
+            num_waiting,
+            self.num_workers,
+        )
+        return "time left unknown" if seconds is None else f"about {duration(seconds)} left"
+
+    def _whole(self, number: int, ledger: Ledger) -> float | None:
+        """Return the seconds that a trial takes from when it was first seen, unpruned; None before its first epoch."""
+        (began, before), (ended, epoch) = self.epochs[number][0], self.epochs[number][-1]
+        if epoch == before:
+            return None
+        return (ended - began) / (epoch - before) * (ledger.sweep.epochs - before)
 
     def news(self, ledger: Ledger) -> str | None:
         """Return the latest notice, where it was left during this call."""
         return None if (notice := ledger.notice()) == self.old_notice else notice
+
+
+def seconds_left(
+    finished: Sequence[float], running: Sequence[tuple[float, float | None]], num_waiting: int, num_workers: int
+) -> float | None:
+    """Guess when the last trial ends; None while nothing has been measured.
+
+    `finished` holds the seconds that trials took, pruned ones too; `running`, for each trial that runs, the seconds
+    that it has run, and those that it takes in all if nothing stops it: None before its first epoch has told. Such
+    trials, and those that wait, take as long as the others did.
+    """
+    known = list(finished) or [whole for _, whole in running if whole is not None]
+    if not known:
+        return None
+    mean = fmean(known)
+    ends = [max(0.0, (mean if whole is None else whole) - since) for since, whole in running]
+    ends += [0.0] * (num_workers - len(ends))
+    heapq.heapify(ends)
+    for _ in range(num_waiting):  # whoever is free first takes the next one
+        heapq.heapreplace(ends, ends[0] + mean)
+    return max(ends)
 
 
 class _Lines:
@@ -109,7 +150,7 @@ def _summary(ledger: Ledger, trials: Sequence[FrozenTrial], clock: _Clock) -> st
     )
     num_left = ledger.budget() - num_finished - num_running
     counts = f"{num_finished} done, {num_running} running, {num_left} left"
-    return f"{counts}; {best}; {clock.left(num_finished, ledger.budget())}"
+    return f"{counts}; {best}; {clock.left(ledger, trials)}"
 
 
 def _outcome(trial: FrozenTrial) -> str:
@@ -118,6 +159,7 @@ def _outcome(trial: FrozenTrial) -> str:
     return trial.user_attrs.get("reason") or state_of(trial)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write seconds as people read them: 3 min 10 s, 2 h 5 min."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

@@ -6,10 +6,11 @@ import signal
 import socket
 import subprocess
 import time
-from glob import glob
 from pathlib import Path
 
-BINARIES = os.pathsep.join([*sorted(glob("/usr/lib/postgresql/*/bin"), reverse=True), os.environ.get("PATH", "")])
+BINARIES = os.pathsep.join(
+    [*map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), os.environ.get("PATH", "")]
+)
 SETTINGS = {"fsync": "off", "listen_addresses": "127.0.0.1", "max_connections": "60", "shared_buffers": "32MB"}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-TOP = ["judge.py", "objective.py", "plan.py", "run_sweep.py"]  # know both packages
+TOP = ["forecast.py", "judge.py", "objective.py", "plan.py", "run_sweep.py"]  # know both packages
 OURS = sorted([*ROOT.glob("catdog/*.py"), *ROOT.glob("search/**/*.py")])
 KNOW_COMET = {
     "catdog/teller.py",

@@ -152,14 +152,16 @@ def test_interrupted_and_killed_program_is_finished_by_the_same_command(home, sm
         assert_weights_are_of_the_best_epoch(folder, photographs)
 
 
-def test_dry_run_shows_the_plan_and_creates_nothing(home, small, cache, capsys):
+def test_dry_run_shows_the_plan_and_its_cost_and_creates_nothing(home, small, write_space, capsys):
+    write_space(parameters={"learning_rate": {"type": "float", "min": 0.001, "max": 0.01}})  # one network: one probe
     assert run_sweep.main([*small, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "3 trials of at most 2 epochs, bayes" in said
     assert "(40 pictures to train, 8 to test)" in said
     assert "2,660,226" in said  # the README network at 64 px
+    cost = r"expected: about \d+ min \d+ s on this worker \(trials \d+ min \d+ s\); peak memory about \d\.\d GB"
+    assert re.search(cost, said)
     assert not list(home.iterdir())
-    assert not cache.exists()
 
 
 BAD = {

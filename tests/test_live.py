@@ -1,0 +1,68 @@
+import io
+import re
+import time
+
+import pytest
+from optuna.trial import TrialState
+from rich.console import Console
+
+from search.ledger import create_ledger
+from search.live import duration, live_view, seconds_left
+from tests.counting_sweep import EPOCHS, make_sweep
+
+
+def test_durations_read_as_people_say_them():
+    assert [duration(seconds) for seconds in (3.6, 190, 7500)] == ["0 min 4 s", "3 min 10 s", "2 h 5 min"]
+
+
+def test_nothing_is_guessed_before_anything_is_measured():
+    assert seconds_left([], [], 4, 2) is None
+    assert seconds_left([], [(7.0, None), (3.0, None)], 4, 2) is None
+
+
+def test_running_trials_are_taken_at_their_own_pace_and_waiting_ones_at_that_of_the_others():
+    assert seconds_left([], [(10.0, 60.0)], 0, 1) == 50
+    assert seconds_left([20.0, 40.0], [(10.0, 60.0), (5.0, None)], 0, 2) == 50
+    # One worker is busy for 50 seconds; the other ends after 25, and takes both that wait, 30 seconds each.
+    assert seconds_left([20.0, 40.0], [(10.0, 60.0), (5.0, None)], 2, 2) == 80
+    assert seconds_left([20.0, 40.0], [(99.0, 60.0)], 0, 2) == 0  # late: any moment now
+    assert seconds_left([20.0, 40.0], [], 3, 2) == 60
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return create_ledger(make_sweep(tmp_path / "runs/one", 3, pruner="none"), {})
+
+
+def shown(ledger, terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
+    claim = ledger.take(0, "cpu")
+    with live_view(ledger, console) as show:
+        show()
+        for epoch in range(1, EPOCHS + 1):
+            time.sleep(0.05)
+            ledger.report(claim.trial, epoch, 1 / epoch)
+            show()
+        ledger.note(claim.trial, seconds=1800.0)
+        ledger.tell(claim.trial, TrialState.COMPLETE, 1 / EPOCHS)
+        claim.release()
+        show()
+        ledger.say("a worker died")
+        show()
+    return console.file.getvalue()
+
+
+def test_lines_tell_starts_ends_and_notices_and_the_time_left(ledger):
+    lines = shown(ledger, terminal=False).splitlines()
+    assert len(lines) == 2  # the trial that was claimed before is no news
+    assert lines[0].startswith("trial 0 completed with 0.2500; 1 done, 0 running, 2 left; best_loss 0.2500 (trial 0)")
+    assert lines[0].endswith("about 1 h 0 min left")  # one worker was seen, two trials are left
+    assert lines[1] == "note: a worker died"
+
+
+def test_table_guesses_from_the_first_epoch_on(ledger):
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown(ledger, terminal=True))
+    before, after = text.split("1 of 4", 1)
+    assert "first epoch" in before
+    assert before.index("time left unknown") < before.index("about 0 min")
+    assert "about 1 h 0 min left" in after

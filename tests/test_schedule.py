@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from search.schedule import Cost, play, simulate
+from tests.counting_sweep import EPOCHS, make_sweep
+
+WHOLE = Cost(fixed=2.0, epoch=10.0, epochs=EPOCHS)
+
+
+def playing(sweep, costs, num_workers):
+    random = np.random.default_rng(0)
+    return play(sweep, costs, random.normal(size=len(costs)).tolist(), num_workers, random)
+
+
+@pytest.fixture
+def make(tmp_path):
+    return lambda number, pruner="none": make_sweep(tmp_path / "runs/one", number, pruner)
+
+
+def test_workers_take_the_next_trial_when_they_are_free(make):
+    long, short = Cost(0.0, 30.0, 2), Cost(1.0, 9.0, 1)
+    assert playing(make(4), [long, short, short, short], 2)[0] == 60
+    assert playing(make(4), [long, short, short, short], 1)[0] == 90
+    assert playing(make(2), [short, long], 8)[0] == 60
+    assert playing(make(0), [], 2) == (0.0, [])
+
+
+def test_pruner_saves_time_but_never_the_last_epoch(make):
+    seconds, complete = playing(make(20), [WHOLE] * 20, 1)
+    assert seconds == 20 * 42
+    assert sorted(complete) == list(range(20))
+    shorter, kept = playing(make(20, "hyperband"), [WHOLE] * 20, 1)
+    assert 20 * (2 + 2 * 10) <= shorter < seconds  # two of four epochs before the first decision
+    assert 0 < len(kept) < 20
+    assert playing(make(20, "hyperband"), [Cost(2.0, 10.0, 1)] * 20, 1)[0] == 20 * 12
+
+
+def test_simulation_draws_the_trials_that_nobody_knows_and_confirms_the_best(make):
+    (only,) = {(d.search, d.confirmation) for d in simulate(make(6), [WHOLE, WHOLE], 2, confirm=3, repeats=2)}
+    assert only == (3 * 42, 3 * 42)
+    baseline, other = Cost(0.0, 1000.0, 1), Cost(0.0, 1.0, 1)
+    durations = simulate(make(6), [baseline, other], 1, confirm=1, repeats=1)
+    assert {d.search for d in durations} == {1005.0}  # the baseline is tried once
+    assert {d.confirmation for d in durations} == {1.0, 1000.0}
+    assert [d.total for d in durations] == sorted(d.total for d in durations)
+    assert simulate(make(3), [other], 1, confirm=0, repeats=1)[0].total == 3
+
+
+def test_costly_networks_are_confirmed_more_often_but_not_the_baseline(make):
+    small, large = Cost(0.0, 1.0, 1), Cost(0.0, 10.0, 1)
+    durations = simulate(make(9), [large, *[small, large] * 4], 1, confirm=1, repeats=1)
+    num_large = sum(d.confirmation == 10 for d in durations)
+    assert len(durations) / 2 < num_large < len(durations)
+    durations = simulate(make(9), [large, *[small] * 8], 1, confirm=1, repeats=1)
+    assert sum(d.confirmation == 10 for d in durations) < len(durations) / 3
