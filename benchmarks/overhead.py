@@ -167,6 +167,7 @@ def run_ray(setting, folder, _):
             mode="min",
             num_samples=setting.num_trials,
             max_concurrent_trials=setting.num_workers,
+            reuse_actors=True,
             scheduler=scheduler,
         ),
         run_config=tune.RunConfig(name="sweep", storage_path=str(folder / "ray")),
@@ -214,7 +215,8 @@ def measure(setting, server):
             done = subprocess.run(command, stdout=output, stderr=output, timeout=SECONDS, check=False)
         seconds = time.time() - began
         assert done.returncode == 0, (folder / "output.log").read_text()[-4000:]
-        opened = max(path.stat().st_mtime for path in (folder / "ready").iterdir())
+        ready = sorted(path.stat().st_mtime for path in (folder / "ready").iterdir())
+        opened = ready[setting.num_workers - 1]  # Ray starts more processes later on
         begun = starts(setting, folder, url)
         after = [when for when in begun if when > opened]
         span = min(SPAN, len(after) - 1)
