@@ -99,6 +99,8 @@ class Ledger:
     @_insisting
     def budget(self) -> int:
         """Return how many trials the sweep is to have: fewer than asked for where Comet's search ended before."""
+        if not self.sweep.search_id:
+            return self.sweep.num_trials
         return min(self.sweep.num_trials, int(self.study.user_attrs.get(SEARCH_ENDED, self.sweep.num_trials)))
 
     def num_unfinished(self) -> int:
@@ -109,9 +111,9 @@ class Ledger:
     @_insisting
     def num_free(self) -> int:
         """Count the unfinished trials that nobody works on."""
-        trials = self._trials()[: self.budget()]
-        num_left_behind = sum(map(self.locks.is_free, self._running())) if self.locks.are_settled() else 0
-        return max(0, self.budget() - _num_started(trials)) + num_left_behind
+        trials = self._trials()
+        num_left_behind = sum(map(self.locks.is_free, self._running(trials))) if self.locks.are_settled() else 0
+        return max(0, self.budget() - _num_started(trials[: self.budget()])) + num_left_behind
 
     @_insisting
     def take(self, slot: int, device: str) -> Claim | None:
@@ -122,9 +124,10 @@ class Ledger:
         trial = None
         try:
             with self.locks.exclusively("claim"):
-                trial = self._take_over()
+                trials = self._trials()
+                trial = self._take_over(trials)
                 if not trial and not self.sweep.search_id:
-                    trial = self._start()
+                    trial = self._start(trials)
             if not trial and self.sweep.search_id:
                 trial = self._start_with_comet()
             if not trial:
@@ -278,8 +281,8 @@ class Ledger:
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
-    def _running(self) -> list[FrozenTrial]:
-        running = (trial for trial in self._trials() if trial.state == TrialState.RUNNING)
+    def _running(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        running = (trial for trial in trials if trial.state == TrialState.RUNNING)
         return [trial for trial in running if trial.number < self.sweep.num_trials]
 
     def _try_lock(self, trial: FrozenTrial) -> bool:
@@ -291,25 +294,24 @@ class Ledger:
         self.locks.release(trial)
         return False
 
-    def _take_over(self) -> FrozenTrial | None:
-        for trial in self._running() if self.locks.are_settled() else ():
+    def _take_over(self, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+        for trial in self._running(trials) if self.locks.are_settled() else ():
             if self._try_lock(trial):
                 self.study.sampler = self.sweep.sampler(trial.number)
-                return self._complete(optuna.Trial(self.study, trial._trial_id), trial)
+                return self._complete(optuna.Trial(self.study, trial._trial_id))
         return None
 
-    def _start(self) -> FrozenTrial | None:
-        trials = self._trials()
+    def _start(self, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
         if not trials:
             self._enqueue_baseline()
         num_started = _num_started(trials)
         if num_started >= self.budget():
             return None
         self.study.sampler = self.sweep.sampler(num_started)
-        asked = self.study.ask()
-        trial = self.storage.get_trial(asked._trial_id)
-        assert self._try_lock(trial), "nobody else can know a trial that was just made"
-        return self._complete(asked, trial)
+        trial = self.study.ask()
+        locked = self.locks.try_lock(trial)
+        assert locked, "nobody else can know a trial that was just made"
+        return self._complete(trial)
 
     def _start_with_comet(self) -> FrozenTrial | None:
         """Have Comet propose before there is a trial, under a lock of its own: it may take its time."""
@@ -321,7 +323,7 @@ class Ledger:
                 self.study.set_user_attr(SEARCH_ENDED, num_started)
                 self._say(f"Comet's search is over after {num_started} trials, the baseline included")
             with self.locks.exclusively("claim"):
-                return self._start()
+                return self._start(self._trials())
 
     def _enqueue_baseline(self) -> None:
         """Make trial 0 the README configuration, also where the space does not hold it."""
@@ -331,14 +333,14 @@ class Ledger:
         else:
             self.study.enqueue_trial({}, user_attrs={"parameters": space.baseline})
 
-    def _complete(self, trial: optuna.Trial, locked: FrozenTrial) -> FrozenTrial:
+    def _complete(self, trial: optuna.Trial) -> FrozenTrial:
         """Have parameters proposed, where they are not: a process may have died between asking and proposing."""
         try:
             if "parameters" not in trial.user_attrs:
                 self.sweep.space.suggest(trial)
             return self.storage.get_trial(trial._trial_id)
         except BaseException:
-            self.locks.release(locked)
+            self.locks.release(trial)
             raise
 
 

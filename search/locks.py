@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import optuna
 import sqlalchemy
 from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage
@@ -58,13 +59,13 @@ class Locks(Protocol):
     def exclusively(self, section: Section) -> Any:
         """Enter a part of the program in which one process is at a time."""
 
-    def try_lock(self, trial: FrozenTrial) -> bool:
+    def try_lock(self, trial: FrozenTrial | optuna.Trial) -> bool:
         """Lock a trial until `release` or death; False where another process holds it."""
 
     def claimed(self, trial: FrozenTrial, claim: str) -> None:
         """Say by which claim a locked trial is held, as its attribute says from now on."""
 
-    def release(self, trial: FrozenTrial) -> None:
+    def release(self, trial: FrozenTrial | optuna.Trial) -> None:
         """Let go of a trial."""
 
     def is_free(self, trial: FrozenTrial) -> bool:
@@ -87,7 +88,7 @@ class FileLocks:
     def exclusively(self, section: Section) -> FileLock:
         return FileLock(self.folder / f"{section}.lock")
 
-    def try_lock(self, trial: FrozenTrial) -> bool:
+    def try_lock(self, trial: FrozenTrial | optuna.Trial) -> bool:
         if lock := self._lock(trial):
             self.held[trial.number] = lock
         return lock is not None
@@ -95,7 +96,7 @@ class FileLocks:
     def claimed(self, trial: FrozenTrial, claim: str) -> None:
         pass  # the kernel needs no telling
 
-    def release(self, trial: FrozenTrial) -> None:
+    def release(self, trial: FrozenTrial | optuna.Trial) -> None:
         if lock := self.held.pop(trial.number, None):
             lock.release()
 
@@ -110,7 +111,7 @@ class FileLocks:
     def are_settled(self) -> bool:
         return True
 
-    def _lock(self, trial: FrozenTrial) -> FileLock | None:
+    def _lock(self, trial: FrozenTrial | optuna.Trial) -> FileLock | None:
         folder = self.trials / f"{trial.number:04}"
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
@@ -147,7 +148,7 @@ class ServerLocks:
             with suppress(LedgerError):  # gone with its connection
                 self._ask("SELECT pg_advisory_unlock(:key, :study)", key=key, study=self.study)
 
-    def try_lock(self, trial: FrozenTrial) -> bool:
+    def try_lock(self, trial: FrozenTrial | optuna.Trial) -> bool:
         locked = bool(self._ask("SELECT pg_try_advisory_lock(:key, :trial)", key=TRIAL, trial=trial._trial_id))
         if locked:
             self.held[trial._trial_id] = ""
@@ -157,7 +158,7 @@ class ServerLocks:
     def claimed(self, trial: FrozenTrial, claim: str) -> None:
         self.held[trial._trial_id] = claim
 
-    def release(self, trial: FrozenTrial) -> None:
+    def release(self, trial: FrozenTrial | optuna.Trial) -> None:
         if self.held.pop(trial._trial_id, None) is not None:
             with suppress(LedgerError):  # gone with its connection
                 self._ask("SELECT pg_advisory_unlock(:key, :trial)", key=TRIAL, trial=trial._trial_id)
