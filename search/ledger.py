@@ -38,7 +38,7 @@ class Claim:
     """A trial that this process holds, until `release` or death."""
 
     id: str  # unlike any other's
-    trial: FrozenTrial  # as it stood when it was taken; earlier epochs of a trial taken over are in it
+    trial: FrozenTrial  # as it stood when it was taken, and what was reported of it since then
     locks: Locks
 
     @property
@@ -158,13 +158,15 @@ class Ledger:
 
     @_insisting
     def report(self, trial: FrozenTrial, step: int, value: float) -> bool:
-        """Record what the trial is worth after epoch `step` (from 1); say whether the pruner wants it stopped."""
+        """Record what a trial that is ours is worth after epoch `step` (from 1); say whether the pruner wants it stopped."""
         if step < (trial.last_step or 0):
             return False  # recorded before the trial was taken over
         self.storage.set_trial_intermediate_value(trial._trial_id, step, value)
+        trial.intermediate_values[step] = value  # nobody else writes to a trial that is ours
         if step >= self.sweep.epochs:
             return False  # nothing is left to save
-        return self.pruner.prune(self.study, self.storage.get_trial(trial._trial_id))
+        trial.system_attrs = self.storage.get_trial_system_attrs(trial._trial_id)  # where pruners keep what they know
+        return self.pruner.prune(self.study, trial)
 
     @_insisting
     def note(self, trial: FrozenTrial, **entries: Any) -> None:
