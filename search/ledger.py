@@ -12,11 +12,13 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar, cast
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -273,8 +275,15 @@ class Ledger:
             self.storage.set_trial_user_attr(trial._trial_id, key, value)
 
     def _tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None) -> None:
-        self.study.sampler = self.sweep.sampler(trial.number)  # which may want to hear of it
-        self.study.tell(trial.number, value, state, skip_if_finished=True)
+        if self.sweep.search_id:
+            self.study.sampler = self.sweep.sampler(trial.number)  # which wants to hear of it
+            self.study.tell(trial.number, value, state, skip_if_finished=True)
+            return
+        if state == TrialState.PRUNED:
+            value = trial.intermediate_values[max(trial.intermediate_values)]  # as Study.tell has it
+        # What Study.tell does, without its reading the whole trial before and after.
+        with suppress(UpdateFinishedTrialError):
+            self.storage.set_trial_state_values(trial._trial_id, state, None if value is None else [value])
 
     def _fail(self, trial: FrozenTrial, reason: str) -> None:
         self._note(trial, reason=reason)
