@@ -160,7 +160,7 @@ class Ledger:
 
     @_insisting
     def report(self, trial: FrozenTrial, step: int, value: float) -> bool:
-        """Record what a trial that is ours is worth after epoch `step` (from 1); say whether the pruner wants it stopped."""
+        """Record what our trial is worth after epoch `step` (from 1); say whether the pruner wants it stopped."""
         if step < (trial.last_step or 0):
             return False  # recorded before the trial was taken over
         self.storage.set_trial_intermediate_value(trial._trial_id, step, value)
