@@ -11,11 +11,14 @@ else is `start and end`: processes, imports, closing.
 harness     run_sweep with its lock files, histories, live view (plain lines), and the pruner of a real sweep
 optuna      that many processes with study.optimize, one RDBStorage, MaxTrialsCallback: as Optuna documents it; SQLite
             with the journal (WAL) and the patience that the harness has, which Optuna leaves to its user
-ray         tune.Tuner, random search, AsyncHyperBand; where `ray` is installed. It has no storage of this kind
+ray         tune.Tuner, random search, AsyncHyperBand, as it comes: a process for each trial; at most 50 trials. Its
+            storage is a folder, where it writes what it knows from time to time, not at each report
+ray-reuse   the same with reuse_actors=True, for trainables that can be reset; at most 1,000 trials
 
-`first` and `last` are the cost over the first and the last 100 trials, by the times in the ledger; `parent` is the resident
-memory of the parent process as trial 100 starts, and at its end. PostgreSQL: --postgresql names a server where databases
-may be made (postgresql://user@host/postgres); without it a server is started for the while where `initdb` is found.
+`first` and `last` are the cost over the first and the last 100 trials, by the times in the ledger; `parent` is the
+resident memory of the parent process as trial 100 starts, and at its end. PostgreSQL: --postgresql names a server on
+which databases may be made (postgresql://user@host/postgres); without it one is started for the while, with the
+settings it comes with, where `initdb` is found.
 """
 
 import argparse
@@ -26,6 +29,7 @@ import multiprocessing
 import os
 import platform
 import shutil
+import signal
 import socket
 import sqlite3
 import statistics
@@ -33,7 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -54,13 +58,13 @@ from rich.table import Table
 from sqlalchemy import create_engine, make_url, text
 
 EPOCHS, SPAN = 3, 100  # reports of a trial; trials at either end that are compared
-SECONDS = 900  # that one run may take
+SECONDS = 240  # that one run may take
 RSS_SECONDS = 0.1  # between two looks at the parent's memory
 
 
 @dataclass(frozen=True)
 class Setting:
-    library: str  # harness, optuna or ray
+    library: str  # harness, optuna, ray or ray-reuse
     storage: str  # sqlite or postgresql; ray's is a folder of files
     num_trials: int
     num_workers: int
@@ -81,7 +85,7 @@ def losses(folder, num_workers):
     """Yield what a trial reports; the first trial of each process waits for the other processes."""
     if not (mine := folder / f"ready/{os.getpid()}").exists():
         mine.touch()
-        while len(os.listdir(folder / "ready")) < num_workers:
+        while sum(1 for _ in (folder / "ready").iterdir()) < num_workers:
             time.sleep(0.002)
     with (folder / "starts.log").open("a") as log:
         log.write(f"{time.time()}\n")
@@ -153,7 +157,7 @@ def run_ray(setting, folder, _):
     import ray
     from ray import tune
 
-    def trainable(config):
+    def trainable(_):
         for loss in losses(folder, setting.num_workers):
             tune.report({"loss": loss})
 
@@ -167,7 +171,7 @@ def run_ray(setting, folder, _):
             mode="min",
             num_samples=setting.num_trials,
             max_concurrent_trials=setting.num_workers,
-            reuse_actors=True,
+            reuse_actors=setting.library == "ray-reuse",
             scheduler=scheduler,
         ),
         run_config=tune.RunConfig(name="sweep", storage_path=str(folder / "ray")),
@@ -176,7 +180,8 @@ def run_ray(setting, folder, _):
     ray.shutdown()
 
 
-RUNS = {"harness": run_harness, "optuna": run_optuna, "ray": run_ray}
+RUNS = {"harness": run_harness, "optuna": run_optuna, "ray": run_ray, "ray-reuse": run_ray}
+AT_MOST = {"ray": 50, "ray-reuse": 1000}  # trials; Ray takes long
 
 
 @contextlib.contextmanager
@@ -191,9 +196,11 @@ def watched_memory(samples):
 
     thread = Thread(target=watch)
     thread.start()
-    yield
-    done.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def run_one(setting, folder, url):
@@ -234,7 +241,7 @@ def measure(setting, server):
 
 def starts(setting, folder, url):
     """Return when each trial started, in order: by the ledger, or by its own word where there is none."""
-    if setting.library == "ray":
+    if setting.library.startswith("ray"):
         return sorted(map(float, (folder / "starts.log").read_text().split()))
     files = {"harness": folder / "runs/sweep/ledger.db", "optuna": folder / "study.db"}
     storage = RDBStorage(url or f"sqlite:///{files[setting.library]}")
@@ -284,56 +291,61 @@ def numbers(words):
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=numbers, default=[100, 1000, 3000], help="numbers of trials")
-    parser.add_argument("--ray-trials", type=numbers, default=[100], help="the same for Ray Tune, which is slower")
-    parser.add_argument("--bayes-trials", type=numbers, default=[100], help="the same with TPE; none: ''")
+    parser.add_argument("--bayes-trials", type=numbers, default=[100], help="the same with TPE ('': none)")
     parser.add_argument("--workers", type=numbers, default=[2, 8])
     parser.add_argument("--storages", type=lambda words: words.split(","), default=["sqlite", "postgresql"])
     parser.add_argument("--libraries", type=lambda words: words.split(","), default=list(RUNS))
-    parser.add_argument("--rounds", type=int, default=3, help="of runs with fewer than 1,000 trials; of others one")
+    parser.add_argument("--rounds", type=int, default=3, help="of short runs; of 1,000 trials or more, TPE and Ray one")
     parser.add_argument("--postgresql", default="", help="a server's address")
     return parser.parse_args()
 
 
 def settings_of(options):
     """Return every setting that is to be measured, those to be compared side by side."""
-    from search.study import Sweep
-
-    can = {"harness": "storage" in {field.name for field in fields(Sweep)}}
     kinds = [("random", num_trials) for num_trials in options.trials]
     kinds += [("bayes", num_trials) for num_trials in options.bayes_trials]
     settings = []
     for algorithm, num_trials in kinds:
         for num_workers in options.workers:
             for storage in options.storages:
-                for library in ("harness", "optuna"):
-                    if library in options.libraries and (storage == "sqlite" or can.get(library, True)):
-                        settings.append(Setting(library, storage, num_trials, num_workers, algorithm))
-            if "ray" in options.libraries and find_spec("ray") and algorithm == "random":
-                if num_trials in options.ray_trials:
-                    settings.append(Setting("ray", "files", num_trials, num_workers, algorithm))
-    return settings
+                settings += [
+                    Setting(name, storage, num_trials, num_workers, algorithm) for name in ("harness", "optuna")
+                ]
+            if find_spec("ray") and algorithm == "random":
+                settings += [
+                    Setting(name, "files", min(num_trials, most), num_workers, algorithm)
+                    for name, most in AT_MOST.items()
+                ]
+    return [setting for setting in dict.fromkeys(settings) if setting.library in options.libraries]
+
+
+def is_short(setting):
+    return setting.num_trials < 1000 and setting.algorithm == "random" and setting.library in ("harness", "optuna")
 
 
 def main():
     if sys.argv[1:2] == ["--one"]:
         library, storage, num_trials, num_workers, algorithm, folder, url = sys.argv[2:]
         return run_one(Setting(library, storage, int(num_trials), int(num_workers), algorithm), Path(folder), url)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the server ends too
     options = parse()
     settings = settings_of(options)
     costs = {setting: [] for setting in settings}
     with contextlib.ExitStack() as stack:
-        server = options.postgresql
+        server = options.postgresql.replace("postgresql://", "postgresql+psycopg://")
         if "postgresql" in options.storages and not server:
             server = stack.enter_context(postgresql_server())
         for each_round in range(options.rounds):
             for setting in settings:
-                if each_round == 0 or setting.num_trials < 1000:
+                if each_round == 0 or is_short(setting):
                     costs[setting].append(measure(setting, server))
     return show(costs, options)
 
 
 def show(costs, options):
-    versions = " ".join(f"{name} {version(name)}" for name in ("optuna", "sqlalchemy", "psycopg", "ray") if find_spec(name))
+    versions = " ".join(
+        f"{name} {version(name)}" for name in ("optuna", "sqlalchemy", "psycopg", "ray") if find_spec(name)
+    )
     print(f"{os.cpu_count()} cores, {platform.machine()}, python {platform.python_version()}, {versions}, ", end="")
     print(f"sqlite {sqlite3.sqlite_version}; medians of n runs")
     table = Table(box=None)
@@ -345,7 +357,7 @@ def show(costs, options):
         plain = costs.get(replace(setting, library="optuna"), [])
         table.add_row(*cells(setting, measured, plain))
     Console(width=200).print(table)
-    if "ray" in options.libraries and not find_spec("ray"):
+    if {"ray", "ray-reuse"} & {*options.libraries} and not find_spec("ray"):
         print("ray: not installed")
 
 

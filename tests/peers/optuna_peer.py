@@ -1,10 +1,10 @@
-"""The same sweep of counted epochs as Optuna's documentation makes it crash-safe: for comparison, under the same faults.
+"""A sweep of counted epochs, made crash-safe as Optuna's documentation says: for comparison, under the same faults.
 
     python tests/peers/optuna_peer.py FOLDER NUM_TRIALS NUM_WORKERS [--seconds S]
 
-Heartbeats find trials that were left behind, RetryHeartbeatStaleTrialCallback puts each into the queue again as a trial of
-its own, which goes on from the checkpoint of the first; MaxTrialsCallback ends the sweep. A line of JSON at the end
-says what the study and FOLDER/epochs.log hold.
+Heartbeats find trials that were left behind, RetryHeartbeatStaleTrialCallback puts each into the queue again as a
+trial of its own, which goes on from the checkpoint of the first; MaxTrialsCallback ends the sweep. A line of JSON at
+the end says what the study and FOLDER/epochs.log hold.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""The same sweep of counted epochs as Ray Tune's documentation makes it crash-safe: for comparison, under the same faults.
+"""A sweep of counted epochs, made crash-safe as Ray Tune's documentation says: for comparison, under the same faults.
 
     python tests/peers/ray_peer.py FOLDER NUM_TRIALS NUM_WORKERS [--seconds S]
 
 A trial whose process died goes on from its checkpoint (FailureConfig); the same command goes on with the experiment in
-FOLDER (Tuner.restore). Each command starts a Ray of its own, and ends first what an earlier one left running. A line of JSON at
-the end says what the result grid and FOLDER/epochs.log hold.
+FOLDER (Tuner.restore). Each command starts a Ray of its own, and ends first what an earlier one left running. A line of
+JSON at the end says what the result grid and FOLDER/epochs.log hold.
 """
 
 import argparse
@@ -65,7 +65,9 @@ def make_tuner(options):
 
 def outcome(grid, folder, num_trials):
     """Say what came of it: `twice` counts the trials that ran their last epoch more than once."""
-    ended = [result for result in grid if not result.error and (result.metrics or {}).get("training_iteration") == EPOCHS]
+    ended = [
+        result for result in grid if not result.error and (result.metrics or {}).get("training_iteration") == EPOCHS
+    ]
     log = folder / "epochs.log"
     epochs = log.read_text().splitlines() if log.exists() else []
     last = Counter(line for line in epochs if line.endswith(f" {EPOCHS}"))
