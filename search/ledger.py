@@ -12,11 +12,13 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar, cast
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -38,7 +40,7 @@ class Claim:
     """A trial that this process holds, until `release` or death."""
 
     id: str  # unlike any other's
-    trial: FrozenTrial  # as it stood when it was taken; earlier epochs of a trial taken over are in it
+    trial: FrozenTrial  # as it stood when it was taken, and what was reported of it since then
     locks: Locks
 
     @property
@@ -99,6 +101,8 @@ class Ledger:
     @_insisting
     def budget(self) -> int:
         """Return how many trials the sweep is to have: fewer than asked for where Comet's search ended before."""
+        if not self.sweep.search_id:
+            return self.sweep.num_trials
         return min(self.sweep.num_trials, int(self.study.user_attrs.get(SEARCH_ENDED, self.sweep.num_trials)))
 
     def num_unfinished(self) -> int:
@@ -109,9 +113,9 @@ class Ledger:
     @_insisting
     def num_free(self) -> int:
         """Count the unfinished trials that nobody works on."""
-        trials = self._trials()[: self.budget()]
-        num_left_behind = sum(map(self.locks.is_free, self._running())) if self.locks.are_settled() else 0
-        return max(0, self.budget() - _num_started(trials)) + num_left_behind
+        trials = self._trials()
+        num_left_behind = sum(map(self.locks.is_free, self._running(trials))) if self.locks.are_settled() else 0
+        return max(0, self.budget() - _num_started(trials[: self.budget()])) + num_left_behind
 
     @_insisting
     def take(self, slot: int, device: str) -> Claim | None:
@@ -122,9 +126,10 @@ class Ledger:
         trial = None
         try:
             with self.locks.exclusively("claim"):
-                trial = self._take_over()
+                trials = self._trials()
+                trial = self._take_over(trials)
                 if not trial and not self.sweep.search_id:
-                    trial = self._start()
+                    trial = self._start(trials)
             if not trial and self.sweep.search_id:
                 trial = self._start_with_comet()
             if not trial:
@@ -155,13 +160,15 @@ class Ledger:
 
     @_insisting
     def report(self, trial: FrozenTrial, step: int, value: float) -> bool:
-        """Record what the trial is worth after epoch `step` (from 1); say whether the pruner wants it stopped."""
+        """Record what our trial is worth after epoch `step` (from 1); say whether the pruner wants it stopped."""
         if step < (trial.last_step or 0):
             return False  # recorded before the trial was taken over
         self.storage.set_trial_intermediate_value(trial._trial_id, step, value)
+        trial.intermediate_values[step] = value  # nobody else writes to a trial that is ours
         if step >= self.sweep.epochs:
             return False  # nothing is left to save
-        return self.pruner.prune(self.study, self.storage.get_trial(trial._trial_id))
+        trial.system_attrs = self.storage.get_trial_system_attrs(trial._trial_id)  # where pruners keep what they know
+        return self.pruner.prune(self.study, trial)
 
     @_insisting
     def note(self, trial: FrozenTrial, **entries: Any) -> None:
@@ -268,8 +275,15 @@ class Ledger:
             self.storage.set_trial_user_attr(trial._trial_id, key, value)
 
     def _tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None) -> None:
-        self.study.sampler = self.sweep.sampler(trial.number)  # which may want to hear of it
-        self.study.tell(trial.number, value, state, skip_if_finished=True)
+        if self.sweep.search_id:
+            self.study.sampler = self.sweep.sampler(trial.number)  # which wants to hear of it
+            self.study.tell(trial.number, value, state, skip_if_finished=True)
+            return
+        if state == TrialState.PRUNED:
+            value = trial.intermediate_values[max(trial.intermediate_values)]  # as Study.tell has it
+        # What Study.tell does, without its reading the whole trial before and after.
+        with suppress(UpdateFinishedTrialError):
+            self.storage.set_trial_state_values(trial._trial_id, state, None if value is None else [value])
 
     def _fail(self, trial: FrozenTrial, reason: str) -> None:
         self._note(trial, reason=reason)
@@ -278,8 +292,8 @@ class Ledger:
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
-    def _running(self) -> list[FrozenTrial]:
-        running = (trial for trial in self._trials() if trial.state == TrialState.RUNNING)
+    def _running(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        running = (trial for trial in trials if trial.state == TrialState.RUNNING)
         return [trial for trial in running if trial.number < self.sweep.num_trials]
 
     def _try_lock(self, trial: FrozenTrial) -> bool:
@@ -291,25 +305,24 @@ class Ledger:
         self.locks.release(trial)
         return False
 
-    def _take_over(self) -> FrozenTrial | None:
-        for trial in self._running() if self.locks.are_settled() else ():
+    def _take_over(self, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+        for trial in self._running(trials) if self.locks.are_settled() else ():
             if self._try_lock(trial):
                 self.study.sampler = self.sweep.sampler(trial.number)
-                return self._complete(optuna.Trial(self.study, trial._trial_id), trial)
+                return self._complete(optuna.Trial(self.study, trial._trial_id))
         return None
 
-    def _start(self) -> FrozenTrial | None:
-        trials = self._trials()
+    def _start(self, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
         if not trials:
             self._enqueue_baseline()
         num_started = _num_started(trials)
         if num_started >= self.budget():
             return None
         self.study.sampler = self.sweep.sampler(num_started)
-        asked = self.study.ask()
-        trial = self.storage.get_trial(asked._trial_id)
-        assert self._try_lock(trial), "nobody else can know a trial that was just made"
-        return self._complete(asked, trial)
+        trial = self.study.ask()
+        locked = self.locks.try_lock(trial)
+        assert locked, "nobody else can know a trial that was just made"
+        return self._complete(trial)
 
     def _start_with_comet(self) -> FrozenTrial | None:
         """Have Comet propose before there is a trial, under a lock of its own: it may take its time."""
@@ -321,7 +334,7 @@ class Ledger:
                 self.study.set_user_attr(SEARCH_ENDED, num_started)
                 self._say(f"Comet's search is over after {num_started} trials, the baseline included")
             with self.locks.exclusively("claim"):
-                return self._start()
+                return self._start(self._trials())
 
     def _enqueue_baseline(self) -> None:
         """Make trial 0 the README configuration, also where the space does not hold it."""
@@ -331,14 +344,14 @@ class Ledger:
         else:
             self.study.enqueue_trial({}, user_attrs={"parameters": space.baseline})
 
-    def _complete(self, trial: optuna.Trial, locked: FrozenTrial) -> FrozenTrial:
+    def _complete(self, trial: optuna.Trial) -> FrozenTrial:
         """Have parameters proposed, where they are not: a process may have died between asking and proposing."""
         try:
             if "parameters" not in trial.user_attrs:
                 self.sweep.space.suggest(trial)
             return self.storage.get_trial(trial._trial_id)
         except BaseException:
-            self.locks.release(locked)
+            self.locks.release(trial)
             raise
 
 

@@ -106,16 +106,13 @@ class _Lines:
         if (notice := self.clock.news(self.ledger)) != self.notice:
             self.notice = notice
             self.console.print(f"note: {notice}", highlight=False, soft_wrap=True, markup=False)
-        for trial in trials:
-            if trial.state == self.seen.get(trial.number) or trial.state == TrialState.WAITING:
-                continue
+        news = [trial for trial in trials if trial.state not in (self.seen.get(trial.number), TrialState.WAITING)]
+        summary = _summary(self.ledger, trials, self.clock) if news else ""  # ranks all trials
+        for trial in news:
             self.seen[trial.number] = trial.state
             what = "started" if trial.state == TrialState.RUNNING else _outcome(trial)
-            self.console.print(
-                f"{self.ledger.sweep.label(trial)} {what}; {_summary(self.ledger, trials, self.clock)}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            line = f"{self.ledger.sweep.label(trial)} {what}; {summary}"
+            self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def _view(ledger: Ledger, clock: _Clock) -> Group:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import optuna
 import sqlalchemy
 from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage
@@ -42,6 +43,7 @@ OWNER = """SELECT state, value_json FROM trials JOIN trial_user_attributes USING
 SECONDS_TO_CLAIM = 30  # after which whoever is in the section "claim" is taken for frozen
 SECONDS_TO_RETURN = 15  # that holders have to come back to a server that was started again
 PING_SECONDS = 2.0
+CLAIM_POLL_SECONDS = 0.002  # filelock's own 0.05 are longer than it takes to make a trial
 
 
 class ClaimLostError(Exception):
@@ -58,13 +60,13 @@ class Locks(Protocol):
     def exclusively(self, section: Section) -> Any:
         """Enter a part of the program in which one process is at a time."""
 
-    def try_lock(self, trial: FrozenTrial) -> bool:
+    def try_lock(self, trial: FrozenTrial | optuna.Trial) -> bool:
         """Lock a trial until `release` or death; False where another process holds it."""
 
     def claimed(self, trial: FrozenTrial, claim: str) -> None:
         """Say by which claim a locked trial is held, as its attribute says from now on."""
 
-    def release(self, trial: FrozenTrial) -> None:
+    def release(self, trial: FrozenTrial | optuna.Trial) -> None:
         """Let go of a trial."""
 
     def is_free(self, trial: FrozenTrial) -> bool:
@@ -85,9 +87,9 @@ class FileLocks:
         self.held: dict[int, FileLock] = {}
 
     def exclusively(self, section: Section) -> FileLock:
-        return FileLock(self.folder / f"{section}.lock")
+        return FileLock(self.folder / f"{section}.lock", poll_interval=CLAIM_POLL_SECONDS)
 
-    def try_lock(self, trial: FrozenTrial) -> bool:
+    def try_lock(self, trial: FrozenTrial | optuna.Trial) -> bool:
         if lock := self._lock(trial):
             self.held[trial.number] = lock
         return lock is not None
@@ -95,7 +97,7 @@ class FileLocks:
     def claimed(self, trial: FrozenTrial, claim: str) -> None:
         pass  # the kernel needs no telling
 
-    def release(self, trial: FrozenTrial) -> None:
+    def release(self, trial: FrozenTrial | optuna.Trial) -> None:
         if lock := self.held.pop(trial.number, None):
             lock.release()
 
@@ -110,7 +112,7 @@ class FileLocks:
     def are_settled(self) -> bool:
         return True
 
-    def _lock(self, trial: FrozenTrial) -> FileLock | None:
+    def _lock(self, trial: FrozenTrial | optuna.Trial) -> FileLock | None:
         folder = self.trials / f"{trial.number:04}"
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
@@ -147,7 +149,7 @@ class ServerLocks:
             with suppress(LedgerError):  # gone with its connection
                 self._ask("SELECT pg_advisory_unlock(:key, :study)", key=key, study=self.study)
 
-    def try_lock(self, trial: FrozenTrial) -> bool:
+    def try_lock(self, trial: FrozenTrial | optuna.Trial) -> bool:
         locked = bool(self._ask("SELECT pg_try_advisory_lock(:key, :trial)", key=TRIAL, trial=trial._trial_id))
         if locked:
             self.held[trial._trial_id] = ""
@@ -157,7 +159,7 @@ class ServerLocks:
     def claimed(self, trial: FrozenTrial, claim: str) -> None:
         self.held[trial._trial_id] = claim
 
-    def release(self, trial: FrozenTrial) -> None:
+    def release(self, trial: FrozenTrial | optuna.Trial) -> None:
         if self.held.pop(trial._trial_id, None) is not None:
             with suppress(LedgerError):  # gone with its connection
                 self._ask("SELECT pg_advisory_unlock(:key, :trial)", key=TRIAL, trial=trial._trial_id)

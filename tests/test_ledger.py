@@ -72,7 +72,7 @@ def test_trial_that_ends_while_another_worker_looks_is_not_taken_over(ledger, mo
     claim = ledger.take(0, "cpu")
     stale = ledger.trials()
     finish(ledger, claim)
-    monkeypatch.setattr(ledger, "_running", lambda: stale)
+    monkeypatch.setattr(ledger, "_running", lambda _: stale)
     assert ledger.take(0, "cpu").trial.number == 1
 
 
