@@ -81,9 +81,8 @@ def forecast(plan: Plan, proposals: Sequence[Parameters], show: Callable[[str], 
     networks = list(dict.fromkeys(map(_network, proposals)))
     batch = max(configure(dict(network), plan.fixed)[1].batch_size for network in networks)
     with tempfile.TemporaryDirectory() as folder:
-        sweep = replace(
-            plan.sweep, folder=Path(folder) / "probe", num_trials=len(networks), pruner="none", search_id=""
-        )
+        sweep = replace(plan.sweep, folder=Path(folder) / "probe", num_trials=len(networks), pruner="none")
+        sweep = replace(sweep, search_id="", storage="", artifacts="")
         ledger = create_ledger(sweep, {})
         for network in networks:
             ledger.study.enqueue_trial({}, user_attrs={"parameters": dict(network)})

@@ -25,6 +25,7 @@ from forecast import describe_forecast, forecast
 from judge import BEST_MODEL, champion_of, holder_of, name_of, name_of_model, promote_weights, record_of, sentences_of
 from objective import TrainTrial, configure, origin
 from plan import Plan, command, complain, make_plan, parse, settings
+from search.artifacts import Artifacts
 from search.champion import CHAMPION, require_writable
 from search.comet import create_search, patiently
 from search.confirm import Candidate, begin_confirmation, candidates_of, print_candidates
@@ -92,6 +93,7 @@ def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
                     search(ledger, objective, plan.where, show, tracking, plan.limits)
             finally:
                 ranking = show_ranking(ledger)
+            bring_files(ledger)
             candidates, runs = confirm(plan, ledger, objective, code) if winner_of(ranking) else ([], None)
         fault = ""
         try:
@@ -149,6 +151,12 @@ def news_of(ledger: Ledger, tracking: Tracking | None) -> Iterator[None]:
             notify(tracking, ledger.trials(), news)
 
 
+def bring_files(ledger: Ledger) -> None:
+    """Have here what other machines left behind of this part of the sweep, where there is a store for that."""
+    if ledger.sweep.artifacts:
+        Artifacts(ledger.sweep.artifacts).fetch_all(ledger)
+
+
 def num_ended(ledger: Ledger) -> int:
     """Count what has ended of both parts of a sweep."""
     runs = open_confirmation(ledger.sweep.folder)
@@ -163,7 +171,8 @@ def tell_comet(ledger: Ledger, tracking: Tracking | None, model: Model | None) -
     if num_left := ledger.report_left():
         say(f"Comet's Optimizer has not taken {num_left} results yet; the same command sends them")
     if tracking:
-        outcome = settle(tracking, ledger.trials(), model, lambda text: say(f"Comet: {text}"))
+        trials = [trial for trial in ledger.trials() if not ledger.sweep.storage or ledger.ran_here(trial)]
+        outcome = settle(tracking, trials, model, lambda text: say(f"Comet: {text}"))
         say(f"Comet: {ledger.sweep.title}: {outcome}")
 
 
@@ -211,6 +220,7 @@ def confirm(
         tracking = make_tracking(plan, runs, code)
         with live_view(runs, console) as show:
             search(runs, objective, plan.where, show, tracking, plan.limits)
+        bring_files(runs)
         for run in runs.trials():
             if run.state == TrialState.FAIL:
                 reason, trial = run.user_attrs.get("reason"), run.user_attrs[CONFIRMS]
@@ -234,6 +244,9 @@ def promote_winner(plan: Plan, ledger: Ledger, winner: Candidate) -> None:
     weights = winner.folder(plan.sweep.folder) / "model.safetensors"
     if plan.promote == "never":
         return say(f"winner: trial {winner.trial}, not promoted as --promote never asks; {weights}")
+    if not weights.exists():
+        what = "; promote it where it was trained, or give --artifacts" if plan.sweep.storage else ""
+        return say(f"winner: trial {winner.trial}, not promoted: its weights are not here ({weights}){what}")
     before, always = ledger.promotion(name_of(weights)), plan.promote == "always"
     if not always and before and (holder := holder_of(BEST_MODEL)):
         now = f"{BEST_MODEL / CHAMPION} holds {name_of_model(holder)}"

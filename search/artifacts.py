@@ -75,6 +75,15 @@ class Artifacts:
                 continue
             self.seen[path] = _mark(path)
 
+    def fetch_all(self, ledger: Ledger) -> None:
+        """Bring the files of all trials that have ended."""
+        for trial in ledger.trials():
+            if trial.state.is_finished():
+                folder = ledger.sweep.trial_folder(trial.number)
+                folder.mkdir(parents=True, exist_ok=True)
+                self.fetch(trial, folder)
+                remove_checkpoints(folder)
+
     def push(self, ledger: Ledger, trial: FrozenTrial, folder: Path) -> None:
         """Put what changed in `folder` into the store and have the ledger say so; then drop what that replaces."""
         before = ledger.reread(trial).user_attrs.get(FILES, {})

@@ -48,10 +48,6 @@ class Claim:
         """Return the claims by which the trial was held before, the latest first."""
         return _claims(self.trial)
 
-    def check(self) -> None:
-        """Raise ClaimLostError where the trial is somebody else's by now."""
-        self.locks.check()
-
     def release(self) -> None:
         self.locks.release(self.trial)
 
@@ -88,11 +84,16 @@ class Ledger:
 
     def __init__(self, sweep: Sweep, on_wait: Callable[[str], None] = lambda _: None) -> None:
         self.sweep, self.on_wait = sweep, on_wait
-        self.storage = open_storage(sweep.folder, sweep.storage)
+        self.storage = open_storage(sweep.folder, sweep.storage, locking=True)
         self.study = optuna.load_study(study_name=sweep.title, storage=self.storage)
         self.locks = _locks(sweep, self.storage, self.study)
         # Not the study's: with Hyperband there, Optuna shows TPE the trials of one bracket alone.
         self.pruner = sweep.make_pruner()
+
+    def close(self) -> None:
+        """Let go of everything; the ledger can be used no more."""
+        self.storage.remove_session()
+        self.storage.engine.dispose()
 
     @_insisting
     def trials(self) -> list[FrozenTrial]:
@@ -147,6 +148,11 @@ class Ledger:
         return claim
 
     @_insisting
+    def check(self) -> None:
+        """Raise ClaimLostError where a trial that this process holds is somebody else's by now."""
+        self.locks.check()
+
+    @_insisting
     def reread(self, trial: FrozenTrial) -> FrozenTrial:
         return self.storage.get_trial(trial._trial_id)
 
@@ -185,6 +191,10 @@ class Ledger:
         """Tell Comet's Optimizer the results it has not taken yet, where it proposes; return how many are left."""
         sampler = self.sweep.sampler(0)
         return sampler.report_left(self.study) if isinstance(sampler, CometSampler) else 0
+
+    def ran_here(self, trial: FrozenTrial) -> bool:
+        """Say whether it was a worker of this machine that held a trial last."""
+        return trial.user_attrs.get(WORKER, {}).get("host") == socket.gethostname()
 
     def held_by(self, slot: int) -> FrozenTrial | None:
         """Return the trial that this process's worker in `slot` took last and did not end."""
@@ -373,22 +383,27 @@ def create_ledger(sweep: Sweep, settings: Mapping[str, Any], on_wait: Callable[[
     sweep.folder.mkdir(parents=True, exist_ok=True)
     if sweep.storage:
         note_storage(sweep.folder, sweep.storage)
-    storage = open_storage(sweep.folder, sweep.storage)
-    study = optuna.create_study(
-        study_name=sweep.name, storage=storage, direction=sweep.space.goal.direction, load_if_exists=True
-    )
-    with _locks(sweep, storage, study).exclusively("claim"):
-        known = study.user_attrs.get("settings")
-        begun = sweep.storage or study.get_trials(deepcopy=False) or study.user_attrs.get(SEARCH)
-        if known is None or not begun:
-            study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex))
-            study.set_user_attr("settings", dict(settings))
-            (sweep.folder / "sweep.json").write_text(json.dumps(settings, indent=2))  # for people; nothing reads it
-        elif changed := [key for key in settings if known.get(key) != settings[key]]:
-            differences = ", ".join(
-                f"{key} was {_short(known.get(key))}, is {_short(settings[key])}" for key in changed
-            )
-            raise ValueError(f"{sweep.folder} holds a sweep with other settings ({differences}); give another --name")
+    storage = open_storage(sweep.folder, sweep.storage, locking=True)
+    try:
+        study = optuna.create_study(
+            study_name=sweep.name, storage=storage, direction=sweep.space.goal.direction, load_if_exists=True
+        )
+        with _locks(sweep, storage, study).exclusively("claim"):
+            known = study.user_attrs.get("settings")
+            begun = sweep.storage or study.get_trials(deepcopy=False) or study.user_attrs.get(SEARCH)
+            if known is None or not begun:
+                study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex))
+                study.set_user_attr("settings", dict(settings))
+                (sweep.folder / "sweep.json").write_text(json.dumps(settings, indent=2))  # for people; nothing reads it
+            elif changed := [key for key in settings if known.get(key) != settings[key]]:
+                differences = ", ".join(
+                    f"{key} was {_short(known.get(key))}, is {_short(settings[key])}" for key in changed
+                )
+                raise ValueError(
+                    f"{sweep.folder} holds a sweep with other settings ({differences}); give another --name"
+                )
+    finally:
+        storage.engine.dispose()
     return Ledger(sweep, on_wait)
 
 

@@ -1,7 +1,6 @@
 """Where a sweep's ledger lies: a SQLite file in its folder, or a PostgreSQL server that many machines reach."""
 
 import sqlite3
-from contextlib import ExitStack
 from pathlib import Path
 
 import sqlalchemy
@@ -51,12 +50,15 @@ def noted_storage(folder: Path) -> str:
     return path.read_text().strip() if path.exists() else ""
 
 
-def open_storage(folder: Path, url: str = "") -> RDBStorage:
-    """Open what holds both parts of a sweep: `url`, or what `folder` says. Raises OSError where that cannot be done."""
+def open_storage(folder: Path, url: str = "", *, locking: bool = False) -> RDBStorage:
+    """Open what holds both parts of a sweep: `url`, or what `folder` says. Raises OSError where that cannot be done.
+
+    For `locking` all that a process does goes over one connection: the server drops its locks with it.
+    """
     url = url or noted_storage(folder)
     path = folder / "ledger.db"
     try:
-        return _open_server(url) if url else _open_file(path)
+        return _open_server(url, locking=locking) if url else _open_file(path)
     except (sqlite3.Error, SQLAlchemyError, StorageInternalError) as error:
         where = sqlalchemy.make_url(url).render_as_string() if url else path
         raise OSError(f"the ledger {where} cannot be opened ({_first_line(error)})") from error
@@ -77,18 +79,19 @@ def _open_file(path: Path) -> RDBStorage:
     return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
 
 
-def _open_server(url: str) -> RDBStorage:
+def _open_server(url: str, *, locking: bool) -> RDBStorage:
     """Open a server's tables, making them where there are none, one process at a time."""
     server_side = " ".join(f"-c tcp_{name}={value}" for name, value in KEEPALIVE.items())
     arguments = {"connect_timeout": 10, "options": server_side, **KEEPALIVE}
-    # One connection for all that a process does: the server drops its locks with it, and nothing is written past it.
-    settings = {"connect_args": arguments, "pool_size": 1, "max_overflow": 0}
-    with ExitStack() as stack:
-        engine = sqlalchemy.create_engine(url, connect_args=arguments, poolclass=sqlalchemy.NullPool)
-        connection = stack.enter_context(engine.connect())
+    engine = sqlalchemy.create_engine(url, connect_args=arguments, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": MAKING_TABLES})
-        RDBStorage(url, engine_kwargs={"connect_args": arguments, "poolclass": sqlalchemy.NullPool})  # may want two
-        return RDBStorage(url, engine_kwargs=settings, skip_compatibility_check=True, skip_table_creation=True)
+        storage = RDBStorage(url, engine_kwargs={"connect_args": arguments, "poolclass": sqlalchemy.NullPool})
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": MAKING_TABLES})
+    if not locking:
+        return storage
+    settings = {"connect_args": arguments, "pool_size": 1, "max_overflow": 0}
+    return RDBStorage(url, engine_kwargs=settings, skip_compatibility_check=True, skip_table_creation=True)
 
 
 def _first_line(error: Exception) -> str:

@@ -101,7 +101,7 @@ def _work_on(
         folder=folder,
         device=place.device,
         checkpoint=checkpoint_of(ledger.sweep, claim, folder),
-        check=claim.check,
+        check=ledger.check,
     )
     epochs = partial(_tracked, tracker, trial, objective) if tracker else objective
     run_trial(ledger, trial, epochs, task, artifacts)

@@ -157,6 +157,19 @@ def lack(what):
     (pytest.fail if os.environ.get("SKIP_NOTHING") else pytest.skip)(f"needs {what}")
 
 
+@pytest.fixture
+def postgres(tmp_path):
+    """A PostgreSQL server of this test's own."""
+    from tests.postgres import PostgresServer, is_installed
+
+    if not is_installed():
+        lack("PostgreSQL (Debian: apt-get install postgresql)")
+    pytest.importorskip("psycopg") if not os.environ.get("SKIP_NOTHING") else __import__("psycopg")
+    server = PostgresServer(tmp_path / "postgres")
+    yield server
+    server.stop()
+
+
 @pytest.fixture(scope="session")
 def browser():
     """A headless Chromium: Debian's package `chromium`, or Chrome."""

@@ -16,12 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import search.sweep
 from search.comet import create_search, patiently
 from search.confirm import begin_confirmation
 from search.ledger import Ledger, create_ledger
 from search.space import load_space
+from search.storage import validated_storage
 from search.study import Sweep
-from search.sweep import places, run_sweep, sole_owner
+from search.sweep import Limits, places, run_sweep, sole_owner
 from search.tracking import Model, Tracking, settle
 
 EPOCHS, EPOCH_SECONDS = 4, 0.15
@@ -45,10 +47,14 @@ def count(task):
     checkpoint = task.checkpoint
     (task.folder / "network.txt").write_text("a table of layers")
     (task.folder / "confusion.json").write_text(json.dumps({"labels": ["cat", "dog"], "matrix": [[9, 1], [2, 8]]}))
+    (task.folder / "model.safetensors").write_text("weights")
     rows = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
     yield from rows
     for epoch in range(len(rows) + 1, EPOCHS + 1):
         time.sleep(options.seconds)
+        if task.number == options.stuck:
+            time.sleep(1000)
+        task.check()
         if task.number == options.deadly:
             os._exit(9)
         if task.number == options.failing:
@@ -82,13 +88,21 @@ def parse():
     parser.add_argument("--patience", type=float, default=600.0)
     parser.add_argument("--finish", type=float, default=20.0)
     parser.add_argument("--notify", action="store_true")
+    parser.add_argument("--storage", default="")
+    parser.add_argument("--artifacts", default="")
+    parser.add_argument("--stuck", type=int, default=-1, help="number of a trial that goes on for ever")
+    parser.add_argument("--trial-timeout", type=float)
+    parser.add_argument("--keep", type=int, default=10)
+    parser.add_argument("--stopped", type=float, default=search.sweep.STOPPED_SECONDS)
     return parser.parse_args()
 
 
 def main():
     changes = GRID if options.algorithm == "grid" else {"algorithm": options.algorithm}
     sweep = make_sweep(options.folder, options.num_trials, options.pruner, **changes)
-    sweep = replace(sweep, patience=options.patience)
+    storage = validated_storage(options.storage)
+    sweep = replace(sweep, patience=options.patience, storage=storage, artifacts=options.artifacts, keep=options.keep)
+    search.sweep.STOPPED_SECONDS = options.stopped
     with sole_owner(sweep.folder):
         ledger = create_ledger(sweep, {"goal": "loss"})
         if options.engine == "comet":
@@ -106,7 +120,7 @@ def drive(ledger, where, model):
     facts = {"cores": os.cpu_count(), "commit": "0123456789abcdef"}
     tracking = Tracking(options.tracking, ledger.sweep, ledger.uid(), facts, options.notify, options.finish)
     tracking = None if options.tracking == "off" else tracking
-    run_sweep(ledger, count, where, lambda: None, tracking)
+    run_sweep(ledger, count, where, lambda: None, tracking, Limits(trial=options.trial_timeout))
     ledger.report_left()
     if tracking:
         print(settle(tracking, ledger.trials(), model, print))
@@ -120,7 +134,11 @@ def model_of(sweep):
     return Model(options.promoted, file, "catdog", "2026.1123.144512")
 
 
-options = parse() if __name__ == "__main__" else argparse.Namespace(deadly=-1, failing=-1, diverging=-1, seconds=0.15)
+options = (
+    parse()
+    if __name__ == "__main__"
+    else argparse.Namespace(deadly=-1, failing=-1, diverging=-1, stuck=-1, seconds=0.15)
+)
 
 if __name__ == "__main__":
     main()

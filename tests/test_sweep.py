@@ -18,8 +18,8 @@ from tests.counting_sweep import EPOCHS
 PROGRAM = [sys.executable, str(ROOT / "tests/counting_sweep.py")]
 
 
-def start(folder, *arguments):
-    return subprocess.Popen([*PROGRAM, str(folder), *arguments])
+def start(folder, *arguments, **options):
+    return subprocess.Popen([*PROGRAM, str(folder), *arguments], **options)
 
 
 def workers_of(pid):
@@ -145,3 +145,34 @@ def test_workers_are_dealt_onto_devices_and_share_the_cores():
     assert [place.device for place in gpus] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     assert {place.threads for place in gpus} == {4}
     assert [place.threads for place in places(["cpu"], 3, 2)] == [1, 1, 1]
+
+
+def test_worker_that_is_stopped_for_long_is_replaced(tmp_path):
+    folder = tmp_path / "runs/stopped"
+    process = start(folder, "4", "2", "--stopped", "2", "--pruner", "none")
+    while not (folder / "epochs.log").exists():
+        time.sleep(0.02)
+    victim = workers_of(process.pid)[0]
+    os.kill(victim, signal.SIGSTOP)
+    assert process.wait() == 0
+    assert not is_alive(victim)  # it cannot come back
+    trials = assert_exact(folder, 4)
+    assert not any("deaths" in trial.user_attrs for trial in trials)
+    assert sum(count - 1 for count in Counter(epochs_in(folder)).values()) <= 1
+
+
+def test_trial_without_progress_fails_and_the_sweep_goes_on(tmp_path):
+    folder = tmp_path / "runs/stuck"
+    assert start(folder, "4", "2", "--stuck", "1", "--trial-timeout", "3").wait() == 0
+    trials = open_study(folder).get_trials()
+    assert [trial.state for trial in trials].count(TrialState.FAIL) == 1
+    assert trials[1].user_attrs["reason"] == "no progress for 3 s in epoch 1 (--trial-timeout)"
+
+
+def test_weights_of_the_best_are_kept_and_of_nobody_else(tmp_path):
+    folder = tmp_path / "runs/kept"
+    assert start(folder, "6", "2", "--pruner", "none", "--keep", "2").wait() == 0
+    trials = sorted(open_study(folder).get_trials(), key=lambda trial: trial.value)
+    kept = {int(path.parent.name) for path in folder.glob("trials/*/model.safetensors")}
+    assert kept == {trial.number for trial in trials[:2]}
+    assert not list(folder.glob("trials/*/checkpoint*"))

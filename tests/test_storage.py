@@ -1,0 +1,161 @@
+"""A ledger on a real PostgreSQL server: many machines, a server that goes away, a machine that comes back."""
+
+import os
+import signal
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from optuna.trial import TrialState
+
+from search.ledger import Ledger, create_ledger
+from search.locks import ClaimLostError, SectionLostError
+from search.storage import LedgerError, noted_storage, validated_storage
+from search.study import open_study
+from tests.counting_sweep import make_sweep
+from tests.test_sweep import assert_exact, epochs_in, start
+
+
+def server_sweep(postgres, folder, num_trials=3, **changes):
+    return replace(make_sweep(folder, num_trials), storage=validated_storage(postgres.url), **changes)
+
+
+@pytest.fixture
+def opened():
+    """Open a ledger that is closed in the end."""
+    ledgers = []
+
+    def keep(ledger):
+        ledgers.append(ledger)
+        return ledger
+
+    yield keep
+    for ledger in ledgers:
+        ledger.close()
+
+
+def cut_off(postgres, trial):
+    """End the session of whoever holds a trial, as the server does with a machine that has gone without a word."""
+    held = f"locktype = 'advisory' AND objid = {trial._trial_id} AND classid = {0x0CA7D063}"
+    postgres.ask(f"SELECT pg_terminate_backend(pid) FROM pg_locks WHERE {held}")
+
+
+def all_epochs(*folders):
+    return Counter(epoch for folder in folders for epoch in epochs_in(folder))
+
+
+@pytest.mark.slow
+def test_two_machines_share_a_sweep_and_one_dies_for_good(postgres, tmp_path):
+    hosts = [tmp_path / name / "runs/shared" for name in ("one", "two")]
+    options = ("60", "4", "--storage", postgres.url, "--pruner", "none")
+    one, two = (start(host, *options, start_new_session=True) for host in hosts)
+    while not all((host / "epochs.log").exists() and len(epochs_in(host)) > 20 for host in hosts):
+        assert one.poll() is None
+        time.sleep(0.1)
+    os.killpg(one.pid, signal.SIGKILL)
+    assert one.wait() == -signal.SIGKILL
+    assert two.wait() == 0
+    assert_exact(hosts[1], 60)
+    # What the dead machine had checkpoints of is trained again from the first epoch: its folder is gone.
+    repeated = sum(count - 1 for count in all_epochs(*hosts).values())
+    assert repeated <= 4 * 4
+
+
+@pytest.mark.slow
+def test_trial_goes_on_on_another_machine_where_the_first_one_left_it(postgres, tmp_path):
+    hosts = [tmp_path / name / "runs/shared" for name in ("one", "two")]
+    options = ("12", "2", "--seconds", "0.4", "--storage", postgres.url, "--pruner", "none")
+    options = (*options, "--artifacts", tmp_path / "store")
+    one, two = (start(host, *map(str, options), start_new_session=True) for host in hosts)
+    while not (hosts[0] / "epochs.log").exists() or len(epochs_in(hosts[0])) < 6:
+        assert one.poll() is None
+        time.sleep(0.05)
+    os.killpg(one.pid, signal.SIGKILL)
+    assert one.wait() == -signal.SIGKILL
+    assert two.wait() == 0
+    assert_exact(hosts[1], 12)
+    repeated = sum(count - 1 for count in all_epochs(*hosts).values())
+    assert repeated <= 2  # one epoch of each of its workers
+    assert not [path for path in (tmp_path / "store").iterdir() if "checkpoint" in path.name]
+
+
+@pytest.mark.slow
+def test_server_that_starts_again_interrupts_nothing(postgres, tmp_path):
+    folder = tmp_path / "runs/restarted"
+    process = start(folder, "10", "3", "--storage", postgres.url, "--pruner", "none", "--seconds", "0.4")
+    for num_epochs in (4, 16):
+        while not (folder / "epochs.log").exists() or len(epochs_in(folder)) < num_epochs:
+            assert process.poll() is None
+            time.sleep(0.05)
+        postgres.stop()
+        time.sleep(1)
+        postgres.start()
+    assert process.wait() == 0
+    assert_exact(folder, 10)
+    assert max(Counter(epochs_in(folder)).values()) == 1  # whoever held a trial has it back before others may take it
+
+
+def test_machine_that_was_cut_off_comes_back_and_writes_nothing(postgres, tmp_path, opened):
+    sleeper = opened(create_ledger(server_sweep(postgres, tmp_path / "one/runs/shared"), {}))
+    other = opened(Ledger(server_sweep(postgres, tmp_path / "two/runs/shared")))
+    other.locks.are_settled = lambda: True  # though the server has just been started
+    sleeper.locks._keep_in_touch = lambda: None  # it sleeps
+    claim = sleeper.take(0, "cpu")
+    sleeper.report(claim.trial, 1, 0.5)
+    cut_off(postgres, claim.trial)
+    assert other.take(0, "cpu").trial.number == claim.trial.number
+    before = other.reread(claim.trial)
+    for write in (
+        lambda: sleeper.report(claim.trial, 2, 0.25),
+        sleeper.check,
+        lambda: sleeper.note(claim.trial, reason="it is mine"),
+        lambda: sleeper.tell(claim.trial, TrialState.COMPLETE, 0.25),
+    ):
+        with pytest.raises(ClaimLostError):
+            write()
+    assert other.reread(claim.trial) == before
+    claim.release()
+    assert sleeper.take(0, "cpu").trial.number == 1  # it is of use again
+
+
+def test_connection_that_broke_is_made_again_with_its_locks(postgres, tmp_path, opened):
+    ledger = opened(create_ledger(server_sweep(postgres, tmp_path / "runs/one"), {}))
+    claim = ledger.take(0, "cpu")
+    cut_off(postgres, claim.trial)
+    ledger.report(claim.trial, 1, 0.5)
+    assert ledger.reread(claim.trial).intermediate_values == {1: 0.5}
+    assert not opened(Ledger(ledger.sweep)).locks.is_free(claim.trial)
+
+
+def test_process_that_is_frozen_where_it_must_not_be_is_cut_off(postgres, tmp_path, opened, monkeypatch):
+    monkeypatch.setattr("search.locks.SECONDS_TO_CLAIM", 1)
+    frozen = opened(create_ledger(server_sweep(postgres, tmp_path / "runs/one"), {}))
+    other = opened(Ledger(frozen.sweep))
+    with pytest.raises(SectionLostError), frozen.locks.exclusively("claim"):  # noqa: PT012
+        assert other.take(0, "cpu").trial.number == 0
+        try:
+            frozen.locks.check()  # the connection that is gone
+        except LedgerError:
+            frozen.locks.check()  # no new one, while it believes to be alone
+    assert frozen.take(0, "cpu").trial.number == 1
+
+
+def test_address_is_noted_for_readers_and_for_nobody_else(postgres, tmp_path, opened):
+    sweep = server_sweep(postgres, tmp_path / "runs/one")
+    opened(create_ledger(sweep, {"goal": "loss"}))
+    assert noted_storage(sweep.folder) == sweep.storage
+    assert (sweep.folder / "storage.txt").stat().st_mode & 0o077 == 0
+    assert open_study(sweep.folder).user_attrs["settings"] == {"goal": "loss"}
+
+
+def test_machine_with_other_data_is_refused(postgres, tmp_path, opened):
+    opened(create_ledger(server_sweep(postgres, tmp_path / "one/runs/shared"), {"data": "abc"}))
+    with pytest.raises(ValueError, match="data was abc, is xyz"):
+        create_ledger(server_sweep(postgres, tmp_path / "two/runs/shared"), {"data": "xyz"})
+
+
+@pytest.mark.parametrize("address", ["mysql://me@there/base", "/a/file", "sqlite:///x.db", "nonsense"])
+def test_other_storages_are_refused_in_a_sentence(address):
+    with pytest.raises(ValueError, match="--storage takes postgresql://USER@HOST/DATABASE"):
+        validated_storage(address)
