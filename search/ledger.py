@@ -194,7 +194,7 @@ class Ledger:
 
     def ran_here(self, trial: FrozenTrial) -> bool:
         """Say whether it was a worker of this machine that held a trial last."""
-        return trial.user_attrs.get(WORKER, {}).get("host") == socket.gethostname()
+        return bool(trial.user_attrs.get(WORKER, {}).get("host") == socket.gethostname())
 
     def held_by(self, slot: int) -> FrozenTrial | None:
         """Return the trial that this process's worker in `slot` took last and did not end."""
