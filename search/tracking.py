@@ -209,7 +209,8 @@ def settle(tracking: Tracking, trials: Sequence[FrozenTrial], model: Model | Non
     finished = [trial for trial in trials if trial.state.is_finished()]
     left = [trial for trial in finished if not tracking.is_settled(trial.number)]
     if model and outcome_of(tracking.sweep, model.trial).get("version") != model.version:
-        left = [*(trial for trial in left if trial.number != model.trial), trials[model.trial]]
+        others = [trial for trial in left if trial.number != model.trial]
+        left = [*others, *(trial for trial in trials if trial.number == model.trial)]
     fault = "no answer in time"
     if left:
         tracker = Tracker(tracking)
