@@ -87,6 +87,7 @@ def test_chosen_picture_is_answered_with_heat(visit, server, cat_file):
     page.locator("#facts", has_text="Answered in").wait_for(state="hidden")
 
 
+@pytest.mark.alone  # the clipboard; why it fails beside other tests is not known
 @pytest.mark.timeout(240)
 def test_pasted_picture_is_answered(visit, server):
     for attempt in range(3):  # browsers beside this one share the clipboard, and take the focus
