@@ -166,8 +166,8 @@ def _watch(workers: Sequence[_Worker], ledger: Ledger, limits: Limits, seconds: 
     for worker in workers:
         worker.stopped = worker.stopped + seconds if _is_stopped(worker) else 0.0
         if worker.stopped > STOPPED_SECONDS:
+            worker.executor.shutdown(wait=True, kill_workers=True)  # first: it may keep everybody from writing
             ledger.say(f"the worker on {worker.place.device} was stopped for {STOPPED_SECONDS:g} s; a new one goes on")
-            worker.executor.shutdown(wait=True, kill_workers=True)
             continue
         if limits.trial is None:
             continue
