@@ -58,7 +58,7 @@ from rich.table import Table
 from sqlalchemy import create_engine, make_url, text
 
 EPOCHS, SPAN = 3, 100  # reports of a trial; trials at either end that are compared
-SECONDS = 240  # that one run may take
+SECONDS = 900  # that one run may take
 RSS_SECONDS = 0.1  # between two looks at the parent's memory
 
 
@@ -339,6 +339,8 @@ def main():
             for setting in settings:
                 if each_round == 0 or is_short(setting):
                     costs[setting].append(measure(setting, server))
+                    milliseconds = 1000 * costs[setting][-1].each
+                    print(*vars(setting).values(), f"{milliseconds:.1f} ms", file=sys.stderr, flush=True)
     return show(costs, options)
 
 
