@@ -31,8 +31,10 @@ def checkpoint_of(sweep: Sweep, claim: Claim, folder: Path) -> Path:
         return folder / "checkpoint.pt"
     path = folder / f"checkpoint-{claim.id}.pt"
     for name in claim.before:
-        if (earlier := folder / f"checkpoint-{name}.pt").exists():
-            earlier.replace(path)
+        found = list(folder.glob(f"checkpoint-{name}.pt*"))  # and the one before it
+        for earlier in found:
+            earlier.replace(folder / earlier.name.replace(name, claim.id))
+        if found:
             break
     return path
 
@@ -76,13 +78,15 @@ class Artifacts:
             self.seen[path] = _mark(path)
 
     def fetch_all(self, ledger: Ledger) -> None:
-        """Bring the files of all trials that have ended."""
-        for trial in ledger.trials():
+        """Bring the files of all trials that have ended, and the weights of the best of them."""
+        trials = ledger.trials()
+        for trial in trials:
             if trial.state.is_finished():
                 folder = ledger.sweep.trial_folder(trial.number)
                 folder.mkdir(parents=True, exist_ok=True)
                 self.fetch(trial, folder)
                 remove_checkpoints(folder)
+        remove_weights(ledger.sweep, trials)
 
     def push(self, ledger: Ledger, trial: FrozenTrial, folder: Path) -> None:
         """Put what changed in `folder` into the store and have the ledger say so; then drop what that replaces."""
