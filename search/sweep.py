@@ -4,10 +4,11 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import ENOSPC
 from functools import partial
@@ -55,7 +56,7 @@ class _Worker:
     false_starts: int  # how many before it died without having taken a trial
     at: tuple[int, int] | None = None  # the trial and its epoch that it was last seen at
     idle: float = 0.0  # seconds that were watched since then
-    stopped: float = 0.0  # seconds that it was watched to be stopped
+    stopped: float = 0.0  # seconds that it was watched to be stopped by a signal, until it was killed for that
 
 
 NO_LIMITS = Limits()
@@ -84,6 +85,8 @@ def run_sweep(
     start: Callable[..., _Worker] = partial(_start, ledger.sweep, objective, tracking)
     workers: list[_Worker] = []
     looked = -LOOK_SECONDS
+    over = threading.Event()
+    threading.Thread(target=_kill_stopped, args=(workers, over), daemon=True).start()
     try:
         while ledger.num_unfinished():
             now = time.monotonic()
@@ -95,12 +98,14 @@ def run_sweep(
                 workers.extend(map(start, idle[: ledger.num_free()] if idle else ()))
             wait([worker.future for worker in workers], TICK_SECONDS, FIRST_COMPLETED)
             show()
-            _watch(workers, ledger, limits, time.monotonic() - now)
+            if limits.trial is not None:
+                _give_up_stuck(workers, ledger, limits.trial, time.monotonic() - now)
             for index in reversed(range(len(workers))):
                 workers[index : index + 1] = _look_after(workers[index], ledger, start)
         wait([worker.future for worker in workers], tracking.patience + TICK_SECONDS if tracking else TICK_SECONDS)
         _tidy(ledger)
     finally:
+        over.set()
         _kill(workers)
 
 
@@ -156,41 +161,44 @@ def _tidy(ledger: Ledger) -> None:
     remove_weights(ledger.sweep, trials)
 
 
-def _watch(workers: Sequence[_Worker], ledger: Ledger, limits: Limits, seconds: float) -> None:
-    """End workers that got nowhere in all the time in which this process was there to watch them.
+def _kill_stopped(workers: Sequence[_Worker], over: threading.Event) -> None:
+    """Kill workers that stay stopped (SIGSTOP), until it is `over`; killed before anybody else gets their trial.
 
-    Whoever is stopped (SIGSTOP) with a trial in hand is replaced, which counts against nobody; a trial of which no
-    epoch ends is failed. Both are killed before anybody else gets their trial, so they cannot come back.
+    In a thread of its own: what they hold, the ledger's lock for one, may be what the main thread waits for.
     """
+    while not over.wait(TICK_SECONDS):
+        for worker in list(workers):
+            if worker.stopped <= STOPPED_SECONDS:
+                pids = _stopped_pids(worker)
+                worker.stopped = worker.stopped + TICK_SECONDS if pids else 0.0
+                if worker.stopped > STOPPED_SECONDS:
+                    for pid in pids:
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+
+
+def _give_up_stuck(workers: Sequence[_Worker], ledger: Ledger, limit: float, seconds: float) -> None:
+    """Fail trials of which no epoch ended in all the time in which this process was there to watch them."""
     seconds = min(seconds, 2 * TICK_SECONDS)  # this process may have been stopped too
     for worker in workers:
-        worker.stopped = worker.stopped + seconds if _is_stopped(worker) else 0.0
-        if worker.stopped > STOPPED_SECONDS:
-            worker.executor.shutdown(wait=True, kill_workers=True)  # first: it may keep everybody from writing
-            ledger.say(f"the worker on {worker.place.device} was stopped for {STOPPED_SECONDS:g} s; a new one goes on")
-            continue
-        if limits.trial is None:
-            continue
         trial = ledger.held_by(worker.place.slot)
         at = (trial.number, trial.last_step or 0) if trial else None
         worker.idle = worker.idle + seconds if at == worker.at else 0.0
         worker.at = at
-        if trial and worker.idle > limits.trial:
+        if trial and worker.idle > limit:
             worker.executor.shutdown(wait=True, kill_workers=True)
-            reason = f"no progress for {limits.trial:g} s in epoch {(trial.last_step or 0) + 1} (--trial-timeout)"
+            reason = f"no progress for {limit:g} s in epoch {(trial.last_step or 0) + 1} (--trial-timeout)"
             ledger.give_up(trial, reason)
 
 
-def _is_stopped(worker: _Worker) -> bool:
-    """Say whether a worker's process is stopped by a signal; where the system does not tell, no."""
+def _stopped_pids(worker: _Worker) -> list[int]:
+    """Return the worker's processes that are stopped by a signal; none where the system does not tell."""
+    pids = []
     for pid in list(worker.executor._processes or ()):  # noqa: SLF001 - loky has no public name for them
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (OSError, IndexError):
-            continue
-        if state == "T":
-            return True
-    return False
+        with suppress(OSError, IndexError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+                pids.append(pid)
+    return pids
 
 
 def _look_after(worker: _Worker, ledger: Ledger, start: Callable[..., _Worker]) -> list[_Worker]:
@@ -202,6 +210,9 @@ def _look_after(worker: _Worker, ledger: Ledger, start: Callable[..., _Worker]) 
     except (BrokenProcessPool, ShutdownExecutorError) as error:
         worker.executor.shutdown(wait=True, kill_workers=True)
         if isinstance(error, ShutdownExecutorError):  # we ended it
+            return [start(worker.place)]
+        if worker.stopped > STOPPED_SECONDS:
+            ledger.say(f"the worker on {worker.place.device} was stopped for {STOPPED_SECONDS:g} s; a new one goes on")
             return [start(worker.place)]
         codes = re.findall(r"(SIG[A-Z]+)", str(error))
         false_starts = 0 if ledger.count_death(worker.place.slot, _cause(codes)) else worker.false_starts + 1
