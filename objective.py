@@ -7,7 +7,6 @@ import os
 import platform
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from catdog.data import Data, load_data, preprocessing
-from catdog.device import DeviceLostError
+from catdog.device import is_process_lost
 from catdog.evaluate import confusion
 from catdog.model import ModelConfig, build_model, layer_table, save_model
 from catdog.outcomes import write_outcomes
@@ -25,7 +24,7 @@ from search.evidence import accuracy_interval
 from search.space import Parameters
 from search.study import Sweep
 from search.tracking import Row
-from search.worker import Task
+from search.worker import ProcessLostError, Task
 
 __all__ = ["DEFAULTS", "METRICS", "SEARCHABLE", "TrainTrial", "cast", "configure", "origin"]
 
@@ -52,9 +51,10 @@ class TrainTrial:
     def __call__(self, task: Task) -> Iterator[Row]:
         try:
             yield from self.epochs(task)
-        except DeviceLostError as error:  # every later trial of this process would fail too; a new one goes on
-            print(f"trial {task.number}: {error}", file=sys.stderr, flush=True)
-            os._exit(1)
+        except (RuntimeError, MemoryError) as error:
+            if is_process_lost(error):
+                raise ProcessLostError(str(error) or "out of memory") from error
+            raise
 
     def epochs(self, task: Task) -> Iterator[Row]:
         shape, recipe = configure({**task.parameters, "seed": task.seed}, self.fixed)

@@ -6,22 +6,19 @@ from typing import Literal
 import torch
 
 __all__ = [
-    "DeviceLostError",
     "Precision",
     "autocast",
     "describe_device",
     "find_devices",
     "free_memory",
     "has_bfloat16",
+    "is_process_lost",
     "keep_freed_memory",
     "peak_memory",
     "release_freed_memory",
 ]
 
 Precision = Literal["auto", "float32", "bfloat16"]
-
-DeviceLostError: type[Exception] = torch.AcceleratorError
-"""A GPU's context is beyond repair: whatever its process does with the GPU afterwards fails too."""
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of mallopt(3)
 
@@ -68,6 +65,15 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+
+def is_process_lost(error: Exception) -> bool:
+    """Say whether a new process is wanted: memory ran out, or a GPU's context is beyond repair.
+
+    Whatever the process does with that GPU afterwards fails too; memory that ran out is fragmented, or somebody else's.
+    """
+    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return out_of_memory or isinstance(error, torch.AcceleratorError)
 
 
 def keep_freed_memory() -> None:

@@ -214,6 +214,8 @@ class Ledger:
         trial = self.held_by(slot)
         if not trial or trial.user_attrs[WORKER]["claim"] == trial.user_attrs.get("deaths", {}).get("claim"):
             return False
+        if not how and (last_words := trial.user_attrs.get("last_words")):
+            how = f" ({last_words})"
         with self.locks.exclusively("claim"):
             if not self._try_lock(trial):
                 return True  # somebody goes on with it already, or it had just ended

@@ -22,9 +22,13 @@ from search.storage import LedgerError
 from search.study import CONFIRMS, Sweep, parameters_of
 from search.tracking import Row, Tracker, Tracking
 
-__all__ = ["Objective", "Place", "Task", "die_with", "work"]
+__all__ = ["Objective", "Place", "ProcessLostError", "Task", "die_with", "work"]
 
 WATCH_SECONDS = 0.5  # how often a worker looks whether its parent lives
+
+
+class ProcessLostError(Exception):
+    """A process can train no more, as when memory ran out; a new one is to go on with the trial."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,9 @@ def run_trial(
         reason = f"stopped by {ledger.sweep.pruner} after epoch {len(rows)}" if state == TrialState.PRUNED else ""
     except (OSError, LedgerError, ClaimLostError):
         raise  # disk full, data gone, ledger out of reach: every other trial would fail too
+    except ProcessLostError as error:
+        ledger.note(trial, last_words=str(error).splitlines()[0])
+        os._exit(1)  # which is counted as any other death
     except FloatingPointError as error:
         state, reason = TrialState.FAIL, str(error)
     except Exception as error:  # noqa: BLE001 - whatever a configuration does wrong is a result of the search, not its end

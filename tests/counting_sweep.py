@@ -2,7 +2,7 @@
 
     python tests/counting_sweep.py FOLDER NUM_TRIALS NUM_WORKERS [--deadly N] [--failing N] [--diverging N] ...
 
-Each epoch takes EPOCH_SECONDS and is written to FOLDER/epochs.log before its checkpoint. A deadly trial ends its worker
+Each epoch takes EPOCH_SECONDS and is written to FOLDER/epochs.log as it begins. A deadly trial ends its worker
 each time it starts.
 """
 
@@ -25,6 +25,7 @@ from search.storage import validated_storage
 from search.study import Sweep
 from search.sweep import Limits, places, run_sweep, sole_owner
 from search.tracking import Model, Tracking, settle
+from search.worker import ProcessLostError
 
 EPOCHS, EPOCH_SECONDS = 4, 0.15
 SPACE = {
@@ -51,17 +52,19 @@ def count(task):
     rows = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
     yield from rows
     for epoch in range(len(rows) + 1, EPOCHS + 1):
+        log = "epochs.log" if task.confirms is None else "confirmation.log"
+        with (task.folder.parents[1] / log).open("a") as log:
+            log.write(f"{task.number} {epoch} {task.seed} {task.parameters['x']} {time.time()}\n")
         time.sleep(options.seconds)
         if task.number == options.stuck:
             time.sleep(1000)
         task.check()
         if task.number == options.deadly:
             os._exit(9)
+        if task.number == options.hungry:
+            raise ProcessLostError("out of memory, 1 GiB wanted")
         if task.number == options.failing:
             raise RuntimeError("it does not work")
-        log = "epochs.log" if task.confirms is None else "confirmation.log"
-        with (task.folder.parents[1] / log).open("a") as log:
-            log.write(f"{task.number} {epoch} {task.seed} {task.parameters['x']} {time.time()}\n")
         loss = abs(task.parameters["x"] - 0.3) + 1 / epoch
         if task.number == options.diverging and epoch == 2:
             loss = float("nan")
@@ -91,6 +94,7 @@ def parse():
     parser.add_argument("--storage", default="")
     parser.add_argument("--artifacts", default="")
     parser.add_argument("--stuck", type=int, default=-1, help="number of a trial that goes on for ever")
+    parser.add_argument("--hungry", type=int, default=-1, help="number of a trial for which there is no memory")
     parser.add_argument("--trial-timeout", type=float)
     parser.add_argument("--keep", type=int, default=10)
     parser.add_argument("--stopped", type=float, default=search.sweep.STOPPED_SECONDS)
@@ -137,7 +141,7 @@ def model_of(sweep):
 options = (
     parse()
     if __name__ == "__main__"
-    else argparse.Namespace(deadly=-1, failing=-1, diverging=-1, stuck=-1, seconds=0.15)
+    else argparse.Namespace(deadly=-1, hungry=-1, failing=-1, diverging=-1, stuck=-1, seconds=0.15)
 )
 
 if __name__ == "__main__":

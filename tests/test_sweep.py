@@ -110,6 +110,14 @@ def test_configuration_that_kills_its_worker_is_given_up_and_the_sweep_goes_on(t
     assert len(states) == 4
 
 
+def test_trial_that_finds_no_memory_is_tried_by_new_workers_and_given_up_with_the_reason(tmp_path):
+    folder = tmp_path / "runs/hungry"
+    assert start(folder, "4", "2", "--hungry", "1").wait() == 0
+    trials = open_study(folder).get_trials()
+    assert [trial.state for trial in trials].count(TrialState.FAIL) == 1
+    assert trials[1].user_attrs["reason"] == "its worker died 3 times in epoch 1 (out of memory, 1 GiB wanted)"
+
+
 @pytest.mark.parametrize("moment", ["as they start", "as they train"])
 def test_workers_die_with_their_parent(tmp_path, moment):
     process = start(tmp_path / "runs/orphans", "12", "2")

@@ -1,6 +1,6 @@
 """A sweep of counted epochs, made crash-safe as Ray Tune's documentation says: for comparison, under the same faults.
 
-    python tests/peers/ray_peer.py FOLDER NUM_TRIALS NUM_WORKERS [--seconds S]
+    python tests/soak/ray_peer.py FOLDER NUM_TRIALS NUM_WORKERS [--seconds S]
 
 A trial whose process died goes on from its checkpoint (FailureConfig); the same command goes on with the experiment in
 FOLDER (Tuner.restore). Each command starts a Ray of its own, and ends first what an earlier one left running. A line of
@@ -33,9 +33,9 @@ def train(config, folder, seconds):
         with checkpoint.as_directory() as directory:
             losses = json.loads((Path(directory) / "losses.json").read_text())
     for epoch in range(len(losses) + 1, EPOCHS + 1):
-        time.sleep(seconds)
         with (folder / "epochs.log").open("a") as log:
             log.write(f"{int(number)} {epoch}\n")
+        time.sleep(seconds)
         losses.append(abs(config["x"] - 0.3) + 1 / epoch)
         with tempfile.TemporaryDirectory() as directory:
             (Path(directory) / "losses.json").write_text(json.dumps(losses))

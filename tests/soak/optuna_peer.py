@@ -1,6 +1,6 @@
 """A sweep of counted epochs, made crash-safe as Optuna's documentation says: for comparison, under the same faults.
 
-    python tests/peers/optuna_peer.py FOLDER NUM_TRIALS NUM_WORKERS [--seconds S]
+    python tests/soak/optuna_peer.py FOLDER NUM_TRIALS NUM_WORKERS [--seconds S]
 
 Heartbeats find trials that were left behind, RetryHeartbeatStaleTrialCallback puts each into the queue again as a
 trial of its own, which goes on from the checkpoint of the first; MaxTrialsCallback ends the sweep. A line of JSON at
@@ -62,9 +62,9 @@ def work(folder, num_trials, seconds):
         losses = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
         for epoch in range(1, EPOCHS + 1):
             if epoch > len(losses):
-                time.sleep(seconds)
                 with (folder / "epochs.log").open("a") as log:
                     log.write(f"{number} {epoch}\n")
+                time.sleep(seconds)
                 losses.append(abs(x - 0.3) + 1 / epoch)
                 partial = checkpoint.with_suffix(f".{os.getpid()}")
                 partial.write_text(json.dumps(losses))

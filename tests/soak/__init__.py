@@ -1,0 +1,1 @@
+"""Random faults over real sweeps. `python -m tests.soak --help`"""

@@ -1,0 +1,39 @@
+"""run_sweep.py itself, which also writes down every epoch as it begins, in FOLDER/epochs.log.
+
+STOPPED_SECONDS=S python tests/soak/real_sweep.py ARGUMENTS OF run_sweep.py
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import run_sweep
+import search.sweep
+from catdog import train
+from objective import TrainTrial
+
+
+class Counted(TrainTrial):
+    def epochs(self, task):
+        epoch = train._Run.epoch
+
+        def counted(run, number):
+            log = "epochs.log" if task.confirms is None else "confirmation.log"
+            parameters = " ".join(f"{name}={value}" for name, value in sorted(task.parameters.items()))
+            with (task.folder.parents[1] / log).open("a") as file:
+                file.write(f"{task.number} {number} seed={task.seed} {parameters}\n")
+            return epoch(run, number)
+
+        train._Run.epoch = counted
+        try:
+            yield from super().epochs(task)
+        finally:
+            train._Run.epoch = epoch
+
+
+if __name__ == "__main__":
+    search.sweep.STOPPED_SECONDS = float(os.environ["STOPPED_SECONDS"])
+    run_sweep.TrainTrial = Counted
+    sys.exit(run_sweep.main())
