@@ -20,6 +20,8 @@ __all__ = [
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
+NO_MEMORY = ("can't allocate memory", "could not create a primitive")  # as PyTorch's allocator and oneDNN say it
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of mallopt(3)
 
 
@@ -67,13 +69,18 @@ def has_bfloat16(device: torch.device) -> bool:
     return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
-def is_process_lost(error: Exception) -> bool:
-    """Say whether a new process is wanted: memory ran out, or a GPU's context is beyond repair.
+def is_process_lost(error: BaseException | None) -> bool:
+    """Say whether a new process is wanted: because memory ran out, or a GPU's context is beyond repair.
 
     Whatever the process does with that GPU afterwards fails too; memory that ran out is fragmented, or somebody else's.
     """
-    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-    return out_of_memory or isinstance(error, torch.AcceleratorError)
+    while error:  # libraries wrap it in errors of their own
+        if isinstance(error, MemoryError | torch.OutOfMemoryError | torch.AcceleratorError):
+            return True
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def keep_freed_memory() -> None:

@@ -6,7 +6,6 @@
 import argparse
 import io
 import math
-import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -18,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 from torch import Tensor
 
 from catdog.data import Data, Pictures, load_data, preprocessing
-from catdog.device import Precision, autocast, find_devices, keep_freed_memory
+from catdog.device import Precision, autocast, find_devices, is_process_lost, keep_freed_memory
 from catdog.evaluate import evaluate, normalise
 from catdog.model import CNN, ModelConfig, add_options, build_model, config_from, save_model, write_file
 
@@ -233,9 +232,12 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     """Return what a checkpoint holds; nothing where there is none that can be read."""
     if not path.exists():
         return {}
+    content = io.BytesIO(path.read_bytes())
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+    except Exception as error:  # each kind of damage has its own
+        if is_process_lost(error):
+            raise
         return {}
     return state
 

@@ -83,6 +83,19 @@ def test_weights_are_those_of_the_last_replayed_epoch_when_it_is_yielded(picture
     assert same_weights(first, second)
 
 
+def test_checkpoint_that_is_torn_anywhere_gives_way_to_the_one_before(pictures, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    first, _ = islice(run(pictures, checkpoint=path)[1], 2)
+    whole = path.read_bytes()
+    for share in (0, 0.01, 0.3, 0.5, 0.7, 0.9, 0.99):
+        path.write_bytes(whole[: int(share * len(whole))])
+        _, epochs = run(pictures, checkpoint=path)
+        assert next(epochs) == first, share  # replayed, its seconds too
+    path.with_name("checkpoint.pt.before").unlink()
+    path.write_bytes(whole[:-1000])
+    assert len(list(run(pictures, checkpoint=path)[1])) == RECIPE.epochs
+
+
 def test_checkpoint_of_other_settings_is_refused(pictures, tmp_path):
     _, epochs = run(pictures, checkpoint=tmp_path / "checkpoint.pt")
     next(epochs)

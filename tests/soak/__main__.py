@@ -5,12 +5,13 @@
 
 The first form runs run_sweep.py with real networks. Faults come at random moments; ledger and champion are read after
 each. The second gives each kind of fault to a sweep of its own, of ours, of Optuna's (heartbeats, retries,
-MaxTrialsCallback) and of Ray Tune's (FailureConfig, restore), whose training is counting; FILE is a Python that has Ray.
+MaxTrialsCallback) and of Ray Tune's (FailureConfig, restore), whose training is counting; FILE is a Python with Ray.
 Faults that need root (a full disk) or a C compiler (the clock) are left out where those are not to be had.
 """
 
 import argparse
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -66,9 +67,14 @@ def soak(folder, *, faults, trials, workers, each, seed):
         with small_disk(home):
             program = RealSweep(home / "home", trials, workers)
             rng = random.Random(f"{seed}/{number}")
-            injected, allowed = inject(program, min(each, faults - done.total()), FAULTS, rng, (0.5, 6))
-            outcome = program.outcome()
-        assert outcome["again"] <= allowed, f"{outcome['again']} epochs begun again, {allowed} allowed"
+            try:
+                injected, allowed = inject(program, min(each, faults - done.total()), FAULTS, rng, (0.5, 6))
+                outcome = program.outcome()
+                assert outcome["again"] <= allowed, f"{outcome['again']} epochs begun again, {allowed} allowed"
+            except BaseException:
+                program.end()
+                shutil.copytree(home, f"soak-failed-{seed}", dirs_exist_ok=True)
+                raise
         done, again, number = done + injected, again + outcome["again"], number + 1
         ends = ", ".join(f"{count} x {status}" for status, count in sorted(program.statuses.items()))
         print(

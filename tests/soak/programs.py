@@ -157,6 +157,7 @@ class RealSweep(Ours):
             load_model(champion)
 
     def outcome(self):
+        outcome = super().outcome()
         runs = open_confirmation(self.folder).get_trials(deepcopy=False)
         assert [run.state for run in runs] == [TrialState.COMPLETE] * 2, [run.state for run in runs]
         assert not list(self.folder.glob("**/checkpoint*")), "checkpoints were left"
@@ -166,7 +167,6 @@ class RealSweep(Ours):
         _, header = load_model(self.home / "best_model/model.safetensors")
         assert header["provenance"]["run"] == "soak"
         assert (self.folder / "report.html").exists()
-        outcome = super().outcome()
         return {**outcome, "again": outcome["again"] + num_again(self.folder / "confirmation.log")}
 
 
