@@ -26,8 +26,8 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 SPACE = {
     "algorithm": "bayes",
     "parameters": {
-        "stem_width": {"type": "discrete", "values": [2, 4]},
-        "body_width": {"type": "discrete", "values": [4, 8]},
+        "stem_width": {"type": "discrete", "values": [8, 16]},
+        "body_width": {"type": "discrete", "values": [16, 32]},
         "learning_rate": {"type": "float", "min": 0.001, "max": 0.01, "scalingType": "loguniform"},
     },
     "spec": {"maxCombo": 40, "metric": "best_val_loss", "objective": "minimize", "seed": 1},
@@ -128,7 +128,7 @@ class RealSweep(Ours):
 
     def command(self):
         self._prepare()
-        sizes = ("--image-size", "64", "--epochs", "3", "--trials", self.num_trials, "--workers", self.num_workers)
+        sizes = ("--image-size", "64", "--epochs", "5", "--trials", self.num_trials, "--workers", self.num_workers)
         confirmed = ("--confirm", "1", "--confirm-seeds", "2", "--promote", "always")
         options = ("--data", "../photographs", "--name", "soak", "--tracking", "off", *sizes, *confirmed)
         program = [*AS_A_USER, sys.executable, HERE / "real_sweep.py", "optimizer.json", *options]
@@ -143,12 +143,12 @@ class RealSweep(Ours):
     def _prepare(self):
         (self.home / "optimizer.json").write_text(json.dumps(SPACE))
         for label, name in enumerate(("cats", "dogs")):
-            for index in range(24):
-                part = "training_set" if index < 20 else "test_set"
+            for index in range(64):
+                part = "training_set" if index < 60 else "test_set"
                 path = self.home.parent / "photographs" / part / name / f"{index}.jpg"
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    draw(label, 64, 100 * label + index).save(path)
+                    draw(label, 64, 1000 * label + index).save(path)
 
     def look(self):
         super().look()
