@@ -1,4 +1,4 @@
-.PHONY: sweep test test-slow app check bench
+.PHONY: sweep test test-slow soak app check bench
 PYTHON := .venv/bin/python
 
 sweep: .venv/installed  ## 12 trials on drawn pictures: a ranked table and a promoted model in a few minutes
@@ -13,6 +13,10 @@ test: .venv/installed  ## the tests, with the coverage of our own lines
 test-slow: .venv/installed  ## the tests that take minutes: all that Comet can do to a sweep, the app under load
 	$(PYTHON) -m pytest -n 4 --dist worksteal -m slow
 	$(PYTHON) -m pytest -m alone
+
+soak: .venv/installed  ## 200 random faults over real sweeps, then the same faults on what others do
+	$(PYTHON) -m tests.soak
+	$(PYTHON) -m tests.soak --compare
 
 check: .venv/installed  ## style, formatting, types
 	$(PYTHON) -m ruff check .

@@ -94,6 +94,7 @@ class Program:
         """Leave nothing of it running."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def outcome(self):
         """Return how many trials finished, how many finished twice, and how many epochs were begun again."""
@@ -230,7 +231,8 @@ def clock_library():
 
 def num_again(log):
     """Count the epochs that were begun more than once."""
-    return sum(count - 1 for count in Counter(tuple(line.split()[:2]) for line in log.open()).values())
+    epochs = Counter(tuple(line.split()[:2]) for line in log.read_text().splitlines())
+    return sum(count - 1 for count in epochs.values())
 
 
 def _children(pid, word):
