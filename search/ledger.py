@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.comet import CometSampler
 from search.locks import WORKER, FileLocks, Locks, SectionLostError, ServerLocks
-from search.storage import LedgerError, is_passing, note_storage, open_storage
+from search.storage import LedgerError, is_passing, note_down, note_storage, open_storage
 from search.study import CANDIDATES, CONFIRMS, PROMOTION, REPEAT, Sweep, parameters_of
 
 __all__ = ["Claim", "Ledger", "create_confirmation", "create_ledger", "open_ledger"]
@@ -281,8 +281,7 @@ class Ledger:
         self.study.set_user_attr(NOTICE, text)
 
     def _note(self, trial: FrozenTrial, **entries: Any) -> None:
-        for key, value in entries.items():
-            self.storage.set_trial_user_attr(trial._trial_id, key, value)
+        note_down(self.storage, trial._trial_id, entries)
 
     def _tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None) -> None:
         if self.sweep.search_id:
