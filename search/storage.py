@@ -103,8 +103,8 @@ def is_passing(error: Exception) -> bool:
 
 def _open_file(path: Path) -> RDBStorage:
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
-    # PRAGMA synchronous stays FULL, though NORMAL commits far faster: a power cut could take a trial from the ledger and
-    # leave its checkpoint, which the next trial of that number would go on with.
+    # PRAGMA synchronous stays FULL, though NORMAL commits far faster: a power cut could then take a trial from the
+    # ledger and leave its checkpoint, which the next trial of that number would go on with.
     connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers and the writer do not block
     connection.close()
     return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
