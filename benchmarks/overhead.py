@@ -5,210 +5,60 @@
 Each trial draws one parameter at random and reports three made-up losses at once, the same in every trial, so that the
 pruner (successive halving) is asked and never stops one. The first trial of each worker waits until
 every worker has one; the clock starts there, and stops where the last trial starts. The cost of a trial is the time
-between, divided by the trials that started in it: with W workers on enough cores, one worker's cost divided by W. All
-else is `start and end`: processes, imports, closing.
+between, divided by the trials that started in it: with W workers on enough cores, one worker's cost divided by W.
 
 harness     run_sweep with its lock files, histories, live view (plain lines), and the pruner of a real sweep
 optuna      that many processes with study.optimize, one RDBStorage, MaxTrialsCallback: as Optuna documents it; SQLite
             with the journal (WAL) and the patience that the harness has, which Optuna leaves to its user
-ray         tune.Tuner, random search, AsyncHyperBand, as it comes: a process for each trial; at most 50 trials. Its
+ray         tune.Tuner, random search, AsyncHyperBand, as it comes: a process for each trial; at most 20 trials. Its
             storage is a folder, where it writes what it knows from time to time, not at each report
 ray-reuse   the same with reuse_actors=True, for trainables that can be reset; at most 1,000 trials
 
-`first` and `last` are the cost over the first and the last 100 trials, by the times in the ledger; `parent` is the
-resident memory of the parent process as trial 100 starts, and at its end. PostgreSQL: --postgresql names a server on
-which databases may be made (postgresql://user@host/postgres); without it one is started for the while, with the
-settings it comes with, where `initdb` is found.
+`last/first` is the cost over the last 100 trials divided by that over the first 100, by the times in the ledger;
+`parent` what the harness's parent process weighs at its end, and how much more that is than as trial 100 started.
+Beside each row stands Ray's longest run of at most as many trials and as many workers. PostgreSQL is a server on
+loopback with the settings it comes with, where `initdb` is found.
 """
 
 import argparse
 import contextlib
-import getpass
 import json
-import multiprocessing
 import os
 import platform
-import shutil
 import signal
-import socket
 import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Event, Thread
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import optuna
-from optuna.pruners import HyperbandPruner
-from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import RDBStorage
-from optuna.study import MaxTrialsCallback
-from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import create_engine, make_url, text
 
-EPOCHS, SPAN = 3, 100  # reports of a trial; trials at either end that are compared
+import tests.postgres
+from benchmarks.overhead_run import EPOCHS, RUNS, Setting
+from search.storage import validated_storage
+
+RUN = ROOT / "benchmarks/overhead_run.py"
+SPAN = 100  # trials at either end that are compared
 SECONDS = 900  # that one run may take
-RSS_SECONDS = 0.1  # between two looks at the parent's memory
-
-
-@dataclass(frozen=True)
-class Setting:
-    library: str  # harness, optuna, ray or ray-reuse
-    storage: str  # sqlite or postgresql; ray's is a folder of files
-    num_trials: int
-    num_workers: int
-    algorithm: str  # random or bayes
+AT_MOST = {"ray": 20, "ray-reuse": 1000}  # trials; Ray takes long
 
 
 @dataclass(frozen=True)
 class Cost:
-    num_run: int  # trials that were run; plain Optuna and Ray may stop late
     each: float  # seconds per trial
-    first: float  # seconds per trial over the first 100
-    last: float  # seconds per trial over the last 100
-    outside: float  # seconds before the clock starts and after it stops
-    rss: tuple[int, int]  # bytes: the parent, as trial 100 starts and at the end
-
-
-def losses(folder, num_workers):
-    """Yield what a trial reports; the first trial of each process waits for the other processes."""
-    if not (mine := folder / f"ready/{os.getpid()}").exists():
-        mine.touch()
-        while sum(1 for _ in (folder / "ready").iterdir()) < num_workers:
-            time.sleep(0.002)
-    with (folder / "starts.log").open("a") as log:
-        log.write(f"{time.time()}\n")
-    for epoch in range(1, EPOCHS + 1):
-        yield 1 / epoch
-
-
-def run_harness(setting, folder, url):
-    from search.ledger import create_ledger
-    from search.live import live_view
-    from search.sweep import places, run_sweep, sole_owner
-    from tests.counting_sweep import make_sweep
-
-    sweep = make_sweep(folder / "runs/sweep", setting.num_trials, algorithm=setting.algorithm)
-    sweep = replace(sweep, epochs=EPOCHS, **({"storage": url} if setting.storage == "postgresql" else {}))
-    with sole_owner(sweep.folder), (folder / "lines.log").open("w") as lines:
-        ledger = create_ledger(sweep, {"goal": "loss"})
-        where = places(["cpu"], setting.num_workers, os.cpu_count() or 1)
-        with live_view(ledger, Console(file=lines)) as show:
-            run_sweep(ledger, partial(epochs_of_task, folder, setting.num_workers), where, show)
-
-
-def epochs_of_task(folder, num_workers, _):
-    for epoch, loss in enumerate(losses(folder, num_workers), 1):
-        yield {"epoch": epoch, "loss": loss, "seconds": 0.0}
-
-
-def run_optuna(setting, folder, url):
-    """Make the study, start the processes, wait for them."""
-    if setting.storage == "sqlite":
-        url = f"sqlite:///{folder}/study.db"
-        with contextlib.closing(sqlite3.connect(folder / "study.db")) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-    optuna.create_study(study_name="sweep", storage=open_peer(url))
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=optimize, args=(setting, folder, url)) for _ in range(setting.num_workers)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-
-
-def open_peer(url):
-    patience = {"connect_args": {"timeout": 60.0}} if url.startswith("sqlite") else {}
-    return RDBStorage(url, engine_kwargs=patience)
-
-
-def optimize(setting, folder, url):
-    def objective(trial):
-        trial.suggest_float("x", 0, 1)
-        best = None
-        for step, loss in enumerate(losses(folder, setting.num_workers), 1):
-            best = loss
-            trial.report(loss, step)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-        return best
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = RandomSampler() if setting.algorithm == "random" else TPESampler()
-    pruner = HyperbandPruner(min_resource=1, max_resource=EPOCHS, reduction_factor=2)  # as in search/study.py
-    study = optuna.load_study(study_name="sweep", storage=open_peer(url), sampler=sampler, pruner=pruner)
-    until = MaxTrialsCallback(setting.num_trials, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    study.optimize(objective, callbacks=[until])
-
-
-def run_ray(setting, folder, _):
-    import ray
-    from ray import tune
-
-    def trainable(_):
-        for loss in losses(folder, setting.num_workers):
-            tune.report({"loss": loss})
-
-    ray.init(num_cpus=setting.num_workers, include_dashboard=False, configure_logging=False)
-    scheduler = tune.schedulers.AsyncHyperBandScheduler(max_t=EPOCHS, grace_period=1, reduction_factor=2)
-    tuner = tune.Tuner(
-        trainable,
-        param_space={"x": tune.uniform(0, 1)},
-        tune_config=tune.TuneConfig(
-            metric="loss",
-            mode="min",
-            num_samples=setting.num_trials,
-            max_concurrent_trials=setting.num_workers,
-            reuse_actors=setting.library == "ray-reuse",
-            scheduler=scheduler,
-        ),
-        run_config=tune.RunConfig(name="sweep", storage_path=str(folder / "ray")),
-    )
-    assert not tuner.fit().errors
-    ray.shutdown()
-
-
-RUNS = {"harness": run_harness, "optuna": run_optuna, "ray": run_ray, "ray-reuse": run_ray}
-AT_MOST = {"ray": 50, "ray-reuse": 1000}  # trials; Ray takes long
-
-
-@contextlib.contextmanager
-def watched_memory(samples):
-    """Append (time, resident bytes) of this process to `samples` in the background."""
-    done = Event()
-
-    def watch():
-        while not done.wait(RSS_SECONDS):
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            samples.append((time.time(), pages * os.sysconf("SC_PAGE_SIZE")))
-
-    thread = Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def run_one(setting, folder, url):
-    """Be the parent process of one run; leave what it weighed in the folder."""
-    samples = []
-    with watched_memory(samples):
-        RUNS[setting.library](setting, folder, url)
-    (folder / "memory.json").write_text(json.dumps(samples))
+    growth: float  # seconds per trial over the last 100, divided by those over the first 100
+    num_bytes: tuple[int, int]  # what the harness's parent weighs at the end; how much more than as trial 100 started
 
 
 def measure(setting, server):
@@ -216,26 +66,24 @@ def measure(setting, server):
     with tempfile.TemporaryDirectory() as home, new_database(setting, server) as url:
         folder = Path(home)
         (folder / "ready").mkdir()
-        command = [sys.executable, __file__, "--one", *map(str, vars(setting).values()), home, url]
-        began = time.time()
+        command = [sys.executable, str(RUN), *map(str, vars(setting).values()), home, url]
         with (folder / "output.log").open("w") as output:
             done = subprocess.run(command, stdout=output, stderr=output, timeout=SECONDS, check=False)
-        seconds = time.time() - began
         assert done.returncode == 0, (folder / "output.log").read_text()[-4000:]
         ready = sorted(path.stat().st_mtime for path in (folder / "ready").iterdir())
         opened = ready[setting.num_workers - 1]  # Ray starts more processes later on
         begun = starts(setting, folder, url)
         after = [when for when in begun if when > opened]
         span = min(SPAN, len(after) - 1)
-        samples = json.loads((folder / "memory.json").read_text())
-        at_100 = next((rss for when, rss in samples if when >= begun[min(SPAN, len(begun)) - 1]), samples[-1][1])
+        num_bytes = (0, 0)
+        if setting.library == "harness":
+            weights = json.loads((folder / "weights.json").read_text())
+            at_100 = next((rss for when, rss in weights if when >= begun[min(SPAN, len(begun)) - 1]), weights[-1][1])
+            num_bytes = (weights[-1][1], weights[-1][1] - at_100)
         return Cost(
-            num_run=len(begun),
             each=(after[-1] - opened) / len(after),
-            first=(after[span] - after[0]) / span,
-            last=(after[-1] - after[-1 - span]) / span,
-            outside=seconds - (after[-1] - opened),
-            rss=(at_100, samples[-1][1]),
+            growth=(after[-1] - after[-1 - span]) / (after[span] - after[0]),
+            num_bytes=num_bytes,
         )
 
 
@@ -257,31 +105,22 @@ def new_database(setting, server):
         yield ""
         return
     name = f"overhead_{os.getpid()}"
-    with contextlib.closing(create_engine(server, isolation_level="AUTOCOMMIT").connect()) as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-        try:
-            yield make_url(server).set(database=name).render_as_string(hide_password=False)
-        finally:
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    server.ask(f"CREATE DATABASE {name}")
+    try:
+        yield validated_storage(server.url.replace("/postgres", f"/{name}"))
+    finally:
+        server.ask(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @contextlib.contextmanager
 def postgresql_server():
-    """Start a PostgreSQL server on loopback, with the settings it comes with; yield its address."""
-    user = "postgres" if os.geteuid() == 0 else getpass.getuser()  # it does not run as root
-    run = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL, user=user if os.geteuid() == 0 else None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    tests.postgres.SETTINGS = {}
     with tempfile.TemporaryDirectory() as home:
-        shutil.chown(home, user)
-        run(["initdb", "-D", f"{home}/data", "-U", user, "-A", "trust"], cwd=home)
-        options = f"-p {port} -k {home} -c listen_addresses=127.0.0.1"
-        run(["pg_ctl", "-D", f"{home}/data", "-w", "-l", f"{home}/log", "-o", options, "start"], cwd=home)
+        server = tests.postgres.PostgresServer(Path(home) / "server")
         try:
-            yield f"postgresql+psycopg://{user}@127.0.0.1:{port}/postgres"
+            yield server
         finally:
-            run(["pg_ctl", "-D", f"{home}/data", "-w", "-m", "immediate", "stop"], cwd=home)
+            server.stop()
 
 
 def numbers(words):
@@ -296,8 +135,11 @@ def parse():
     parser.add_argument("--storages", type=lambda words: words.split(","), default=["sqlite", "postgresql"])
     parser.add_argument("--libraries", type=lambda words: words.split(","), default=list(RUNS))
     parser.add_argument("--rounds", type=int, default=3, help="of short runs; of 1,000 trials or more, TPE and Ray one")
-    parser.add_argument("--postgresql", default="", help="a server's address")
     return parser.parse_args()
+
+
+def of_ray(setting, name):
+    return replace(setting, library=name, storage="files", num_trials=min(setting.num_trials, AT_MOST[name]))
 
 
 def settings_of(options):
@@ -312,10 +154,7 @@ def settings_of(options):
                     Setting(name, storage, num_trials, num_workers, algorithm) for name in ("harness", "optuna")
                 ]
             if find_spec("ray") and algorithm == "random":
-                settings += [
-                    Setting(name, "files", min(num_trials, most), num_workers, algorithm)
-                    for name, most in AT_MOST.items()
-                ]
+                settings += [of_ray(settings[-1], name) for name in AT_MOST]
     return [setting for setting in dict.fromkeys(settings) if setting.library in options.libraries]
 
 
@@ -324,69 +163,65 @@ def is_short(setting):
 
 
 def main():
-    if sys.argv[1:2] == ["--one"]:
-        library, storage, num_trials, num_workers, algorithm, folder, url = sys.argv[2:]
-        return run_one(Setting(library, storage, int(num_trials), int(num_workers), algorithm), Path(folder), url)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the server ends too
     options = parse()
+    if not tests.postgres.is_installed():
+        options.storages = [storage for storage in options.storages if storage != "postgresql"]
     settings = settings_of(options)
     costs = {setting: [] for setting in settings}
     with contextlib.ExitStack() as stack:
-        server = options.postgresql.replace("postgresql://", "postgresql+psycopg://")
-        if "postgresql" in options.storages and not server:
-            server = stack.enter_context(postgresql_server())
+        server = stack.enter_context(postgresql_server()) if "postgresql" in options.storages else None
         for each_round in range(options.rounds):
             for setting in settings:
                 if each_round == 0 or is_short(setting):
                     costs[setting].append(measure(setting, server))
-                    milliseconds = 1000 * costs[setting][-1].each
-                    print(*vars(setting).values(), f"{milliseconds:.1f} ms", file=sys.stderr, flush=True)
-    return show(costs, options)
+                    print(*vars(setting).values(), milliseconds(costs[setting][-1:]), "ms", file=sys.stderr, flush=True)
+    show(costs)
 
 
-def show(costs, options):
-    versions = " ".join(
-        f"{name} {version(name)}" for name in ("optuna", "sqlalchemy", "psycopg", "ray") if find_spec(name)
-    )
+def show(costs):
+    names = [name for name in ("optuna", "sqlalchemy", "psycopg", "ray") if find_spec(name)]
+    versions = " ".join(f"{name} {version(name)}" for name in names)
     print(f"{os.cpu_count()} cores, {platform.machine()}, python {platform.python_version()}, {versions}, ", end="")
-    print(f"sqlite {sqlite3.sqlite_version}; medians of n runs")
-    table = Table(box=None)
-    for title in ("trials", "workers", "sampler", "storage", "library", "run", "n", "ms a trial", "beside optuna"):
-        table.add_column(title, justify="right")
-    for title in ("first", "last", "ratio", "start and end", "parent"):
-        table.add_column(title, justify="right")
-    for setting, measured in costs.items():
-        plain = costs.get(replace(setting, library="optuna"), [])
-        table.add_row(*cells(setting, measured, plain))
+    print(f"sqlite {sqlite3.sqlite_version}; milliseconds per trial, medians of n runs (Ray: one)")
+    titles = ["trials", "workers", "sampler", "storage", "n", "harness", "optuna", "ratio", "ray", "ray-reuse"]
+    table = Table(*titles, "last/first", "optuna's", "parent", box=None)
+    for column in table.columns:
+        column.justify = "right"
+    for setting in dict.fromkeys(replace(setting, library="harness") for setting in costs):
+        if setting.storage != "files":
+            table.add_row(*cells(setting, costs))
     Console(width=200).print(table)
-    if {"ray", "ray-reuse"} & {*options.libraries} and not find_spec("ray"):
-        print("ray: not installed")
 
 
-def cells(setting, measured, plain):
-    def median(name, of=measured):
-        return statistics.median(getattr(cost, name) for cost in of)
-
-    first, last = median("first"), median("last")
-    weights = [statistics.median(cost.rss[index] for cost in measured) / 2**20 for index in (0, 1)]
-    enough = measured[0].num_run >= 3 * SPAN
+def cells(setting, costs):
+    ours, plain = (costs.get(replace(setting, library=name), []) for name in ("harness", "optuna"))
+    ratios = [one.each / other.each for one, other in zip(ours, plain, strict=False)]  # neighbours in time
+    enough = setting.num_trials >= 3 * SPAN
+    num_bytes = [statistics.median(cost.num_bytes[index] for cost in ours) / 2**20 if ours else 0 for index in (0, 1)]
     return (
         f"{setting.num_trials:,}",
         str(setting.num_workers),
         setting.algorithm,
         setting.storage,
-        setting.library,
-        f"{median('num_run'):,.0f}",
-        str(len(measured)),
-        f"{1000 * median('each'):.1f}",
-        f"{median('each') / median('each', plain):.2f}x" if plain else "",
-        f"{1000 * first:.1f} ms" if enough else "",
-        f"{1000 * last:.1f} ms" if enough else "",
-        f"{last / first:.2f}x" if enough else "",
-        f"{median('outside'):.1f} s",
-        f"{weights[0]:.0f}, {weights[1]:.0f} MB",
+        str(len(ours or plain)),
+        milliseconds(ours),
+        milliseconds(plain),
+        f"{statistics.median(ratios):.2f}x" if ratios else "",
+        *(milliseconds(costs.get(of_ray(setting, name), [])) for name in AT_MOST),
+        f"{median(ours, 'growth'):.2f}x" if ours and enough else "",
+        f"{median(plain, 'growth'):.2f}x" if plain and enough else "",
+        f"{num_bytes[0]:.0f} MB ({num_bytes[1]:+.0f})" if ours else "",
     )
 
 
+def median(costs, name):
+    return statistics.median(getattr(cost, name) for cost in costs)
+
+
+def milliseconds(costs):
+    return f"{1000 * median(costs, 'each'):.1f}" if costs else ""
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -45,18 +45,17 @@ def remove_checkpoints(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_weights(sweep: Sweep, trials: Sequence[FrozenTrial], latest: FrozenTrial | None = None) -> None:
+def remove_weights(sweep: Sweep, trials: Sequence[FrozenTrial], removed: set[int]) -> None:
     """Remove the weights of all ended trials but the best `sweep.keep`.
 
-    Where a trial is the `latest` to end, it is enough to look at that one and at the one it displaced.
+    `removed` are the numbers of those that earlier calls removed; no result can bring them back among the best.
     """
     if sweep.part != "search":
         return
-    places = {trial.number: place for place, trial in enumerate(ordered(trials, sweep.space.goal))}
-    for number, place in places.items():
-        concerned = latest is None or number == latest.number or place == sweep.keep
-        if place >= sweep.keep and concerned and trials[number].state.is_finished():
-            (sweep.trial_folder(number) / WEIGHTS).unlink(missing_ok=True)
+    ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in removed]
+    for trial in ordered(ended, sweep.space.goal)[sweep.keep :]:
+        (sweep.trial_folder(trial.number) / WEIGHTS).unlink(missing_ok=True)
+        removed.add(trial.number)
 
 
 class Artifacts:
@@ -86,7 +85,7 @@ class Artifacts:
                 folder.mkdir(parents=True, exist_ok=True)
                 self.fetch(trial, folder)
                 remove_checkpoints(folder)
-        remove_weights(ledger.sweep, trials)
+        remove_weights(ledger.sweep, trials, set())
 
     def push(self, ledger: Ledger, trial: FrozenTrial, folder: Path) -> None:
         """Put what changed in `folder` into the store and have the ledger say so; then drop what that replaces."""

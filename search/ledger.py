@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.comet import CometSampler
 from search.locks import WORKER, FileLocks, Locks, SectionLostError, ServerLocks
-from search.storage import LedgerError, is_passing, note_storage, open_storage
+from search.storage import LedgerError, is_passing, note_down, note_storage, open_storage
 from search.study import CANDIDATES, CONFIRMS, PROMOTION, REPEAT, Sweep, parameters_of
 
 __all__ = ["Claim", "Ledger", "create_confirmation", "create_ledger", "open_ledger"]
@@ -115,8 +115,7 @@ class Ledger:
     def num_free(self) -> int:
         """Count the unfinished trials that nobody works on."""
         trials = self._trials()
-        num_left_behind = sum(map(self.locks.is_free, self._running(trials))) if self.locks.are_settled() else 0
-        return max(0, self.budget() - _num_started(trials[: self.budget()])) + num_left_behind
+        return max(0, self.budget() - _num_started(trials[: self.budget()])) + len(self._left_behind(trials))
 
     @_insisting
     def take(self, slot: int, device: str) -> Claim | None:
@@ -131,20 +130,22 @@ class Ledger:
                 trial = self._take_over(trials)
                 if not trial and not self.sweep.search_id:
                     trial = self._start(trials)
+                if trial and self.sweep.search_id:
+                    self._complete(trial)  # Comet proposes to one process at a time
             if not trial and self.sweep.search_id:
                 trial = self._start_with_comet()
             if not trial:
                 return None
-            claim = Claim(uuid.uuid4().hex, trial, self.locks)
+            claim = Claim(uuid.uuid4().hex, self._complete(trial), self.locks)
             since = datetime.now().isoformat()  # noqa: DTZ005 - as Optuna's times
             where = {"slot": slot, "device": device, "host": socket.gethostname(), "pid": os.getpid()}
             worker = {**where, "parent": os.getppid(), "since": since, "claim": claim.id, "before": claim.before}
-            self._note(trial, **{WORKER: worker})
+            self._note(claim.trial, **{WORKER: worker})
         except BaseException:
             if trial:
                 self.locks.release(trial)
             raise
-        self.locks.claimed(trial, claim.id)
+        self.locks.claimed(claim.trial, claim.id)
         return claim
 
     @_insisting
@@ -283,8 +284,7 @@ class Ledger:
         self.study.set_user_attr(NOTICE, text)
 
     def _note(self, trial: FrozenTrial, **entries: Any) -> None:
-        for key, value in entries.items():
-            self.storage.set_trial_user_attr(trial._trial_id, key, value)
+        note_down(self.storage, trial._trial_id, entries)
 
     def _tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None) -> None:
         if self.sweep.search_id:
@@ -317,14 +317,18 @@ class Ledger:
         self.locks.release(trial)
         return False
 
-    def _take_over(self, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-        for trial in self._running(trials) if self.locks.are_settled() else ():
+    def _left_behind(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        free = self.locks.free(self._running(trials))
+        return free if free and self.locks.are_settled() else []
+
+    def _take_over(self, trials: Sequence[FrozenTrial]) -> optuna.Trial | None:
+        for trial in self._left_behind(trials):
             if self._try_lock(trial):
                 self.study.sampler = self.sweep.sampler(trial.number)
-                return self._complete(optuna.Trial(self.study, trial._trial_id))
+                return optuna.Trial(self.study, trial._trial_id)
         return None
 
-    def _start(self, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    def _start(self, trials: Sequence[FrozenTrial]) -> optuna.Trial | None:
         if not trials:
             self._enqueue_baseline()
         num_started = _num_started(trials)
@@ -334,9 +338,9 @@ class Ledger:
         trial = self.study.ask()
         locked = self.locks.try_lock(trial)
         assert locked, "nobody else can know a trial that was just made"
-        return self._complete(trial)
+        return trial
 
-    def _start_with_comet(self) -> FrozenTrial | None:
+    def _start_with_comet(self) -> optuna.Trial | None:
         """Have Comet propose before there is a trial, under a lock of its own: it may take its time."""
         with self.locks.exclusively("propose"):
             num_started = _num_started(self._trials())
@@ -346,7 +350,10 @@ class Ledger:
                 self.study.set_user_attr(SEARCH_ENDED, num_started)
                 self._say(f"Comet's search is over after {num_started} trials, the baseline included")
             with self.locks.exclusively("claim"):
-                return self._start(self._trials())
+                trial = self._start(self._trials())
+                if trial:
+                    self._complete(trial)
+                return trial
 
     def _enqueue_baseline(self) -> None:
         """Make trial 0 the README configuration, also where the space does not hold it."""

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.ledger import Ledger
-from search.ranking import rank, winner_of
+from search.ranking import ordered
 from search.study import state_of
 
 __all__ = ["duration", "live_view", "seconds_left"]
@@ -107,7 +107,7 @@ class _Lines:
             self.notice = notice
             self.console.print(f"note: {notice}", highlight=False, soft_wrap=True, markup=False)
         news = [trial for trial in trials if trial.state not in (self.seen.get(trial.number), TrialState.WAITING)]
-        summary = _summary(self.ledger, trials, self.clock) if news else ""  # ranks all trials
+        summary = _summary(self.ledger, trials, self.clock) if news else ""  # looks at all trials
         for trial in news:
             self.seen[trial.number] = trial.state
             what = "started" if trial.state == TrialState.RUNNING else _outcome(trial)
@@ -139,12 +139,11 @@ def _summary(ledger: Ledger, trials: Sequence[FrozenTrial], clock: _Clock) -> st
     sweep = ledger.sweep
     num_finished = sum(trial.state.is_finished() for trial in trials)
     num_running = sum(trial.state == TrialState.RUNNING for trial in trials)
-    winner = winner_of(rank(trials, sweep.space.goal))
-    best = (
-        f"{sweep.space.goal.metric} {winner.value:.4f} ({sweep.label(trials[winner.trial])})"
-        if winner
-        else "no result yet"
-    )
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    best = "no result yet"
+    if complete:
+        winner = ordered(complete, sweep.space.goal)[0]
+        best = f"{sweep.space.goal.metric} {winner.value:.4f} ({sweep.label(winner)})"
     num_left = ledger.budget() - num_finished - num_running
     counts = f"{num_finished} done, {num_running} running, {num_left} left"
     return f"{counts}; {best}; {clock.left(ledger, trials)}"

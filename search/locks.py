@@ -10,7 +10,7 @@ can write to a trial that is not his any more, because there is no connection to
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -36,7 +36,7 @@ SECTIONS: dict[Section, int] = {
     "finish": 0x0CA7D062,
 }  # advisory locks' keys
 TRIAL = 0x0CA7D063
-HELD = """FROM pg_locks WHERE locktype = 'advisory' AND classid = :key AND objid = :number
+HELD = """FROM pg_locks WHERE locktype = 'advisory' AND classid = :key AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 OWNER = """SELECT state, value_json FROM trials JOIN trial_user_attributes USING (trial_id)
     WHERE key = %s AND trial_id = %s"""
@@ -69,8 +69,8 @@ class Locks(Protocol):
     def release(self, trial: FrozenTrial | optuna.Trial) -> None:
         """Let go of a trial."""
 
-    def is_free(self, trial: FrozenTrial) -> bool:
-        """Say whether nobody holds a trial."""
+    def free(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Return those of some trials that nobody holds."""
 
     def check(self) -> None:
         """Raise ClaimLostError where a trial that was locked is no longer ours."""
@@ -101,16 +101,19 @@ class FileLocks:
         if lock := self.held.pop(trial.number, None):
             lock.release()
 
-    def is_free(self, trial: FrozenTrial) -> bool:
-        if lock := self._lock(trial):
-            lock.release()
-        return lock is not None
+    def free(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        return [trial for trial in trials if self._is_free(trial)]
 
     def check(self) -> None:
         pass
 
     def are_settled(self) -> bool:
         return True
+
+    def _is_free(self, trial: FrozenTrial) -> bool:
+        if lock := self._lock(trial):
+            lock.release()
+        return lock is not None
 
     def _lock(self, trial: FrozenTrial | optuna.Trial) -> FileLock | None:
         folder = self.trials / f"{trial.number:04}"
@@ -164,8 +167,9 @@ class ServerLocks:
             with suppress(LedgerError):  # gone with its connection
                 self._ask("SELECT pg_advisory_unlock(:key, :trial)", key=TRIAL, trial=trial._trial_id)
 
-    def is_free(self, trial: FrozenTrial) -> bool:
-        return not self._ask(f"SELECT count(*) {HELD}", key=TRIAL, number=trial._trial_id)
+    def free(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        held = self._ask(f"SELECT array_agg(CAST(objid AS bigint)) {HELD}", key=TRIAL) or []
+        return [trial for trial in trials if trial._trial_id not in held]
 
     def check(self) -> None:
         self._ask("SELECT 1")
@@ -221,7 +225,7 @@ class ServerLocks:
 
     def _end_whoever_holds(self, key: int) -> None:
         """End the session of a process that is frozen where it must not be; if it wakes, it finds its locks gone."""
-        self._ask(f"SELECT count(pg_terminate_backend(pid)) {HELD} AND granted", key=key, number=self.study)
+        self._ask(f"SELECT count(pg_terminate_backend(pid)) {HELD} AND objid = :study", key=key, study=self.study)
 
     def _ask(self, question: str, **values: Any) -> Any:
         """Return the one value that answers a question. Raises LedgerError where the server cannot be asked."""

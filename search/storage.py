@@ -1,20 +1,34 @@
 """Where a sweep's ledger lies: a SQLite file in its folder, or a PostgreSQL server that many machines reach."""
 
+import json
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-__all__ = ["LedgerError", "is_passing", "note_storage", "noted_storage", "open_storage", "validated_storage"]
+__all__ = [
+    "LedgerError",
+    "is_passing",
+    "note_down",
+    "note_storage",
+    "noted_storage",
+    "open_storage",
+    "validated_storage",
+]
 
 LedgerError = StorageInternalError
 
 NOTE = "storage.txt"  # in a run's folder: the server's address, for whoever reads the run later
 BUSY_SECONDS = 60.0  # how long SQLite waits for another process's transaction
 PASSING = ("database is locked", "readonly database")  # what SQLite says of a file that may be well again soon
+NOTE_DOWN = """INSERT INTO trial_user_attributes (trial_id, key, value_json)
+    SELECT trial_id, :key, :value FROM trials WHERE trial_id = :trial AND state IN ('RUNNING', 'WAITING')
+    ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json"""
 MAKING_TABLES = 1_668_244_581  # an advisory lock's key; nobody else's, it is hoped
 # Seconds after which the server takes a machine for dead that has gone without a word: 20 + 3 * 10.
 KEEPALIVE = {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3}
@@ -64,6 +78,21 @@ def open_storage(folder: Path, url: str = "", *, locking: bool = False) -> RDBSt
         raise OSError(f"the ledger {where} cannot be opened ({_first_line(error)})") from error
 
 
+def note_down(storage: RDBStorage, trial_id: int, entries: Mapping[str, Any]) -> None:
+    """Write user attributes of a trial that has not ended, all or none; Optuna takes a transaction for each.
+
+    Raises UpdateFinishedTrialError, and LedgerError where the storage is away.
+    """
+    try:
+        with storage.engine.begin() as connection:
+            for key, value in entries.items():
+                values = {"trial": trial_id, "key": key, "value": json.dumps(value)}
+                if not connection.execute(sqlalchemy.text(NOTE_DOWN), values).rowcount:
+                    raise UpdateFinishedTrialError(f"trial {trial_id} has ended; {key} cannot be written")
+    except SQLAlchemyError as error:
+        raise LedgerError(str(error)) from error
+
+
 def is_passing(error: Exception) -> bool:
     """Say whether a fault of the ledger may pass by itself: a server that is away, a file that is locked."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
@@ -74,6 +103,8 @@ def is_passing(error: Exception) -> bool:
 
 def _open_file(path: Path) -> RDBStorage:
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
+    # PRAGMA synchronous stays FULL, though NORMAL commits far faster: a power cut could then take a trial from the
+    # ledger and leave its checkpoint, which the next trial of that number would go on with.
     connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers and the writer do not block
     connection.close()
     return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})

@@ -82,6 +82,7 @@ def run_sweep(
     Kill anything at any time, this process included: the same call goes on where the ledger stands.
     """
     _tidy(ledger)
+    removed: set[int] = set()
     start: Callable[..., _Worker] = partial(_start, ledger.sweep, objective, tracking)
     workers: list[_Worker] = []
     looked = -LOOK_SECONDS
@@ -98,6 +99,7 @@ def run_sweep(
                 workers.extend(map(start, idle[: ledger.num_free()] if idle else ()))
             wait([worker.future for worker in workers], TICK_SECONDS, FIRST_COMPLETED)
             show()
+            remove_weights(ledger.sweep, ledger.trials(), removed)
             if limits.trial is not None:
                 _give_up_stuck(workers, ledger, limits.trial, time.monotonic() - now)
             for index in reversed(range(len(workers))):
@@ -158,7 +160,7 @@ def _tidy(ledger: Ledger) -> None:
     for trial in trials:
         if trial.state.is_finished():
             remove_checkpoints(ledger.sweep.trial_folder(trial.number))
-    remove_weights(ledger.sweep, trials)
+    remove_weights(ledger.sweep, trials, set())
 
 
 def _kill_stopped(workers: Sequence[_Worker], over: threading.Event) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.artifacts import Artifacts, checkpoint_of, remove_checkpoints, remove_weights
+from search.artifacts import Artifacts, checkpoint_of, remove_checkpoints
 from search.comet import patiently
 from search.ledger import Claim, Ledger, open_ledger
 from search.locks import ClaimLostError
@@ -109,7 +109,6 @@ def _work_on(
     )
     epochs = partial(_tracked, tracker, trial, objective) if tracker else objective
     run_trial(ledger, trial, epochs, task, artifacts)
-    remove_weights(ledger.sweep, ledger.trials(), trial)
 
 
 def _tracked(tracker: Tracker, trial: FrozenTrial, objective: Objective, task: Task) -> Iterator[Row]:

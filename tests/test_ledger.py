@@ -1,11 +1,15 @@
 import os
 import sqlite3
+from dataclasses import replace
 
 import optuna
 import pytest
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
+from search.artifacts import remove_weights
 from search.ledger import Ledger, create_ledger
+from search.space import Space
 from search.study import open_study, parameters_of
 from tests.counting_sweep import make_sweep
 
@@ -54,8 +58,6 @@ def test_budget_is_spent_exactly_whoever_asks(ledger):
 
 
 def test_smaller_budget_than_was_spent_leaves_nothing_to_do(ledger):
-    from dataclasses import replace
-
     claims = [ledger.take(slot, "cpu") for slot in range(3)]
     finish(ledger, claims[0])
     claims[1].release()
@@ -92,6 +94,21 @@ def test_trial_left_behind_is_taken_over_as_it_was(ledger):
     assert taken.trial.number == left.trial.number
     assert taken.trial.params == left.trial.params
     assert taken.trial.intermediate_values == {1: 0.5}
+
+
+@pytest.mark.timeout(20)
+def test_worker_that_proposes_keeps_nobody_waiting(ledger, monkeypatch):
+    other, suggest, taken = Ledger(ledger.sweep), Space.suggest, []
+    finish(ledger, ledger.take(0, "cpu"))
+
+    def suggest_while_another_asks(space, trial):
+        monkeypatch.undo()
+        taken.append(other.take(1, "cpu"))
+        suggest(space, trial)
+
+    monkeypatch.setattr(Space, "suggest", suggest_while_another_asks)
+    assert ledger.take(0, "cpu").trial.number == 1
+    assert taken[0].trial.number == 2  # the one that is being proposed is nobody else's
 
 
 def test_trial_whose_process_died_before_proposing_gets_its_parameters(ledger):
@@ -159,10 +176,39 @@ def test_epoch_reported_before_is_not_decided_again(ledger):
     ("name", "kind"), [("median", optuna.pruners.MedianPruner), ("none", optuna.pruners.NopPruner)]
 )
 def test_other_pruners_can_be_chosen(tmp_path, name, kind):
-    from dataclasses import replace
-
     ledger = create_ledger(replace(make_sweep(tmp_path / "runs/one", 3), pruner=name), GOAL)
     assert isinstance(ledger.pruner, kind)
+
+
+def test_facts_of_a_trial_are_written_together_or_not_at_all(ledger):
+    claim = ledger.take(0, "cpu")
+    ledger.note(claim.trial, seconds=1.0, reason="one")
+    with pytest.raises(TypeError):
+        ledger.note(claim.trial, seconds=2.0, reason=object())
+    assert ledger.reread(claim.trial).user_attrs.items() >= {"seconds": 1.0, "reason": "one"}.items()
+
+
+def test_trial_that_has_ended_stays_as_it_is(ledger):
+    claim = ledger.take(0, "cpu")
+    finish(ledger, claim)
+    before = ledger.reread(claim.trial)
+    with pytest.raises(UpdateFinishedTrialError):
+        ledger.note(claim.trial, reason="too late")
+    assert ledger.reread(claim.trial) == before
+
+
+def test_weights_of_the_best_are_kept_as_results_come_in(ledger):
+    sweep, removed = replace(ledger.sweep, keep=1), set()
+    weights = [sweep.trial_folder(number) / "model.safetensors" for number in range(3)]
+    for number, value in enumerate([2.0, 3.0, 1.0]):
+        claim = ledger.take(0, "cpu")
+        weights[number].write_text("weights")
+        remove_weights(sweep, ledger.trials(), removed)
+        assert weights[number].exists()  # it is being trained
+        finish(ledger, claim, value)
+        remove_weights(sweep, ledger.trials(), removed)
+    assert [path.exists() for path in weights] == [False, False, True]
+    assert removed == {0, 1}
 
 
 def test_other_settings_are_refused_by_name(ledger):

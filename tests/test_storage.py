@@ -125,7 +125,7 @@ def test_connection_that_broke_is_made_again_with_its_locks(postgres, tmp_path, 
     cut_off(postgres, claim.trial)
     ledger.report(claim.trial, 1, 0.5)
     assert ledger.reread(claim.trial).intermediate_values == {1: 0.5}
-    assert not opened(Ledger(ledger.sweep)).locks.is_free(claim.trial)
+    assert opened(Ledger(ledger.sweep)).locks.free([claim.trial]) == []
 
 
 def test_process_that_is_frozen_where_it_must_not_be_is_cut_off(postgres, tmp_path, opened, monkeypatch):
