@@ -23,7 +23,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.comet import CometSampler
-from search.locks import WORKER, FileLocks, Locks, SectionLostError, ServerLocks
+from search.locks import WORKER, ClaimLostError, FileLocks, Locks, SectionLostError, ServerLocks
 from search.storage import LedgerError, is_passing, note_down, note_storage, open_storage
 from search.study import CANDIDATES, CONFIRMS, PROMOTION, REPEAT, Sweep, parameters_of
 
@@ -141,9 +141,11 @@ class Ledger:
             where = {"slot": slot, "device": device, "host": socket.gethostname(), "pid": os.getpid()}
             worker = {**where, "parent": os.getppid(), "since": since, "claim": claim.id, "before": claim.before}
             self._note(claim.trial, **{WORKER: worker})
-        except BaseException:
+        except BaseException as error:
             if trial:
                 self.locks.release(trial)
+            if isinstance(error, ClaimLostError):  # cut off before the claim was noted
+                raise SectionLostError(str(error)) from error
             raise
         self.locks.claimed(claim.trial, claim.id)
         return claim
