@@ -27,7 +27,7 @@ from search.locks import WORKER, FileLocks, Locks, SectionLostError, ServerLocks
 from search.storage import LedgerError, is_passing, note_storage, open_storage
 from search.study import CANDIDATES, CONFIRMS, PROMOTION, REPEAT, Sweep, parameters_of
 
-__all__ = ["Claim", "Ledger", "create_confirmation", "create_ledger", "open_ledger"]
+__all__ = ["Claim", "Ledger", "Owner", "create_confirmation", "create_ledger", "open_ledger"]
 
 MAX_DEATHS = 3  # of workers on one trial, with no epoch finished in between
 MAX_CLAIMS = 20  # of earlier holders of a trial that are remembered
@@ -50,6 +50,14 @@ class Claim:
 
     def release(self) -> None:
         self.locks.release(self.trial)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose workers take trials: one command's, while it has its ledger open."""
+
+    id: str  # unlike any other's
+    host: str  # where it runs; its workers may run elsewhere
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -82,8 +90,11 @@ class Ledger:
     What is asked of it is asked again, for `sweep.patience` seconds, while the storage is away or locked.
     """
 
-    def __init__(self, sweep: Sweep, on_wait: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, sweep: Sweep, on_wait: Callable[[str], None] = lambda _: None, owner: Owner | None = None
+    ) -> None:
         self.sweep, self.on_wait = sweep, on_wait
+        self.owner = owner or Owner(uuid.uuid4().hex, socket.gethostname())
         self.storage = open_storage(sweep.folder, sweep.storage, locking=True)
         self.study = optuna.load_study(study_name=sweep.title, storage=self.storage)
         self.locks = _locks(sweep, self.storage, self.study)
@@ -138,7 +149,8 @@ class Ledger:
             claim = Claim(uuid.uuid4().hex, trial, self.locks)
             since = datetime.now().isoformat()  # noqa: DTZ005 - as Optuna's times
             where = {"slot": slot, "device": device, "host": socket.gethostname(), "pid": os.getpid()}
-            worker = {**where, "parent": os.getppid(), "since": since, "claim": claim.id, "before": claim.before}
+            whose = {"owner": self.owner.id, "home": self.owner.host}
+            worker = {**where, **whose, "since": since, "claim": claim.id, "before": claim.before}
             self._note(trial, **{WORKER: worker})
         except BaseException:
             if trial:
@@ -193,15 +205,15 @@ class Ledger:
         return sampler.report_left(self.study) if isinstance(sampler, CometSampler) else 0
 
     def ran_here(self, trial: FrozenTrial) -> bool:
-        """Say whether it was a worker of this machine that held a trial last."""
-        return bool(trial.user_attrs.get(WORKER, {}).get("host") == socket.gethostname())
+        """Say whether it was a worker of a command on this machine that held a trial last."""
+        worker = trial.user_attrs.get(WORKER, {})
+        return bool(worker.get("home", worker.get("host")) == socket.gethostname())
 
     def held_by(self, slot: int) -> FrozenTrial | None:
-        """Return the trial that this process's worker in `slot` took last and did not end."""
-        us = (slot, socket.gethostname(), os.getpid())
+        """Return the trial that our worker in `slot` took last and did not end."""
         for trial in self.trials():
             worker = trial.user_attrs.get(WORKER, {})
-            if trial.state == TrialState.RUNNING and tuple(map(worker.get, ("slot", "host", "parent"))) == us:
+            if trial.state == TrialState.RUNNING and (worker.get("slot"), worker.get("owner")) == (slot, self.owner.id):
                 return trial
         return None
 
@@ -427,12 +439,12 @@ def create_confirmation(ledger: Ledger, wanted: Sequence[tuple[FrozenTrial, int]
     return Ledger(replace(sweep, num_trials=len(study.get_trials(deepcopy=False))), ledger.on_wait)
 
 
-def open_ledger(sweep: Sweep) -> Ledger:
-    """Open the ledger of a sweep that goes on; wait for it, `sweep.patience` seconds, where it is away."""
+def open_ledger(sweep: Sweep, owner: Owner) -> Ledger:
+    """Open the ledger of a sweep that goes on, for a worker of `owner`; wait for it, `sweep.patience` seconds, where it is away."""
     deadline = time.monotonic() + sweep.patience
     while True:
         try:
-            return Ledger(sweep)
+            return Ledger(sweep, owner=owner)
         except (OSError, LedgerError) as error:
             cause = error.__cause__ if isinstance(error, OSError) else error
             if not isinstance(cause, Exception) or not is_passing(cause) or time.monotonic() > deadline:

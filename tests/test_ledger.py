@@ -12,12 +12,6 @@ from tests.counting_sweep import make_sweep
 GOAL = {"goal": "loss", "epochs": 4}
 
 
-@pytest.fixture(autouse=True)
-def _parent_is_here(monkeypatch):
-    """Have trials that are taken in this process count as those of a worker of this process."""
-    monkeypatch.setattr("os.getppid", os.getpid)
-
-
 @pytest.fixture
 def ledger(tmp_path):
     return create_ledger(make_sweep(tmp_path / "runs/one", 3), GOAL)
