@@ -45,7 +45,7 @@ class Process(Protocol):
         """Return its processes on this machine."""
 
     def end(self) -> None:
-        """Kill it, and wait until it holds nothing any more."""
+        """End it if it has not ended, and wait until it holds nothing any more."""
 
 
 class Backend(Protocol):
@@ -90,7 +90,8 @@ class _LokyProcess:
         return list(self.executor._processes or ())  # noqa: SLF001 - loky has no public name for them
 
     def end(self) -> None:
-        self.executor.shutdown(wait=True, kill_workers=True)
+        well = self.future.done() and not self.future.exception()
+        self.executor.shutdown(wait=True, kill_workers=not well)
 
 
 def _cause(text: str) -> str:

@@ -213,7 +213,8 @@ class Ledger:
         """Return the trial that our worker in `slot` took last and did not end."""
         for trial in self.trials():
             worker = trial.user_attrs.get(WORKER, {})
-            if trial.state == TrialState.RUNNING and (worker.get("slot"), worker.get("owner")) == (slot, self.owner.id):
+            ours = worker.get("owner") == self.owner.id and worker["slot"] == slot
+            if ours and trial.state == TrialState.RUNNING:
                 return trial
         return None
 
@@ -440,7 +441,7 @@ def create_confirmation(ledger: Ledger, wanted: Sequence[tuple[FrozenTrial, int]
 
 
 def open_ledger(sweep: Sweep, owner: Owner) -> Ledger:
-    """Open the ledger of a sweep that goes on, for a worker of `owner`; wait for it, `sweep.patience` seconds, where it is away."""
+    """Open the ledger of a sweep that goes on, for a worker of `owner`; wait `sweep.patience` seconds while it is away."""
     deadline = time.monotonic() + sweep.patience
     while True:
         try:

@@ -18,7 +18,6 @@ from filelock import FileLock, Timeout
 from search.artifacts import remove_checkpoints, remove_weights
 from search.backends import Backend, LokyBackend, Process, WorkerDiedError
 from search.ledger import Ledger
-from search.study import Sweep
 from search.tracking import Tracking
 from search.worker import Objective, Place, work
 

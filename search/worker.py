@@ -3,10 +3,11 @@
 import csv
 import math
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def work(sweep: Sweep, owner: Owner, objective: Objective, tracking: Tracking | 
     ValueError where Comet refuses what we ask.
     """
     ledger = open_ledger(sweep, owner)
+    if tracking and place.label:  # it runs elsewhere than the command, perhaps
+        tracking = replace(tracking, facts={**tracking.facts, "host": platform.node(), "devices": place.label})
     tracker = Tracker(tracking) if tracking else None
     artifacts = Artifacts(sweep.artifacts) if sweep.artifacts else None
     try:

@@ -238,7 +238,9 @@ def test_runs_that_cannot_be_written_are_refused(home, small, capsys):
     assert "runs/small cannot be written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("change", "message"), [("gone", "does not exist"), ("other", "changed while the sweep ran")])
+@pytest.mark.parametrize(
+    ("change", "message"), [("gone", "does not exist"), ("other", "are not those that the sweep began with")]
+)
 def test_data_that_goes_or_changes_is_no_trials_fault(home, small, photographs, change, message):
     plan = run_sweep.make_plan(run_sweep.parse(small), print)
     train_trial = run_sweep.TrainTrial(plan.sweep, plan.source, plan.fixed, "fingerprint of before", {})
