@@ -208,7 +208,7 @@ def _join(home: Home) -> None:
         except PackageNotFoundError:
             found = "missing"
         if found != wanted:
-            raise OSError(f"{host} cannot work for {home.host}: {name} is {wanted} there, and {found} here")
+            raise OSError(f"{host} cannot work for {home.host}: its {name} is {found}, not {wanted}")
     os.chdir(home.folder)
     sys.path.insert(0, home.code)
 

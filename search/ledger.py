@@ -54,10 +54,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose workers take trials: one command's, while it has its ledger open."""
+    """Who takes trials."""
 
-    id: str  # unlike any other's
-    host: str  # where it runs; its workers may run elsewhere
+    process: str  # unlike any other's
+    host: str  # where its command runs; a worker may run elsewhere
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -149,7 +149,7 @@ class Ledger:
             claim = Claim(uuid.uuid4().hex, trial, self.locks)
             since = datetime.now().isoformat()  # noqa: DTZ005 - as Optuna's times
             where = {"slot": slot, "device": device, "host": socket.gethostname(), "pid": os.getpid()}
-            whose = {"owner": self.owner.id, "home": self.owner.host}
+            whose = {"process": self.owner.process, "home": self.owner.host, "processes": _processes(trial)}
             worker = {**where, **whose, "since": since, "claim": claim.id, "before": claim.before}
             self._note(trial, **{WORKER: worker})
         except BaseException:
@@ -209,38 +209,25 @@ class Ledger:
         worker = trial.user_attrs.get(WORKER, {})
         return bool(worker.get("home", worker.get("host")) == socket.gethostname())
 
-    def held_by(self, slot: int) -> FrozenTrial | None:
-        """Return the trial that our worker in `slot` took last and did not end."""
+    def held_by(self, process: str) -> FrozenTrial | None:
+        """Return the trial that a process of ours took last and did not end."""
         for trial in self.trials():
-            worker = trial.user_attrs.get(WORKER, {})
-            ours = worker.get("owner") == self.owner.id and worker["slot"] == slot
-            if ours and trial.state == TrialState.RUNNING:
+            if trial.state == TrialState.RUNNING and trial.user_attrs.get(WORKER, {}).get("process") == process:
                 return trial
         return None
 
     @_insisting
-    def count_death(self, slot: int, how: str = "") -> bool:
-        """Note that our worker in `slot` died; fail its trial when that happened too often in one epoch.
+    def count_death(self, process: str, how: str = "") -> bool:
+        """Note that a process of ours died; fail its trial when that happened too often in one epoch.
 
-        Return whether it had taken a trial.
+        Return whether it had taken a trial. Another process may have gone on with it by now, and died too.
         """
-        trial = self.held_by(slot)
-        if not trial or trial.user_attrs[WORKER]["claim"] == trial.user_attrs.get("deaths", {}).get("claim"):
-            return False
-        with self.locks.exclusively("claim"):
-            if not self._try_lock(trial):
-                return True  # somebody goes on with it already, or it had just ended
-            try:
-                before = trial.user_attrs.get("deaths", {})
-                num = 1 + (before.get("count", 0) if before.get("step") == trial.last_step else 0)
-                deaths = {"step": trial.last_step, "count": num, "claim": trial.user_attrs[WORKER]["claim"]}
-                self._note(trial, deaths=deaths)
-                self._say(f"the worker of {self.sweep.label(trial)} died{how}; a new one goes on with it")
-                if num >= MAX_DEATHS:
-                    self._fail(trial, f"its worker died {num} times in epoch {(trial.last_step or 0) + 1}{how}")
-            finally:
-                self.locks.release(trial)
-        return True
+        taken = [trial for trial in self._trials() if process in _processes(trial)]
+        running = [trial for trial in taken if trial.state == TrialState.RUNNING]
+        for trial in sorted(running, key=lambda trial: _processes(trial).index(process))[:1]:
+            with self.locks.exclusively("claim"):
+                self._count_death(self.storage.get_trial(trial._trial_id), how)
+        return bool(taken)
 
     @_insisting
     def give_up(self, trial: FrozenTrial, reason: str) -> None:
@@ -308,6 +295,26 @@ class Ledger:
         with suppress(UpdateFinishedTrialError):
             self.storage.set_trial_state_values(trial._trial_id, state, None if value is None else [value])
 
+    def _count_death(self, trial: FrozenTrial, how: str) -> None:
+        if trial.state != TrialState.RUNNING:
+            return
+        before = trial.user_attrs.get("deaths", {})
+        num = 1 + (before.get("count", 0) if before.get("step") == trial.last_step else 0)
+        self._note(trial, deaths={"step": trial.last_step, "count": num, "how": how})
+        self._say(f"the worker of {self.sweep.label(trial)} died{how}; a new one goes on with it")
+        if num >= MAX_DEATHS and self._try_lock(trial):  # else whoever is to take it over next finds that out
+            self._fail_if_deadly(self.storage.get_trial(trial._trial_id))
+            self.locks.release(trial)
+
+    def _fail_if_deadly(self, trial: FrozenTrial) -> bool:
+        """Fail a locked trial whose workers have died too often in one epoch; say whether it was failed."""
+        deaths = trial.user_attrs.get("deaths", {})
+        if deaths.get("step") != trial.last_step or deaths.get("count", 0) < MAX_DEATHS:
+            return False
+        epoch = (trial.last_step or 0) + 1
+        self._fail(trial, f"its worker died {deaths['count']} times in epoch {epoch}{deaths['how']}")
+        return True
+
     def _fail(self, trial: FrozenTrial, reason: str) -> None:
         self._note(trial, reason=reason)
         self._tell(trial, TrialState.FAIL)
@@ -331,6 +338,9 @@ class Ledger:
     def _take_over(self, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
         for trial in self._running(trials) if self.locks.are_settled() else ():
             if self._try_lock(trial):
+                if self._fail_if_deadly(self.storage.get_trial(trial._trial_id)):
+                    self.locks.release(trial)
+                    continue
                 self.study.sampler = self.sweep.sampler(trial.number)
                 return self._complete(optuna.Trial(self.study, trial._trial_id))
         return None
@@ -381,6 +391,12 @@ class Ledger:
 def _claims(trial: FrozenTrial) -> list[str]:
     worker = trial.user_attrs.get(WORKER, {})
     return [worker["claim"], *worker["before"]][:MAX_CLAIMS] if worker else []
+
+
+def _processes(trial: FrozenTrial) -> list[str]:
+    """Return the processes that took a trial, the latest first."""
+    worker = trial.user_attrs.get(WORKER, {})
+    return [worker["process"], *worker["processes"]][:MAX_CLAIMS] if "process" in worker else []
 
 
 def _num_started(trials: Sequence[FrozenTrial]) -> int:
@@ -441,7 +457,7 @@ def create_confirmation(ledger: Ledger, wanted: Sequence[tuple[FrozenTrial, int]
 
 
 def open_ledger(sweep: Sweep, owner: Owner) -> Ledger:
-    """Open the ledger of a sweep that goes on, for a worker of `owner`; wait `sweep.patience` seconds while it is away."""
+    """Open the ledger of a sweep that goes on, for `owner`; wait for it, `sweep.patience` seconds, where it is away."""
     deadline = time.monotonic() + sweep.patience
     while True:
         try:

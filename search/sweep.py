@@ -5,10 +5,11 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import ENOSPC
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,7 @@ class _Worker:
     """A place and the process that works there."""
 
     place: Place
+    id: str  # by which the ledger knows the process
     process: Process
     false_starts: int  # how many before it died without having taken a trial
     at: tuple[int, int] | None = None  # the trial and its epoch that it was last seen at
@@ -134,8 +136,9 @@ def _start(
     place: Place,
     false_starts: int = 0,
 ) -> _Worker:
-    job = partial(work, ledger.sweep, ledger.owner, objective, tracking)
-    return _Worker(place, backend.start(job, place), false_starts)
+    owner = replace(ledger.owner, process=uuid.uuid4().hex)
+    job = partial(work, ledger.sweep, owner, objective, tracking)
+    return _Worker(place, owner.process, backend.start(job, place), false_starts)
 
 
 def _kill(workers: Sequence[_Worker]) -> None:
@@ -175,7 +178,7 @@ def _give_up_stuck(workers: Sequence[_Worker], ledger: Ledger, limit: float, sec
     """Fail trials of which no epoch ended in all the time in which this process was there to watch them."""
     seconds = min(seconds, 2 * TICK_SECONDS)  # this process may have been stopped too
     for worker in workers:
-        trial = ledger.held_by(worker.place.slot)
+        trial = ledger.held_by(worker.id)
         at = (trial.number, trial.last_step or 0) if trial else None
         worker.idle = worker.idle + seconds if at == worker.at else 0.0
         worker.at = at
@@ -212,7 +215,7 @@ def _look_after(worker: _Worker, ledger: Ledger, start: Callable[..., _Worker]) 
         if death.machine:
             ledger.say(f"{death.machine} has gone, or is out of reach; others go on with its trials")
             return [start(worker.place)]
-        false_starts = 0 if ledger.count_death(worker.place.slot, death.how) else worker.false_starts + 1
+        false_starts = 0 if ledger.count_death(worker.id, death.how) else worker.false_starts + 1
         if false_starts >= MAX_FALSE_STARTS:
             message = f"the worker on {worker.place.device} died {false_starts} times before it took a trial"
             raise RuntimeError(message) from death

@@ -137,7 +137,7 @@ def placed():
 
     share = share_out(connect(options.ray_address, single=True), options.num_workers or None, None)
     versions = dict([options.needs.split("=")]) if options.needs else {}
-    return share.places(), RayBackend(Home(os.getcwd(), versions, single=True), share, lambda: "cpu")
+    return share.places(), RayBackend(Home(str(Path.cwd()), versions, single=True), share, lambda: "cpu")
 
 
 def drive(ledger, where, backend, model):
