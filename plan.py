@@ -131,13 +131,12 @@ def _on_ray(
     if options.dry_run:
         raise ValueError("--dry-run tries networks on this machine; leave out --backend ray")
     try:
-        from search.cluster import Home, RayBackend, connect, share_out  # noqa: PLC0415 - an extra
+        from search.cluster import Home, RayBackend, connect, count, share_out  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ValueError("--backend ray needs Ray; pip install 'ray>=2.50' (extra cluster)") from error
     nodes = connect(options.ray_address, single=not sweep.storage)
     share = share_out(nodes, options.workers, options.workers_per_device)
-    each = f"{share.num_gpus:g} GPUs and {share.num_cpus:g} CPUs" if share.num_gpus else f"{share.num_cpus:g} CPUs"
-    say(f"Ray: {share.num_workers} workers with {each} each, on {len(nodes)} nodes")
+    say(f"Ray: {share}, on a cluster of {count(len(nodes), 'node')}")
     home = Home(str(Path.cwd()), origin()["versions"], single=not sweep.storage)
     return share.places(), RayBackend(home, share, first_device)
 

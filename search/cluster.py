@@ -56,10 +56,18 @@ class Share:
     def threads(self) -> int:
         return max(1, int(self.num_cpus))
 
+    def __str__(self) -> str:
+        gpus = f"{count(self.num_gpus, 'GPU')} and " if self.num_gpus else ""
+        return f"{count(self.num_workers, 'worker')} with {gpus}{count(self.num_cpus, 'CPU')} each"
+
     def places(self) -> list[Place]:
         """Return one place for each worker; which device it is will be told by Ray."""
         device = "a GPU of the cluster" if self.num_gpus else "a CPU of the cluster"
         return [Place(slot, device, self.threads) for slot in range(self.num_workers)]
+
+
+def count(number: float, noun: str) -> str:
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
 def connect(address: str, *, single: bool) -> list[tuple[float, float]]:

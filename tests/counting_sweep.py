@@ -80,7 +80,7 @@ def note_place(task):
 
     node, (gpu,) = ray.get_runtime_context().get_node_id(), ray.get_gpu_ids() or (None,)
     with (task.folder.parents[1] / "places.log").open("a") as log:
-        log.write(f"{os.getpid()} {node} {gpu} {task.number}\n")
+        log.write(f"{os.getpid()} {node} {gpu} {task.number} {time.time()}\n")
 
 
 def parse():

@@ -48,7 +48,7 @@ def on_ray(cluster, *options):
 def attempts(folder):
     """Every trial that a worker took, as (pid, node, GPU, trial), in order."""
     path = folder / "places.log"
-    return [tuple(line.split()) for line in path.read_text().splitlines()] if path.exists() else []
+    return [tuple(line.split()[:4]) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def wait_until(process, condition):
@@ -63,14 +63,14 @@ def places_of(folder):
 
 def test_workers_have_a_gpu_each_and_one_that_is_killed_is_replaced(cluster, tmp_path):
     folder = tmp_path / "runs/one"
-    process = start(folder, "12", "4", *on_ray(cluster, "--seconds", "0.3"))
+    process = start(folder, "8", "4", *on_ray(cluster, "--seconds", "0.3"))
     wait_until(process, lambda: len(places_of(folder)) == 4)
     workers = {pid: (node, gpu) for pid, node, gpu, _ in attempts(folder)}
     assert sorted(workers.values()) == sorted((node, gpu) for node in nodes_of(cluster) for gpu in "01")
     victim = next(iter(workers))
     os.kill(int(victim), signal.SIGKILL)
     assert process.wait() == 0
-    trials = assert_exact(folder, 12)
+    trials = assert_exact(folder, 8)
     assert {pid for pid, *_ in attempts(folder)} - workers.keys()
     assert [trial.user_attrs["deaths"]["count"] for trial in trials if "deaths" in trial.user_attrs] == [1]
     assert sum(count - 1 for count in Counter(epochs_in(folder)).values()) <= 1
@@ -84,26 +84,22 @@ def nodes_of(cluster):
 @pytest.mark.slow
 def test_node_that_is_killed_costs_no_trial(cluster, tmp_path):
     folder, lost = tmp_path / "runs/one", cluster.worker_nodes.copy().pop()
-    process = start(folder, "16", "4", *on_ray(cluster, "--seconds", "0.4"))
+    process = start(folder, "10", "4", *on_ray(cluster, "--seconds", "0.3"))
     wait_until(process, lambda: len(places_of(folder)) == 4)
     cluster.remove_node(lost, allow_graceful=False)
-    killed = time.time()
     assert process.wait() == 0
     cluster.add_node(**NODE)
-    trials = assert_exact(folder, 16)
+    trials = assert_exact(folder, 10)
     assert not any("deaths" in trial.user_attrs for trial in trials)
     assert sum(count - 1 for count in Counter(epochs_in(folder)).values()) <= 2
-    taken_twice = [trial for trial, count in Counter(trial for *_, trial in attempts(folder)).items() if count > 1]
-    assert len(taken_twice) == 2
-    assert all(node != lost.node_id for _, node, _, trial in attempts(folder)[-2:])
-    again = [float(line.split()[4]) for line in (folder / "epochs.log").read_text().splitlines()
-             if line.split()[0] in taken_twice and float(line.split()[4]) > killed]  # fmt: skip
-    print(f"seconds until a trial of the dead node went on: {min(again) - killed:.1f}")
+    again = [number for number, count in Counter(number for *_, number in attempts(folder)).items() if count > 1]
+    assert len(again) == 2  # one of each worker on that node
+    assert {node for _, node, _, number in attempts(folder)[-4:]} == {cluster.head_node.node_id}
 
 
 def test_workers_die_with_the_command_which_goes_on_when_it_is_given_again(cluster, tmp_path):
     folder = tmp_path / "runs/one"
-    process = start(folder, "3", "1", *on_ray(cluster))
+    process = start(folder, "2", "1", *on_ray(cluster))
     wait_until(process, (folder / "epochs.log").exists)
     process.kill()
     process.wait()
@@ -112,9 +108,9 @@ def test_workers_die_with_the_command_which_goes_on_when_it_is_given_again(clust
     while is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_alive(pid)
-    process = start(folder, "3", "1", *on_ray(cluster))
+    process = start(folder, "2", "1", *on_ray(cluster))
     assert process.wait() == 0
-    assert_exact(folder, 3)
+    assert_exact(folder, 2)
     assert sum(count - 1 for count in Counter(epochs_in(folder)).values()) <= 1
 
 
@@ -130,13 +126,13 @@ def test_machine_with_another_version_is_refused_by_name(cluster, tmp_path):
 @pytest.mark.slow
 def test_whole_command_runs_over_the_cluster(cluster, tmp_path, write_space, photographs):
     options = ["--image-size", "64", "--epochs", "1", "--tracking", "off", "--confirm", "0", "--name", "small"]
-    options += ["--backend", "ray", "--ray-address", cluster.address, "--workers", "1", "--trials", "2"]
+    options += ["--backend", "ray", "--ray-address", cluster.address, "--workers", "1", "--trials", "1"]
     done = subprocess.run(
         [sys.executable, ROOT / "run_sweep.py", write_space(), "--data", photographs, *options],
         capture_output=True, text=True, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Ray: 1 workers with 1 GPUs and 1 CPUs each, on 2 nodes" in done.stdout
+    assert "Ray: 1 worker with 1 GPU and 1 CPU each, on a cluster of 2 nodes" in done.stdout
     assert (tmp_path / "best_model/model.safetensors").exists()
 
 
@@ -153,6 +149,18 @@ def test_cluster_that_cannot_be_had_is_one_sentence():
     assert "takes HOST or HOST:PORT" in refused("--ray-address", "ray://head:10001")
     assert "on a cluster Ray deals out the GPUs" in refused("--devices", "cpu")
     assert "leave out --backend ray" in refused("--dry-run")
+
+
+def test_file_for_a_ledger_does_not_do_for_two_machines(cluster):
+    import ray
+
+    other = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
+    try:
+        complained = refused("--ray-address", cluster.address)
+        assert complained.startswith("--backend ray over 2 machines needs --storage postgresql://")
+    finally:
+        ray.shutdown()
+        cluster.remove_node(other)
 
 
 def test_workers_are_shared_out_by_gpus_else_by_cpus():
