@@ -29,6 +29,7 @@ __all__ = ["Home", "RayBackend", "Share", "connect", "share_out"]
 
 PORT = 6379  # of a head node, where the user names none
 CONNECT_SECONDS = 5.0
+PROBE_SECONDS = 2.0  # that Ray has to find out how a process died
 END_SECONDS = 10.0  # that Ray has to end a process
 KINDS_OF_SETTINGS = ("AWS_", "CATDOG_", "COMET_", "PG")  # environment variables that workers share with their command
 
@@ -149,9 +150,9 @@ class _RayProcess:
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, Exception) else RuntimeError(_last_line(error))) from error
         except RayActorError as error:
-            # Ray has no field for it. Where it does not know, it says that the actor is unavailable.
-            worker_alone = isinstance(error, ActorDiedError) and "node has died" not in str(error)
-            how = " for want of memory" if "low on memory" in str(error) else ""
+            death = error if isinstance(error, ActorDiedError) else self._death()
+            how = " for want of memory" if "low on memory" in str(death) else ""
+            worker_alone = death and "node has died" not in str(death)  # Ray has no field for it
             raise WorkerDiedError(how, "" if worker_alone else f"the Ray node on {self._whereabouts()[0]}") from error
 
     def is_waiting(self) -> bool:
@@ -169,6 +170,16 @@ class _RayProcess:
         wait([self.future], END_SECONDS)
         while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
             time.sleep(0.02)
+
+    def _death(self) -> ActorDiedError | None:
+        """Return how a process died that Ray only called out of reach; None where it still does not know."""
+        try:
+            ray.get(self.actor.where.remote(), timeout=PROBE_SECONDS)
+        except ActorDiedError as error:
+            return error
+        except RayError:
+            pass
+        return None
 
     def _whereabouts(self) -> tuple[str, int]:
         """Return host and process id; a host that is none where it has not been started."""
