@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from catdog.data import Data, load_data, preprocessing
-from catdog.device import is_process_lost
+from catdog.device import find_devices, is_process_lost
 from catdog.evaluate import confusion
 from catdog.model import ModelConfig, build_model, layer_table, save_model
 from catdog.outcomes import write_outcomes
@@ -26,7 +26,7 @@ from search.study import Sweep
 from search.tracking import Row
 from search.worker import ProcessLostError, Task
 
-__all__ = ["DEFAULTS", "METRICS", "SEARCHABLE", "TrainTrial", "cast", "configure", "origin"]
+__all__ = ["DEFAULTS", "METRICS", "SEARCHABLE", "TrainTrial", "cast", "configure", "first_device", "origin"]
 
 METRICS: dict[str, Literal["minimize", "maximize"]] = {  # what a goal may be, and which way it is better
     "val_loss": "minimize",
@@ -98,7 +98,7 @@ class TrainTrial:
         except ValueError as error:
             raise OSError(str(error)) from error
         if data.fingerprint != self.fingerprint:
-            raise OSError(f"the pictures of {self.source} changed while the sweep ran; give the sweep another --name")
+            raise OSError(f"the pictures of {self.source} are not those that the sweep began with; give another --name")
         return data
 
     def header(self, task: Task, data: Data, recipe: TrainConfig, row: Row) -> dict[str, Any]:
@@ -147,6 +147,11 @@ def cast(name: str, value: Any) -> Any:
         return value
     wanted = {bool: '"true" or "false"', int: "a whole number", float: "a number", str: "a text"}[kind]
     raise ValueError(f"{name} is {value!r}; it must be {wanted}")
+
+
+def first_device() -> str:
+    """Return the first GPU that this process may use, else the CPU."""
+    return find_devices("auto")[0]
 
 
 def origin() -> dict[str, Any]:

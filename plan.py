@@ -15,8 +15,9 @@ from typing import Any, Literal, NoReturn
 
 from catdog.data import Data
 from catdog.device import find_devices
-from objective import DEFAULTS, METRICS, SEARCHABLE, cast, configure, origin
+from objective import DEFAULTS, METRICS, SEARCHABLE, cast, configure, first_device, origin
 from search.artifacts import validated_artifacts
+from search.backends import Backend, LokyBackend
 from search.comet import has_api_key, patiently, read_search
 from search.schema import known_keys
 from search.space import Parameters, Space, load_space
@@ -41,6 +42,8 @@ class Plan:
     source: str  # of pictures
     fixed: Parameters  # of every trial: epochs, image_size
     where: list[Place]
+    backend: Backend  # what starts workers there
+    device: str  # of this machine, where the winner is judged
     engine: Engine
     tracking: Literal["online", "offline", "off"]
     notify: bool
@@ -67,8 +70,6 @@ def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
     for depth in space.values_of("body_repeats"):
         configure({"image_size": min(sizes), "body_repeats": depth}, fixed)
     devices = find_devices(options.devices)
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    num_workers = options.workers or (num_cores if devices == ["cpu"] else len(devices))
     epochs = max(cast("epochs", n) for n in [fixed["epochs"], *space.values_of("epochs")])
     name = options.name if options.name is not None else (f"{space.name}-{search_id[:8]}" if search_id else space.name)
     if not re.fullmatch(r"[\w][\w.-]*", name):
@@ -88,12 +89,14 @@ def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
         artifacts=validated_artifacts(options.artifacts),
         keep=options.keep,
     )
-    where = places(devices, num_workers, num_cores)
+    where, backend = (_on_ray if options.backend == "ray" else _here)(options, devices, sweep, say)
     return Plan(
         sweep,
         options.data,
         fixed,
         where,
+        backend,
+        devices[0],
         engine,
         tracking,
         notify=options.notify,
@@ -102,6 +105,40 @@ def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
         promote=options.promote,
         limits=Limits(options.timeout and began + options.timeout, options.trial_timeout),
     )
+
+
+def _here(
+    options: argparse.Namespace, devices: list[str], _: Sweep, __: Callable[[str], None]
+) -> tuple[list[Place], Backend]:
+    """Deal workers onto the devices of this machine."""
+    if options.ray_address:
+        raise ValueError("--ray-address is for --backend ray; give both or neither")
+    if options.workers_per_device and devices == ["cpu"]:
+        raise ValueError("--workers-per-device is about GPUs; for the CPU give --workers")
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    room = num_cores if devices == ["cpu"] else len(devices) * (options.workers_per_device or 1)
+    if options.workers and options.workers_per_device and options.workers > room:
+        raise ValueError(f"--workers is {options.workers}; with this --workers-per-device there is room for {room}")
+    return places(devices, options.workers or room, num_cores), LokyBackend()
+
+
+def _on_ray(
+    options: argparse.Namespace, _: list[str], sweep: Sweep, say: Callable[[str], None]
+) -> tuple[list[Place], Backend]:
+    """Share out a Ray cluster."""
+    if options.devices != "auto":
+        raise ValueError("--devices is for --backend loky; on a cluster Ray deals out the GPUs")
+    if options.dry_run:
+        raise ValueError("--dry-run tries networks on this machine; leave out --backend ray")
+    try:
+        from search.cluster import Home, RayBackend, connect, count, share_out  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ValueError("--backend ray needs Ray; pip install 'ray>=2.50' (extra cluster)") from error
+    nodes = connect(options.ray_address, single=not sweep.storage)
+    share = share_out(nodes, options.workers, options.workers_per_device)
+    say(f"Ray: {share}, on a cluster of {count(len(nodes), 'node')}")
+    home = Home(str(Path.cwd()), origin()["versions"], single=not sweep.storage)
+    return share.places(), RayBackend(home, share, first_device)
 
 
 def settings(plan: Plan, data: Data) -> dict[str, Any]:
@@ -189,7 +226,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--devices", default="auto", help="auto, cpu or cuda:0,cuda:1,... (default: every GPU, else the CPU)")
     jobs = os.environ.get("COMET_OPTIMIZER_PROCESS_JOBS")  # comet optimize -j
     add("--workers", type=positive, default=jobs, help="processes (default: one per GPU, else one per core)")
-    text = "what stops poor trials early (default: hyperband)"
+    text = "on each GPU (default: 1)"
+    add("--workers-per-device", type=positive, metavar="K", help=text)
+    text = "ray: over the machines of a Ray cluster; loky: on this one (default: loky)"
+    add("--backend", choices=("loky", "ray"), default="loky", help=text)
+    text = "of the Ray cluster's head node (default: what Ray finds, else a cluster of this machine alone)"
+    add("--ray-address", default="", metavar="HOST[:PORT]", help=text)
     text = "postgresql://USER@HOST/DATABASE, for many machines (default: a file in the run's folder)"
     add("--storage", default="", metavar="URL", help=text)
     text = "s3://BUCKET or a folder, where machines whose runs/ is not shared exchange checkpoints and weights"
@@ -197,6 +239,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--timeout", type=_seconds, metavar="SECONDS", help="stop then; the same command goes on")
     text = "fail a trial none of whose epochs ends for so long"
     add("--trial-timeout", type=_seconds, metavar="SECONDS", help=text)
+    text = "what stops poor trials early (default: hyperband)"
     add("--keep", type=positive, default=10, metavar="K", help="trials whose weights are kept (default: 10)")
     add("--pruner", choices=("hyperband", "median", "none"), default="hyperband", help=text)
     text = "experiments at Comet (default: auto, which is online with an API key, else offline)"

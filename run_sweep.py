@@ -90,7 +90,7 @@ def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
         with kept_up_to_date(ledger.sweep.folder):
             try:
                 with live_view(ledger, console) as show:
-                    search(ledger, objective, plan.where, show, tracking, plan.limits)
+                    search(ledger, objective, plan.where, show, tracking, plan.limits, plan.backend)
             finally:
                 ranking = show_ranking(ledger)
             bring_files(ledger)
@@ -219,7 +219,7 @@ def confirm(
             say(f"confirming the best configurations with fresh seeds: {left} of {num} runs left")
         tracking = make_tracking(plan, runs, code)
         with live_view(runs, console) as show:
-            search(runs, objective, plan.where, show, tracking, plan.limits)
+            search(runs, objective, plan.where, show, tracking, plan.limits, plan.backend)
         bring_files(runs)
         for run in runs.trials():
             if run.state == TrialState.FAIL:
@@ -253,7 +253,7 @@ def promote_winner(plan: Plan, ledger: Ledger, winner: Candidate) -> None:
         say(f"winner: trial {winner.trial}, judged on {before['time']}: {before['reason']}; now {now}")
         return say(f"to judge it again: python -m search.promote {ledger.sweep.name}")
     say(f"winner: trial {winner.trial}")
-    outcome = promote_weights(weights, BEST_MODEL, plan.source, plan.where[0].device, always=always)
+    outcome = promote_weights(weights, BEST_MODEL, plan.source, plan.device, always=always)
     ledger.note_promotion(name_of(weights), record_of(outcome, before))
     for sentence in sentences_of(outcome):
         say(sentence)

@@ -27,11 +27,12 @@ from search.locks import WORKER, ClaimLostError, FileLocks, Locks, SectionLostEr
 from search.storage import LedgerError, is_passing, note_down, note_storage, open_storage
 from search.study import CANDIDATES, CONFIRMS, PROMOTION, REPEAT, Sweep, parameters_of
 
-__all__ = ["Claim", "Ledger", "create_confirmation", "create_ledger", "open_ledger"]
+__all__ = ["Claim", "Ledger", "Owner", "create_confirmation", "create_ledger", "open_ledger"]
 
 MAX_DEATHS = 3  # of workers on one trial, with no epoch finished in between
 MAX_CLAIMS = 20  # of earlier holders of a trial that are remembered
 RETRY_SECONDS = 1.0  # between two attempts to reach a ledger that is away
+LAST_WORDS = "last_words"  # user attribute of a trial
 SEARCH, SEARCH_ENDED, NOTICE = "search", "search_ended", "notice"  # user attributes of the study
 
 
@@ -50,6 +51,14 @@ class Claim:
 
     def release(self) -> None:
         self.locks.release(self.trial)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who takes trials."""
+
+    process: str  # unlike any other's
+    host: str  # where its command runs; a worker may run elsewhere
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -82,8 +91,11 @@ class Ledger:
     What is asked of it is asked again, for `sweep.patience` seconds, while the storage is away or locked.
     """
 
-    def __init__(self, sweep: Sweep, on_wait: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, sweep: Sweep, on_wait: Callable[[str], None] = lambda _: None, owner: Owner | None = None
+    ) -> None:
         self.sweep, self.on_wait = sweep, on_wait
+        self.owner = owner or Owner(uuid.uuid4().hex, socket.gethostname())
         self.storage = open_storage(sweep.folder, sweep.storage, locking=True)
         self.study = optuna.load_study(study_name=sweep.title, storage=self.storage)
         self.locks = _locks(sweep, self.storage, self.study)
@@ -139,7 +151,8 @@ class Ledger:
             claim = Claim(uuid.uuid4().hex, self._complete(trial), self.locks)
             since = datetime.now().isoformat()  # noqa: DTZ005 - as Optuna's times
             where = {"slot": slot, "device": device, "host": socket.gethostname(), "pid": os.getpid()}
-            worker = {**where, "parent": os.getppid(), "since": since, "claim": claim.id, "before": claim.before}
+            whose = {"process": self.owner.process, "home": self.owner.host, "processes": _processes(claim.trial)}
+            worker = {**where, **whose, "since": since, "claim": claim.id, "before": claim.before}
             self._note(claim.trial, **{WORKER: worker})
         except BaseException as error:
             if trial:
@@ -185,6 +198,11 @@ class Ledger:
         self._note(trial, **entries)
 
     @_insisting
+    def note_last_words(self, trial: FrozenTrial, text: str) -> None:
+        """Write down why this process is about to end itself while it holds a trial."""
+        self._note(trial, **{LAST_WORDS: (self.owner.process, text)})
+
+    @_insisting
     def tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None) -> None:
         """End a trial; only a COMPLETE one has a value."""
         self._tell(trial, state, value)
@@ -196,43 +214,29 @@ class Ledger:
         return sampler.report_left(self.study) if isinstance(sampler, CometSampler) else 0
 
     def ran_here(self, trial: FrozenTrial) -> bool:
-        """Say whether it was a worker of this machine that held a trial last."""
-        return bool(trial.user_attrs.get(WORKER, {}).get("host") == socket.gethostname())
+        """Say whether it was a worker of a command on this machine that held a trial last."""
+        worker = trial.user_attrs.get(WORKER, {})
+        return bool(worker.get("home", worker.get("host")) == socket.gethostname())
 
-    def held_by(self, slot: int) -> FrozenTrial | None:
-        """Return the trial that this process's worker in `slot` took last and did not end."""
-        us = (slot, socket.gethostname(), os.getpid())
+    def held_by(self, process: str) -> FrozenTrial | None:
+        """Return the trial that a process of ours took last and did not end."""
         for trial in self.trials():
-            worker = trial.user_attrs.get(WORKER, {})
-            if trial.state == TrialState.RUNNING and tuple(map(worker.get, ("slot", "host", "parent"))) == us:
+            if trial.state == TrialState.RUNNING and trial.user_attrs.get(WORKER, {}).get("process") == process:
                 return trial
         return None
 
     @_insisting
-    def count_death(self, slot: int, how: str = "") -> bool:
-        """Note that our worker in `slot` died; fail its trial when that happened too often in one epoch.
+    def count_death(self, process: str, how: str = "") -> bool:
+        """Note that a process of ours died; fail its trial when that happened too often in one epoch.
 
-        Return whether it had taken a trial.
+        Return whether it had taken a trial. Another process may have gone on with it by now, and died too.
         """
-        trial = self.held_by(slot)
-        if not trial or trial.user_attrs[WORKER]["claim"] == trial.user_attrs.get("deaths", {}).get("claim"):
-            return False
-        if not how and (last_words := trial.user_attrs.get("last_words")):
-            how = f" ({last_words})"
-        with self.locks.exclusively("claim"):
-            if not self._try_lock(trial):
-                return True  # somebody goes on with it already, or it had just ended
-            try:
-                before = trial.user_attrs.get("deaths", {})
-                num = 1 + (before.get("count", 0) if before.get("step") == trial.last_step else 0)
-                deaths = {"step": trial.last_step, "count": num, "claim": trial.user_attrs[WORKER]["claim"]}
-                self._note(trial, deaths=deaths)
-                self._say(f"the worker of {self.sweep.label(trial)} died{how}; a new one goes on with it")
-                if num >= MAX_DEATHS:
-                    self._fail(trial, f"its worker died {num} times in epoch {(trial.last_step or 0) + 1}{how}")
-            finally:
-                self.locks.release(trial)
-        return True
+        taken = [trial for trial in self._trials() if process in _processes(trial)]
+        running = [trial for trial in taken if trial.state == TrialState.RUNNING]
+        for trial in sorted(running, key=lambda trial: _processes(trial).index(process))[:1]:
+            with self.locks.exclusively("claim"), suppress(UpdateFinishedTrialError):  # it may just end
+                self._count_death(self.storage.get_trial(trial._trial_id), process, how)
+        return bool(taken)
 
     @_insisting
     def give_up(self, trial: FrozenTrial, reason: str) -> None:
@@ -299,6 +303,28 @@ class Ledger:
         with suppress(UpdateFinishedTrialError):
             self.storage.set_trial_state_values(trial._trial_id, state, None if value is None else [value])
 
+    def _count_death(self, trial: FrozenTrial, process: str, how: str) -> None:
+        before = trial.user_attrs.get("deaths", {})
+        if trial.state != TrialState.RUNNING or before.get("process") == process:
+            return
+        author, words = trial.user_attrs.get(LAST_WORDS, ("", ""))
+        how = f" ({words})" if author == process else how
+        num = 1 + (before.get("count", 0) if before.get("step") == trial.last_step else 0)
+        self._note(trial, deaths={"step": trial.last_step, "count": num, "how": how, "process": process})
+        self._say(f"the worker of {self.sweep.label(trial)} died{how}; a new one goes on with it")
+        if num >= MAX_DEATHS and self._try_lock(trial):  # else whoever is to take it over next finds that out
+            self._fail_if_deadly(self.storage.get_trial(trial._trial_id))
+            self.locks.release(trial)
+
+    def _fail_if_deadly(self, trial: FrozenTrial) -> bool:
+        """Fail a locked trial whose workers have died too often in one epoch; say whether it was failed."""
+        deaths = trial.user_attrs.get("deaths", {})
+        if deaths.get("step") != trial.last_step or deaths.get("count", 0) < MAX_DEATHS:
+            return False
+        epoch = (trial.last_step or 0) + 1
+        self._fail(trial, f"its worker died {deaths['count']} times in epoch {epoch}{deaths['how']}")
+        return True
+
     def _fail(self, trial: FrozenTrial, reason: str) -> None:
         self._note(trial, reason=reason)
         self._tell(trial, TrialState.FAIL)
@@ -326,6 +352,9 @@ class Ledger:
     def _take_over(self, trials: Sequence[FrozenTrial]) -> optuna.Trial | None:
         for trial in self._left_behind(trials):
             if self._try_lock(trial):
+                if self._fail_if_deadly(self.storage.get_trial(trial._trial_id)):
+                    self.locks.release(trial)
+                    continue
                 self.study.sampler = self.sweep.sampler(trial.number)
                 return optuna.Trial(self.study, trial._trial_id)
         return None
@@ -379,6 +408,12 @@ class Ledger:
 def _claims(trial: FrozenTrial) -> list[str]:
     worker = trial.user_attrs.get(WORKER, {})
     return [worker["claim"], *worker["before"]][:MAX_CLAIMS] if worker else []
+
+
+def _processes(trial: FrozenTrial) -> list[str]:
+    """Return the processes that took a trial, the latest first."""
+    worker = trial.user_attrs.get(WORKER, {})
+    return [worker["process"], *worker["processes"]][:MAX_CLAIMS] if "process" in worker else []
 
 
 def _num_started(trials: Sequence[FrozenTrial]) -> int:
@@ -438,12 +473,12 @@ def create_confirmation(ledger: Ledger, wanted: Sequence[tuple[FrozenTrial, int]
     return Ledger(replace(sweep, num_trials=len(study.get_trials(deepcopy=False))), ledger.on_wait)
 
 
-def open_ledger(sweep: Sweep) -> Ledger:
-    """Open the ledger of a sweep that goes on; wait for it, `sweep.patience` seconds, where it is away."""
+def open_ledger(sweep: Sweep, owner: Owner) -> Ledger:
+    """Open the ledger of a sweep that goes on, for `owner`; wait for it, `sweep.patience` seconds, where it is away."""
     deadline = time.monotonic() + sweep.patience
     while True:
         try:
-            return Ledger(sweep)
+            return Ledger(sweep, owner=owner)
         except (OSError, LedgerError) as error:
             cause = error.__cause__ if isinstance(error, OSError) else error
             if not isinstance(cause, Exception) or not is_passing(cause) or time.monotonic() > deadline:

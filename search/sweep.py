@@ -1,34 +1,30 @@
 """Run a sweep: one process per device, started again when it dies, until the ledger says that the budget is spent."""
 
 import os
-import re
 import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import ENOSPC
 from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from joblib.externals.loky import ProcessPoolExecutor
-from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 
 from search.artifacts import remove_checkpoints, remove_weights
+from search.backends import Backend, LokyBackend, Process, WorkerDiedError
 from search.ledger import Ledger
-from search.study import Sweep
 from search.tracking import Tracking
-from search.worker import Objective, Place, die_with, work
+from search.worker import Objective, Place, work
 
 __all__ = ["Limits", "TimeUpError", "places", "run_sweep", "sole_owner"]
 
 TICK_SECONDS = 0.5  # how often the view is drawn and the workers are looked at
-# Where this process is killed, loky's tracker would list what it cleans up, in the middle of what comes next.
-QUIET = "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker"
 LOOK_SECONDS = 3.0  # how often places without a worker are looked at
 STOPPED_SECONDS = 20.0  # how long a worker may be stopped by a signal
 MAX_FALSE_STARTS = 5  # deaths in a row of one place's workers before they took a trial
@@ -48,18 +44,20 @@ class Limits:
 
 @dataclass
 class _Worker:
-    """A place and the process that works there; an executor of its own, so that no death touches another."""
+    """A place and the process that works there."""
 
     place: Place
-    executor: ProcessPoolExecutor
-    future: Future[None]
+    id: str  # by which the ledger knows the process
+    process: Process
     false_starts: int  # how many before it died without having taken a trial
     at: tuple[int, int] | None = None  # the trial and its epoch that it was last seen at
     idle: float = 0.0  # seconds that were watched since then
     stopped: float = 0.0  # seconds that it was watched to be stopped by a signal, until it was killed for that
+    ended: bool = False  # by us
 
 
 NO_LIMITS = Limits()
+LOKY = LokyBackend()
 
 
 def places(devices: Sequence[str], num_workers: int, num_cores: int) -> list[Place]:
@@ -75,6 +73,7 @@ def run_sweep(
     show: Callable[[], None],
     tracking: Tracking | None = None,
     limits: Limits = NO_LIMITS,
+    backend: Backend = LOKY,
 ) -> None:
     """Keep a worker at each place while there is a trial for it, until every trial of the budget has ended.
 
@@ -83,7 +82,7 @@ def run_sweep(
     """
     _tidy(ledger)
     removed: set[int] = set()
-    start: Callable[..., _Worker] = partial(_start, ledger.sweep, objective, tracking)
+    start: Callable[..., _Worker] = partial(_start, ledger, objective, tracking, backend)
     workers: list[_Worker] = []
     looked = -LOOK_SECONDS
     over = threading.Event()
@@ -97,14 +96,15 @@ def run_sweep(
                 looked, taken = now, {worker.place for worker in workers}
                 idle = [place for place in where if place not in taken]
                 workers.extend(map(start, idle[: ledger.num_free()] if idle else ()))
-            wait([worker.future for worker in workers], TICK_SECONDS, FIRST_COMPLETED)
+            wait([worker.process.future for worker in workers], TICK_SECONDS, FIRST_COMPLETED)
             show()
             remove_weights(ledger.sweep, ledger.trials(), removed)
             if limits.trial is not None:
                 _give_up_stuck(workers, ledger, limits.trial, time.monotonic() - now)
             for index in reversed(range(len(workers))):
                 workers[index : index + 1] = _look_after(workers[index], ledger, start)
-        wait([worker.future for worker in workers], tracking.patience + TICK_SECONDS if tracking else TICK_SECONDS)
+        ending = [worker.process.future for worker in workers if not worker.process.is_waiting()]
+        wait(ending, tracking.patience + TICK_SECONDS if tracking else TICK_SECONDS)
         _tidy(ledger)
     finally:
         over.set()
@@ -131,26 +131,23 @@ def sole_owner(folder: Path) -> Iterator[None]:
 
 
 def _start(
-    sweep: Sweep, objective: Objective, tracking: Tracking | None, place: Place, false_starts: int = 0
+    ledger: Ledger,
+    objective: Objective,
+    tracking: Tracking | None,
+    backend: Backend,
+    place: Place,
+    false_starts: int = 0,
 ) -> _Worker:
-    threads = {name: str(place.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    os.environ.setdefault("PYTHONWARNINGS", QUIET)
-    # Watched from the first moment on: a process that was never given its task would wait for it for ever.
-    executor = ProcessPoolExecutor(max_workers=1, env=threads, initializer=die_with, initargs=(os.getpid(),))
-    # Ctrl-C reaches the whole process group, and the parent decides: the child inherits a mask that blocks it.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        future = executor.submit(work, sweep, objective, place, tracking)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return _Worker(place, executor, future, false_starts)
+    owner = replace(ledger.owner, process=uuid.uuid4().hex)
+    job = partial(work, ledger.sweep, owner, objective, tracking)
+    return _Worker(place, owner.process, backend.start(job, place), false_starts)
 
 
 def _kill(workers: Sequence[_Worker]) -> None:
     """End every worker at once, undisturbed by a second Ctrl-C; what they held stays in the ledger."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     for worker in workers:
-        worker.executor.shutdown(wait=True, kill_workers=True)
+        worker.process.end()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -183,12 +180,13 @@ def _give_up_stuck(workers: Sequence[_Worker], ledger: Ledger, limit: float, sec
     """Fail trials of which no epoch ended in all the time in which this process was there to watch them."""
     seconds = min(seconds, 2 * TICK_SECONDS)  # this process may have been stopped too
     for worker in workers:
-        trial = ledger.held_by(worker.place.slot)
+        trial = ledger.held_by(worker.id)
         at = (trial.number, trial.last_step or 0) if trial else None
         worker.idle = worker.idle + seconds if at == worker.at else 0.0
         worker.at = at
         if trial and worker.idle > limit:
-            worker.executor.shutdown(wait=True, kill_workers=True)
+            worker.process.end()
+            worker.ended = True
             reason = f"no progress for {limit:g} s in epoch {(trial.last_step or 0) + 1} (--trial-timeout)"
             ledger.give_up(trial, reason)
 
@@ -196,7 +194,7 @@ def _give_up_stuck(workers: Sequence[_Worker], ledger: Ledger, limit: float, sec
 def _stopped_pids(worker: _Worker) -> list[int]:
     """Return the worker's processes that are stopped by a signal; none where the system does not tell."""
     pids = []
-    for pid in list(worker.executor._processes or ()):  # noqa: SLF001 - loky has no public name for them
+    for pid in worker.process.pids():
         with suppress(OSError, IndexError):
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
                 pids.append(pid)
@@ -205,29 +203,24 @@ def _stopped_pids(worker: _Worker) -> list[int]:
 
 def _look_after(worker: _Worker, ledger: Ledger, start: Callable[..., _Worker]) -> list[_Worker]:
     """Return the worker while it works, its successor when it died, nothing when it found no more to do."""
-    if not worker.future.done():
+    if not worker.process.future.done():
         return [worker]
     try:
-        worker.future.result()
-    except (BrokenProcessPool, ShutdownExecutorError) as error:
-        worker.executor.shutdown(wait=True, kill_workers=True)
-        if isinstance(error, ShutdownExecutorError):  # we ended it
+        worker.process.result()
+    except WorkerDiedError as death:
+        worker.process.end()
+        if worker.ended:
             return [start(worker.place)]
         if worker.stopped > STOPPED_SECONDS:
             ledger.say(f"the worker on {worker.place.device} was stopped for {STOPPED_SECONDS:g} s; a new one goes on")
             return [start(worker.place)]
-        codes = re.findall(r"(SIG[A-Z]+)", str(error))
-        false_starts = 0 if ledger.count_death(worker.place.slot, _cause(codes)) else worker.false_starts + 1
+        if death.machine:
+            ledger.say(f"{death.machine} has gone, or is out of reach; others go on with its trials")
+            return [start(worker.place)]
+        false_starts = 0 if ledger.count_death(worker.id, death.how) else worker.false_starts + 1
         if false_starts >= MAX_FALSE_STARTS:
             message = f"the worker on {worker.place.device} died {false_starts} times before it took a trial"
-            raise RuntimeError(message) from error
+            raise RuntimeError(message) from death
         return [start(worker.place, false_starts)]
-    worker.executor.shutdown(wait=True)
+    worker.process.end()
     return []
-
-
-def _cause(signals: Sequence[str]) -> str:
-    if not signals:
-        return ""
-    why = ", as the system does when memory is short" if signals[0] == "SIGKILL" else ""
-    return f" by {signals[0]}{why}"

@@ -3,10 +3,11 @@
 import csv
 import math
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.artifacts import Artifacts, checkpoint_of, remove_checkpoints
 from search.comet import patiently
-from search.ledger import Claim, Ledger, open_ledger
+from search.ledger import Claim, Ledger, Owner, open_ledger
 from search.locks import ClaimLostError
 from search.space import Goal
 from search.storage import LedgerError
@@ -38,6 +39,7 @@ class Place:
     slot: int  # its number among the workers of this machine, from 0
     device: str  # cpu, cuda:0, ...
     threads: int  # CPU threads that are its own (OMP_NUM_THREADS)
+    label: str = ""  # what people call the device, where that is not enough
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,21 @@ Objective = Callable[[Task], Iterator[Row]]
 """Train one trial: yield a row of metrics per epoch, the epochs of an earlier process first."""
 
 
-def work(sweep: Sweep, objective: Objective, place: Place, tracking: Tracking | None) -> None:
+def work(sweep: Sweep, owner: Owner, objective: Objective, tracking: Tracking | None, place: Place) -> None:
     """Train trials until the budget is spent.
 
     Raises OSError and LedgerError for what is wrong with the machine or with Comet's Optimizer, not with a trial, and
     ValueError where Comet refuses what we ask.
     """
-    ledger = open_ledger(sweep)
+    ledger = open_ledger(sweep, owner)
+    if tracking and place.label:  # it runs elsewhere than the command, perhaps
+        tracking = replace(tracking, facts={**tracking.facts, "host": platform.node(), "devices": place.label})
     tracker = Tracker(tracking) if tracking else None
     artifacts = Artifacts(sweep.artifacts) if sweep.artifacts else None
     try:
-        while claim := patiently(lambda: ledger.take(place.slot, place.device), sweep.patience, ledger.say):
+        while claim := patiently(
+            lambda: ledger.take(place.slot, place.label or place.device), sweep.patience, ledger.say
+        ):
             news = ""
             try:
                 _work_on(ledger, claim, objective, place, tracker, artifacts)
@@ -135,7 +141,7 @@ def run_trial(
     except (OSError, LedgerError, ClaimLostError):
         raise  # disk full, data gone, ledger out of reach: every other trial would fail too
     except ProcessLostError as error:
-        ledger.note(trial, last_words=str(error).splitlines()[0])
+        ledger.note_last_words(trial, str(error).splitlines()[0])
         os._exit(1)  # which is counted as any other death
     except FloatingPointError as error:
         state, reason = TrialState.FAIL, str(error)

@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import search.sweep
+from search.backends import LokyBackend
 from search.comet import create_search, patiently
 from search.confirm import begin_confirmation
 from search.ledger import Ledger, create_ledger
@@ -49,6 +50,8 @@ def count(task):
     (task.folder / "network.txt").write_text("a table of layers")
     (task.folder / "confusion.json").write_text(json.dumps({"labels": ["cat", "dog"], "matrix": [[9, 1], [2, 8]]}))
     (task.folder / "model.safetensors").write_text("weights")
+    if options.backend == "ray":
+        note_place(task)
     rows = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
     yield from rows
     for epoch in range(len(rows) + 1, EPOCHS + 1):
@@ -75,6 +78,14 @@ def count(task):
         yield rows[-1]
 
 
+def note_place(task):
+    import ray
+
+    node, (gpu,) = ray.get_runtime_context().get_node_id(), ray.get_gpu_ids() or (None,)
+    with (task.folder.parents[1] / "places.log").open("a") as log:
+        log.write(f"{os.getpid()} {node} {gpu} {task.number} {time.time()}\n")
+
+
 def parse():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
@@ -97,6 +108,9 @@ def parse():
     parser.add_argument("--hungry", type=int, default=-1, help="number of a trial for which there is no memory")
     parser.add_argument("--trial-timeout", type=float)
     parser.add_argument("--keep", type=int, default=10)
+    parser.add_argument("--backend", default="loky")
+    parser.add_argument("--ray-address", default="")
+    parser.add_argument("--needs", default="", help="NAME=VERSION of a package, on every machine")
     parser.add_argument("--stopped", type=float, default=search.sweep.STOPPED_SECONDS)
     return parser.parse_args()
 
@@ -114,17 +128,27 @@ def main():
                 ask = lambda: create_search(sweep.space.content, 2 * sweep.num_trials)  # noqa: E731
                 ledger.note_search(patiently(ask, sweep.patience, print))
             ledger = Ledger(replace(sweep, search_id=ledger.search_id()))
-        where = places(["cpu"], options.num_workers, options.num_workers)
-        drive(ledger, where, model_of(sweep))
+        where, backend = placed()
+        drive(ledger, where, backend, model_of(sweep))
         if options.confirm:
-            drive(begin_confirmation(ledger, options.confirm, 2), where, None)
+            drive(begin_confirmation(ledger, options.confirm, 2), where, backend, None)
 
 
-def drive(ledger, where, model):
+def placed():
+    if options.backend == "loky":
+        return places(["cpu"], options.num_workers, options.num_workers), LokyBackend()
+    from search.cluster import Home, RayBackend, connect, share_out
+
+    share = share_out(connect(options.ray_address, single=True), options.num_workers or None, None)
+    versions = dict([options.needs.split("=")]) if options.needs else {}
+    return share.places(), RayBackend(Home(str(Path.cwd()), versions, single=True), share, lambda: "cpu")
+
+
+def drive(ledger, where, backend, model):
     facts = {"cores": os.cpu_count(), "commit": "0123456789abcdef"}
     tracking = Tracking(options.tracking, ledger.sweep, ledger.uid(), facts, options.notify, options.finish)
     tracking = None if options.tracking == "off" else tracking
-    run_sweep(ledger, count, where, lambda: None, tracking, Limits(trial=options.trial_timeout))
+    run_sweep(ledger, count, where, lambda: None, tracking, Limits(trial=options.trial_timeout), backend)
     ledger.report_left()
     if tracking:
         print(settle(tracking, ledger.trials(), model, print))
@@ -141,7 +165,7 @@ def model_of(sweep):
 options = (
     parse()
     if __name__ == "__main__"
-    else argparse.Namespace(deadly=-1, hungry=-1, failing=-1, diverging=-1, stuck=-1, seconds=0.15)
+    else argparse.Namespace(deadly=-1, hungry=-1, failing=-1, diverging=-1, stuck=-1, seconds=0.15, backend="loky")
 )
 
 if __name__ == "__main__":

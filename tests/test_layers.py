@@ -17,6 +17,7 @@ KNOW_COMET = {
     "search/panels/__main__.py",
     "search/panels/ranking.py",
 }
+KNOW_LOKY, KNOW_RAY = {"search/backends.py"}, {"search/cluster.py"}
 KNOW_GRADIO = {"catdog/app.py", "catdog/components.py", "catdog/page.py"}
 
 
@@ -36,12 +37,14 @@ def test_each_package_keeps_to_its_own(path):
     forbidden = {"catdog": {"search", "optuna", "joblib"}, "search": {"catdog", "torch", "torchvision", "PIL"}}
     assert not imported_by(ROOT / path) & forbidden[path.split("/")[0]]
     assert ("comet_ml" in imported_by(ROOT / path)) == (path in KNOW_COMET)
+    assert ("joblib" in imported_by(ROOT / path)) == (path in KNOW_LOKY)
+    assert ("ray" in imported_by(ROOT / path)) == (path in KNOW_RAY)
     assert ("gradio" in imported_by(ROOT / path)) == (path in KNOW_GRADIO)
 
 
 def test_what_knows_both_packages_imports_neither_torch_nor_a_tracker():
     for name in TOP:
-        assert not imported_by(ROOT / name) & {"torch", "comet_ml", "joblib", "gradio"}, name
+        assert not imported_by(ROOT / name) & {"torch", "comet_ml", "joblib", "ray", "gradio"}, name
 
 
 def test_only_two_commands_of_search_know_what_judges():
@@ -75,7 +78,7 @@ print(len(list(epochs)))
 
 
 def test_search_runs_without_torch_and_comet_is_imported_where_it_is_wanted():
-    code = "import sys; sys.modules['torch'] = sys.modules['comet_ml'] = None\n"
+    code = "import sys; sys.modules['torch'] = sys.modules['comet_ml'] = sys.modules['ray'] = None\n"
     code += "import search.sweep, search.report, search.live, search.champion, search.tracking\n"
     code += "import search.panels.__main__"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

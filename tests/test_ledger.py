@@ -1,4 +1,3 @@
-import os
 import sqlite3
 from dataclasses import replace
 
@@ -14,12 +13,6 @@ from search.study import open_study, parameters_of
 from tests.counting_sweep import make_sweep
 
 GOAL = {"goal": "loss", "epochs": 4}
-
-
-@pytest.fixture(autouse=True)
-def _parent_is_here(monkeypatch):
-    """Have trials that are taken in this process count as those of a worker of this process."""
-    monkeypatch.setattr("os.getppid", os.getpid)
 
 
 @pytest.fixture
@@ -80,8 +73,8 @@ def test_trial_that_ends_while_another_worker_looks_is_not_taken_over(ledger, mo
 
 def test_death_is_counted_once_for_the_worker_that_held_the_trial(ledger):
     ledger.take(0, "cpu").release()
-    assert ledger.count_death(0)
-    assert not ledger.count_death(0)  # its successor died before it took anything
+    assert ledger.count_death(ledger.owner.process)
+    assert not ledger.count_death("another")  # its successor died before it took anything
 
 
 def test_trial_left_behind_is_taken_over_as_it_was(ledger):
@@ -130,11 +123,39 @@ def test_proposal_does_not_depend_on_who_asks_when(tmp_path):
 
 def test_three_deaths_in_one_epoch_fail_the_trial_with_the_reason(ledger):
     for _ in range(3):
-        ledger.take(0, "cpu").release()
-        assert ledger.count_death(0)
+        dead = Ledger(ledger.sweep)
+        claim = dead.take(0, "cpu")
+        dead.note_last_words(claim.trial, "no more memory")
+        claim.release()
+        for _ in range(2):  # asked again, as where the ledger was away in between, it counts once
+            assert ledger.count_death(dead.owner.process)
     trial = ledger.trials()[0]
     assert trial.state == TrialState.FAIL
-    assert trial.user_attrs["reason"] == "its worker died 3 times in epoch 1"
+    assert trial.user_attrs["reason"] == "its worker died 3 times in epoch 1 (no more memory)"
+
+
+def test_deaths_are_counted_though_others_have_gone_on_with_the_trial_by_then(ledger):
+    dead = [Ledger(ledger.sweep) for _ in range(4)]
+    for process in dead:
+        process.take(0, "cpu").release()
+    for process in dead[:3]:
+        assert ledger.count_death(process.owner.process)
+    assert ledger.trials()[0].state == TrialState.FAIL
+    assert ledger.count_death(dead[3].owner.process)
+    assert ledger.trials()[0].user_attrs["deaths"]["count"] == 3
+
+
+def test_trial_that_is_found_deadly_while_somebody_holds_it_fails_when_it_is_left_behind(ledger):
+    dead = [Ledger(ledger.sweep) for _ in range(4)]
+    for process in dead[:3]:
+        process.take(0, "cpu").release()
+    claim = dead[3].take(0, "cpu")
+    for process in dead[:3]:
+        ledger.count_death(process.owner.process)
+    assert ledger.trials()[0].state == TrialState.RUNNING
+    claim.release()
+    assert ledger.take(0, "cpu").trial.number == 1
+    assert ledger.trials()[0].user_attrs["reason"] == "its worker died 3 times in epoch 1"
 
 
 def test_death_after_a_new_epoch_counts_from_one(ledger):
@@ -142,13 +163,13 @@ def test_death_after_a_new_epoch_counts_from_one(ledger):
         claim = ledger.take(0, "cpu")
         ledger.report(claim.trial, epoch, 1.0)
         claim.release()
-        ledger.count_death(0)
+        ledger.count_death(ledger.owner.process)
     assert ledger.trials()[0].state == TrialState.RUNNING
 
 
 def test_death_of_a_worker_without_a_trial_says_so(ledger):
     claim = ledger.take(0, "cpu")
-    assert not ledger.count_death(1)
+    assert not ledger.count_death("another")
     claim.release()
 
 

@@ -171,6 +171,8 @@ BAD = {
     "unknown device": (["--devices", "cuda:77"], "unknown device 'cuda:77'; this machine has cpu"),
     "no budget": (["--trials", "0"], "argument --trials: '0' is no whole number from 1 on"),
     "no number": (["--epochs", "many"], "argument --epochs: 'many' is no whole number from 1 on"),
+    "address without Ray": (["--ray-address", "head"], "--ray-address is for --backend ray; give both or neither"),
+    "workers per CPU": (["--workers-per-device", "2", "--devices", "cpu"], "is about GPUs; for the CPU give --workers"),
     "unknown option": (["--gpu"], "unrecognized arguments: --gpu; --help lists the options"),
     "name with a slash": (["--name", "../up"], "--name is '../up'; use letters"),
 }
@@ -188,6 +190,14 @@ def test_bad_input_is_one_sentence_and_creates_nothing(home, small, capsys, case
     assert status == 2
     assert message in complained
     assert complained.count("\n") == 1
+    assert not list(home.iterdir())
+
+
+def test_ray_that_is_not_installed_is_one_sentence(home, small, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "search.cluster", raising=False)
+    assert run_sweep.main([*small, "--backend", "ray"]) == 2
+    assert "--backend ray needs Ray; pip install 'ray>=2.50' (extra cluster)" in capsys.readouterr().err
     assert not list(home.iterdir())
 
 
@@ -238,7 +248,9 @@ def test_runs_that_cannot_be_written_are_refused(home, small, capsys):
     assert "runs/small cannot be written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("change", "message"), [("gone", "does not exist"), ("other", "changed while the sweep ran")])
+@pytest.mark.parametrize(
+    ("change", "message"), [("gone", "does not exist"), ("other", "are not those that the sweep began with")]
+)
 def test_data_that_goes_or_changes_is_no_trials_fault(home, small, photographs, change, message):
     plan = run_sweep.make_plan(run_sweep.parse(small), print)
     train_trial = run_sweep.TrainTrial(plan.sweep, plan.source, plan.fixed, "fingerprint of before", {})
