@@ -68,7 +68,7 @@ def soak(folder, *, faults, trials, workers, each, seed):
             program = RealSweep(home / "home", trials, workers)
             rng = random.Random(f"{seed}/{number}")
             try:
-                injected, allowed = inject(program, min(each, faults - done.total()), FAULTS, rng, (0.5, 6))
+                injected, allowed = inject(program, min(each, faults - done.total()), FAULTS, rng, (0.3, 4))
                 outcome = program.outcome()
                 assert outcome["again"] <= allowed, f"{outcome['again']} epochs begun again, {allowed} allowed"
             except BaseException:
