@@ -21,8 +21,9 @@ from catdog.device import free_memory, peak_memory
 from catdog.evaluate import BATCH_PIXELS
 from objective import TrainTrial, configure
 from plan import Plan
-from search.ledger import Ledger, create_ledger
+from search.ledger import Ledger
 from search.live import duration
+from search.opening import create_ledger
 from search.schedule import Cost, simulate
 from search.space import Parameters
 from search.sweep import run_sweep

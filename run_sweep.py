@@ -29,8 +29,9 @@ from search.artifacts import Artifacts
 from search.champion import CHAMPION, require_writable
 from search.comet import create_search, patiently
 from search.confirm import Candidate, begin_confirmation, candidates_of, print_candidates
-from search.ledger import Ledger, create_ledger
+from search.ledger import Ledger
 from search.live import live_view
+from search.opening import create_ledger
 from search.ranking import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
 from search.report import kept_up_to_date, write_page
 from search.space import Parameters, first_proposals

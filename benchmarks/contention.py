@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 from rich.console import Console
 
-from search.ledger import create_ledger
 from search.live import live_view
+from search.opening import create_ledger
 from search.sweep import TimeUpError, places, run_sweep
 from tests.counting_sweep import EPOCHS, make_sweep
 

@@ -50,8 +50,8 @@ def losses(folder, num_workers):
 
 
 def run_harness(setting, folder, url):
-    from search.ledger import create_ledger
     from search.live import live_view
+    from search.opening import create_ledger
     from search.sweep import places, run_sweep, sole_owner
     from tests.counting_sweep import make_sweep
 

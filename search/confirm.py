@@ -26,7 +26,8 @@ from search.evidence import (
     model_gap,
     seed_noise,
 )
-from search.ledger import Ledger, create_confirmation
+from search.ledger import Ledger
+from search.opening import create_confirmation
 from search.ranking import rank, winner_of
 from search.space import Goal, Parameters
 from search.study import CONFIRMS, parameters_of

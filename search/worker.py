@@ -16,8 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.artifacts import Artifacts, checkpoint_of, remove_checkpoints
 from search.comet import patiently
-from search.ledger import Claim, Ledger, Owner, open_ledger
+from search.ledger import Claim, Ledger, Owner
 from search.locks import ClaimLostError
+from search.opening import open_ledger
 from search.space import Goal
 from search.storage import LedgerError
 from search.study import CONFIRMS, Sweep, parameters_of

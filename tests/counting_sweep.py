@@ -20,7 +20,8 @@ import search.sweep
 from search.backends import LokyBackend
 from search.comet import create_search, patiently
 from search.confirm import begin_confirmation
-from search.ledger import Ledger, create_ledger
+from search.ledger import Ledger
+from search.opening import create_ledger
 from search.space import load_space
 from search.storage import validated_storage
 from search.study import Sweep

@@ -10,7 +10,7 @@ from optuna.trial import TrialState, create_trial
 from catdog.outcomes import thumbnail
 from catdog.synthetic import synthetic
 from search.confirm import OUTCOMES, begin_confirmation, candidates_of
-from search.ledger import create_ledger
+from search.opening import create_ledger
 from search.space import load_space
 from search.study import Sweep
 

@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from search.confirm import OUTCOMES, begin_confirmation, candidates_of, gain_over_baseline, print_candidates
-from search.ledger import Ledger, create_ledger
+from search.ledger import Ledger
+from search.opening import create_ledger
 from search.space import derive_seed
 from search.study import open_confirmation, parameters_of
 from tests.counting_sweep import make_sweep

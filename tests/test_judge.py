@@ -15,7 +15,7 @@ from catdog.predict import Classifier
 from catdog.reference import known_answers
 from judge import champion_of, holder_of, promote_weights, record_of, restore, sentences_of
 from search.champion import CHAMPION
-from search.ledger import create_ledger
+from search.opening import create_ledger
 from search.promote import main
 from search.study import PROMOTION, open_study
 from tests.conftest import DRAWN, GOOD

@@ -7,7 +7,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from search.artifacts import remove_weights
-from search.ledger import Ledger, create_ledger
+from search.ledger import Ledger
+from search.opening import create_ledger
 from search.space import Space
 from search.study import open_study, parameters_of
 from tests.counting_sweep import make_sweep

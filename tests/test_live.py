@@ -6,8 +6,8 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from search.ledger import create_ledger
 from search.live import duration, live_view, seconds_left
+from search.opening import create_ledger
 from tests.counting_sweep import EPOCHS, make_sweep
 
 

@@ -5,7 +5,7 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from search.ledger import create_ledger
+from search.opening import create_ledger
 from search.ranking import print_ranking, rank, winner_of, write_ranking
 from search.report import main
 from search.space import Goal

@@ -96,7 +96,7 @@ def test_groups_of_trials_that_cannot_be_told_apart_share_a_letter(opened):
 
 
 def test_page_of_a_sweep_that_has_just_begun(tmp_path):
-    from search.ledger import create_ledger
+    from search.opening import create_ledger
 
     folder = tmp_path / "runs/begun"
     ledger = create_ledger(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
@@ -110,7 +110,7 @@ def test_page_of_a_sweep_that_has_just_begun(tmp_path):
 def test_page_is_kept_up_to_date_while_the_sweep_runs(tmp_path, monkeypatch):
     import time
 
-    from search.ledger import create_ledger
+    from search.opening import create_ledger
 
     monkeypatch.setattr(report, "EVERY_SECONDS", 0.1)
     folder = tmp_path / "runs/begun"

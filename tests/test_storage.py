@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 from optuna.trial import TrialState
 
-from search.ledger import Ledger, create_ledger
+from search.ledger import Ledger
 from search.locks import ClaimLostError, SectionLostError
+from search.opening import create_ledger
 from search.storage import LedgerError, noted_storage, validated_storage
 from search.study import open_study
 from tests.counting_sweep import make_sweep

@@ -5,7 +5,7 @@ import math
 import pytest
 from optuna.trial import TrialState
 
-from search.ledger import create_ledger
+from search.opening import create_ledger
 from search.storage import LedgerError
 from search.worker import Task, run_trial
 from tests.counting_sweep import make_sweep

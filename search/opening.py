@@ -1,0 +1,88 @@
+"""A sweep's ledger is made, checked against what it was made with, and opened again."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from search.ledger import RETRY_SECONDS, SEARCH, Ledger, Owner, locks_of
+from search.storage import LedgerError, is_passing, note_storage, open_storage
+from search.study import CONFIRMS, REPEAT, Sweep, parameters_of
+
+__all__ = ["create_confirmation", "create_ledger", "open_ledger"]
+
+
+def create_ledger(sweep: Sweep, settings: Mapping[str, Any], on_wait: Callable[[str], None] = lambda _: None) -> Ledger:
+    """Open the sweep's ledger, making folder and study where there are none.
+
+    Raises ValueError, naming them, where the ledger was made with other `settings` (JSON-able), and OSError where
+    the folder cannot be written.
+    """
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    if sweep.storage:
+        note_storage(sweep.folder, sweep.storage)
+    storage = open_storage(sweep.folder, sweep.storage, locking=True)
+    try:
+        study = optuna.create_study(
+            study_name=sweep.name, storage=storage, direction=sweep.space.goal.direction, load_if_exists=True
+        )
+        with locks_of(sweep, storage, study).exclusively("claim"):
+            known = study.user_attrs.get("settings")
+            begun = sweep.storage or study.get_trials(deepcopy=False) or study.user_attrs.get(SEARCH)
+            if known is None or not begun:
+                study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex))
+                study.set_user_attr("settings", dict(settings))
+                (sweep.folder / "sweep.json").write_text(json.dumps(settings, indent=2))  # for people; nothing reads it
+            elif changed := [key for key in settings if known.get(key) != settings[key]]:
+                differences = ", ".join(
+                    f"{key} was {_short(known.get(key))}, is {_short(settings[key])}" for key in changed
+                )
+                raise ValueError(
+                    f"{sweep.folder} holds a sweep with other settings ({differences}); give another --name"
+                )
+    finally:
+        storage.engine.dispose()
+    return Ledger(sweep, on_wait)
+
+
+def create_confirmation(ledger: Ledger, wanted: Sequence[tuple[FrozenTrial, int]]) -> Ledger:
+    """Open the confirmation's part of a ledger; it holds a run of each trial and repeat (from 1) that is `wanted`.
+
+    Runs that were made before stay, whoever was killed when.
+    """
+    sweep = replace(ledger.sweep, part="confirmation", pruner="none", search_id="")
+    storage, goal = ledger.storage, sweep.space.goal
+    study = optuna.create_study(study_name=sweep.title, storage=storage, direction=goal.direction, load_if_exists=True)
+    with ledger.locks.exclusively("claim"):
+        if "uid" not in study.user_attrs:
+            study.set_user_attr("uid", uuid.uuid4().hex)
+        there = {(run.user_attrs[CONFIRMS], run.user_attrs[REPEAT]) for run in study.get_trials(deepcopy=False)}
+        for trial, repeat in wanted:
+            if (trial.number, repeat) not in there:
+                parameters = {name: value for name, value in parameters_of(trial).items() if name != "seed"}
+                attributes = {"parameters": parameters, CONFIRMS: trial.number, REPEAT: repeat}
+                study.enqueue_trial({}, user_attrs=attributes)
+    return Ledger(replace(sweep, num_trials=len(study.get_trials(deepcopy=False))), ledger.on_wait)
+
+
+def open_ledger(sweep: Sweep, owner: Owner) -> Ledger:
+    """Open the ledger of a sweep that goes on, for `owner`; wait for it, `sweep.patience` seconds, where it is away."""
+    deadline = time.monotonic() + sweep.patience
+    while True:
+        try:
+            return Ledger(sweep, owner=owner)
+        except (OSError, LedgerError) as error:
+            cause = error.__cause__ if isinstance(error, OSError) else error
+            if not isinstance(cause, Exception) or not is_passing(cause) or time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_SECONDS)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
