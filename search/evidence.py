@@ -142,9 +142,10 @@ def _over_seeds(outcomes: np.ndarray, share: float, noise: SeedNoise, third: flo
 
     Degrees of freedom by F. Satterthwaite, Biometrics Bulletin 2 (1946).
     """
-    by_seeds = share * noise.variance
-    by_pictures = _variance_of_mean(outcomes)
-    variance = max(by_pictures - share * noise.by_pictures, 0.0) + by_seeds
+    by_seeds, both = share * noise.variance, _variance_of_mean(outcomes)
+    by_pictures = max(both - share * noise.by_pictures, 0.0)
+    variance = by_pictures + by_seeds
+    third *= (by_pictures / both) ** 1.5 if both else 0.0  # the skewness is that of the pictures
     freedom = math.inf if not by_seeds else noise.freedom * (variance / by_seeds) ** 2
     freedom = min(freedom, max(len(outcomes) - 1, noise.freedom, 1))
     return _around(float(outcomes.mean()), variance, freedom, third)

@@ -132,3 +132,11 @@ def test_without_outcomes_per_picture_the_seeds_alone_decide():
     assert noise.variance == pytest.approx(0.0002)
     low, high = configuration_gap(runs[0], runs[1], noise)  # t of 3 degrees: 3.182 * sqrt(0.0002)
     assert (low, high) == pytest.approx((-0.08 - 0.045, -0.08 + 0.045), abs=1e-3)
+
+
+def test_interval_of_few_pictures_and_wide_seeds_is_around_its_mean():
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        runs = random.lognormal(-0.6, 0.6, (1, 18)) + random.normal(0, 0.4, (2, 18))
+        low, high = configuration_interval(runs, seed_noise([runs]))
+        assert low < runs.mean() < high

@@ -73,7 +73,7 @@ def soak(folder, *, faults, trials, workers, each, seed):
                 assert outcome["again"] <= allowed, f"{outcome['again']} epochs begun again, {allowed} allowed"
             except BaseException:
                 program.end()
-                shutil.copytree(home, f"soak-failed-{seed}", dirs_exist_ok=True)
+                shutil.copytree(home, folder / f"failed-{number}")
                 raise
         done, again, number = done + injected, again + outcome["again"], number + 1
         ends = ", ".join(f"{count} x {status}" for status, count in sorted(program.statuses.items()))
@@ -121,17 +121,18 @@ def main():
     parser.add_argument("--each", type=int, help="faults in one sweep (default: 25; with --compare 4)")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**32)
     parser.add_argument("--compare", action="store_true")
-    parser.add_argument("--python", default=sys.executable if find_spec("ray") else "")
+    parser.add_argument("--python", default=sys.executable if find_spec("ray") and find_spec("pyarrow") else "")
     parser.add_argument("--folder", type=Path, help="where the sweeps are kept (default: nowhere)")
     options = parser.parse_args()
-    print(f"seed {options.seed}", flush=True)
     common = {"trials": options.trials, "workers": options.workers, "seed": options.seed}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = (options.folder or Path(temporary)).resolve()
-        if options.compare:
-            compare(folder, each=options.each or 4, python=options.python, **common)
-        else:
-            soak(folder, faults=options.faults, each=options.each or 25, **common)
+    folder = (options.folder or Path(tempfile.mkdtemp())).resolve()
+    print(f"seed {options.seed}, folder {folder}", flush=True)
+    if options.compare:
+        compare(folder, each=options.each or 4, python=options.python, **common)
+    else:
+        soak(folder, faults=options.faults, each=options.each or 25, **common)
+    if not options.folder:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
