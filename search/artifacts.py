@@ -45,8 +45,10 @@ def remove_checkpoints(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_weights(sweep: Sweep, trials: Sequence[FrozenTrial], removed: set[int]) -> None:
-    """Remove the weights of all ended trials but the best `sweep.keep`.
+def remove_weights(
+    sweep: Sweep, trials: Sequence[FrozenTrial], removed: set[int], store: "Artifacts | None" = None
+) -> None:
+    """Remove the weights of all ended trials but the best `sweep.keep`, also from the store.
 
     `removed` are the numbers of those that earlier calls removed; no result can bring them back among the best.
     """
@@ -55,6 +57,8 @@ def remove_weights(sweep: Sweep, trials: Sequence[FrozenTrial], removed: set[int
     ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in removed]
     for trial in ordered(ended, sweep.space.goal)[sweep.keep :]:
         (sweep.trial_folder(trial.number) / WEIGHTS).unlink(missing_ok=True)
+        if store:
+            store.remove(trial, WEIGHTS)
         removed.add(trial.number)
 
 
@@ -79,13 +83,13 @@ class Artifacts:
     def fetch_all(self, ledger: Ledger) -> None:
         """Bring the files of all trials that have ended, and the weights of the best of them."""
         trials = ledger.trials()
+        remove_weights(ledger.sweep, trials, set(), self)
         for trial in trials:
             if trial.state.is_finished():
                 folder = ledger.sweep.trial_folder(trial.number)
                 folder.mkdir(parents=True, exist_ok=True)
                 self.fetch(trial, folder)
                 remove_checkpoints(folder)
-        remove_weights(ledger.sweep, trials, set())
 
     def push(self, ledger: Ledger, trial: FrozenTrial, folder: Path) -> None:
         """Put what changed in `folder` into the store and have the ledger say so; then drop what that replaces."""
@@ -106,9 +110,9 @@ class Artifacts:
             ledger.note(trial, **{FILES: now})
             self._remove(set(before.values()) - set(now.values()))
 
-    def remove_checkpoints(self, trial: FrozenTrial) -> None:
-        """Remove what a trial that has ended needs no more."""
-        self._remove([key for name, key in trial.user_attrs.get(FILES, {}).items() if name.startswith("checkpoint")])
+    def remove(self, trial: FrozenTrial, beginning: str) -> None:
+        """Remove those files of a trial that has ended whose names begin so."""
+        self._remove([key for name, key in trial.user_attrs.get(FILES, {}).items() if name.startswith(beginning)])
 
     def _bring(self, key: str, path: Path) -> bool:
         partial = path.with_name(f".{path.name}.fetched")

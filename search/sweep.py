@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from search.artifacts import remove_checkpoints, remove_weights
+from search.artifacts import Artifacts, remove_checkpoints, remove_weights
 from search.backends import Backend, LokyBackend, Process, WorkerDiedError
 from search.ledger import Ledger
 from search.tracking import Tracking
@@ -82,6 +82,7 @@ def run_sweep(
     """
     _tidy(ledger)
     removed: set[int] = set()
+    store = Artifacts(ledger.sweep.artifacts) if ledger.sweep.artifacts else None
     start: Callable[..., _Worker] = partial(_start, ledger, objective, tracking, backend)
     workers: list[_Worker] = []
     looked = -LOOK_SECONDS
@@ -98,7 +99,7 @@ def run_sweep(
                 workers.extend(map(start, idle[: ledger.num_free()] if idle else ()))
             wait([worker.process.future for worker in workers], TICK_SECONDS, FIRST_COMPLETED)
             show()
-            remove_weights(ledger.sweep, ledger.trials(), removed)
+            remove_weights(ledger.sweep, ledger.trials(), removed, store)
             if limits.trial is not None:
                 _give_up_stuck(workers, ledger, limits.trial, time.monotonic() - now)
             for index in reversed(range(len(workers))):
@@ -106,6 +107,7 @@ def run_sweep(
         ending = [worker.process.future for worker in workers if not worker.process.is_waiting()]
         wait(ending, tracking.patience + TICK_SECONDS if tracking else TICK_SECONDS)
         _tidy(ledger)
+        remove_weights(ledger.sweep, ledger.trials(), removed, store)
     finally:
         over.set()
         _kill(workers)
@@ -152,12 +154,10 @@ def _kill(workers: Sequence[_Worker]) -> None:
 
 
 def _tidy(ledger: Ledger) -> None:
-    """Remove what a process that died between telling a result and tidying up left."""
-    trials = ledger.trials()
-    for trial in trials:
+    """Remove the checkpoints that a process that died between telling a result and tidying up left."""
+    for trial in ledger.trials():
         if trial.state.is_finished():
             remove_checkpoints(ledger.sweep.trial_folder(trial.number))
-    remove_weights(ledger.sweep, trials, set())
 
 
 def _kill_stopped(workers: Sequence[_Worker], over: threading.Event) -> None:

@@ -156,7 +156,7 @@ def run_trial(
         artifacts.push(ledger, trial, task.folder)
     ledger.tell(trial, state, values[goal.index(values)] if state == TrialState.COMPLETE else None)
     if artifacts:
-        artifacts.remove_checkpoints(ledger.reread(trial))
+        artifacts.remove(ledger.reread(trial), "checkpoint")
     remove_checkpoints(task.folder)
 
 

@@ -67,7 +67,7 @@ def test_two_machines_share_a_sweep_and_one_dies_for_good(postgres, tmp_path):
 def test_trial_goes_on_on_another_machine_where_the_first_one_left_it(postgres, tmp_path):
     hosts = [tmp_path / name / "runs/shared" for name in ("one", "two")]
     options = ("12", "2", "--seconds", "0.4", "--storage", postgres.url, "--pruner", "none")
-    options = (*options, "--artifacts", tmp_path / "store")
+    options = (*options, "--artifacts", tmp_path / "store", "--keep", "3")
     one, two = (start(host, *map(str, options), start_new_session=True) for host in hosts)
     while not (hosts[0] / "epochs.log").exists() or len(epochs_in(hosts[0])) < 6:
         assert one.poll() is None
@@ -78,7 +78,9 @@ def test_trial_goes_on_on_another_machine_where_the_first_one_left_it(postgres, 
     assert_exact(hosts[1], 12)
     repeated = sum(count - 1 for count in all_epochs(*hosts).values())
     assert repeated <= 2  # one epoch of each of its workers
-    assert not [path for path in (tmp_path / "store").iterdir() if "checkpoint" in path.name]
+    stored = [path.read_text() for path in (tmp_path / "store").iterdir()]
+    assert stored.count("weights") == 3
+    assert not [content for content in stored if content.startswith("[{")]  # checkpoints
 
 
 @pytest.mark.slow
