@@ -35,7 +35,7 @@ from search.opening import create_ledger
 from search.ranking import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
 from search.report import kept_up_to_date, write_page
 from search.space import Parameters, first_proposals
-from search.storage import LedgerError
+from search.storage import LedgerError, first_line
 from search.study import CONFIRMS, open_confirmation
 from search.sweep import TimeUpError, sole_owner
 from search.sweep import run_sweep as search
@@ -74,7 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
     except MemoryError as error:
         return complain(1, f"not enough memory ({error}); take a smaller --image-size or fewer --workers")
     except (OSError, RuntimeError, LedgerError) as error:
-        return complain(1, f"{error}; {again}")
+        what = f"the ledger fails ({first_line(error)})" if isinstance(error, LedgerError) else str(error)
+        return complain(1, f"{what}; {again}")
     except TimeUpError:
         return complain(130, f"--timeout {options.timeout:g} s is over; {again}")
     except KeyboardInterrupt:

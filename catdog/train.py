@@ -201,7 +201,10 @@ class _Run:
 
         A file that is torn, as a power cut or a bad disk leaves it, gives way to the one before it.
         """
-        state = _read_checkpoint(path) or _read_checkpoint(_before(path))
+        state = _read_checkpoint(path)
+        if not state:
+            path.unlink(missing_ok=True)  # or `save` would put it in the place of the good one
+            state = _read_checkpoint(_before(path))
         if not state:
             return []
         if state["config"] != asdict(self.config):

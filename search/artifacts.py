@@ -1,8 +1,9 @@
 """What trials leave behind: what of it is kept, and how it gets from machine to machine."""
 
+import json
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ __all__ = ["FILES", "Artifacts", "checkpoint_of", "remove_checkpoints", "remove_
 
 FILES = "files"  # user attribute of a trial: its files' names in the store, by their names in its folder
 WEIGHTS = "model.safetensors"
+BROUGHT = ".stored.json"  # in a trial's folder: which of the store's files those here are
 OURS_ALONE = ("lock", "comet.json")  # files that say something about this machine only
 
 
@@ -73,12 +75,16 @@ class Artifacts:
         self.seen: dict[Path, tuple[int, int]] = {}
 
     def fetch(self, trial: FrozenTrial, folder: Path) -> None:
-        """Bring a trial's files into `folder`, but those that are there. One that the store has lost is left out."""
-        for name, key in trial.user_attrs.get(FILES, {}).items():
+        """Bring a trial's files into `folder`, but those that are there. One that the store has lost is left out.
+
+        What was made or brought here before is out of date where others have gone on with the trial since.
+        """
+        files, brought = trial.user_attrs.get(FILES, {}), _read(folder / BROUGHT)
+        for name, key in files.items():
             path = folder / Path(name).name
-            if not path.exists() and not self._bring(key, path):
-                continue
-            self.seen[path] = _mark(path)
+            if (path.exists() and brought.get(name) == key) or self._bring(key, path):
+                self.seen[path] = _mark(path)
+        _write(folder / BROUGHT, files)
 
     def fetch_all(self, ledger: Ledger) -> None:
         """Bring the files of all trials that have ended, and the weights of the best of them."""
@@ -108,6 +114,7 @@ class Artifacts:
             self.seen[path] = mark
         if now != before:
             ledger.note(trial, **{FILES: now})
+            _write(folder / BROUGHT, now)
             self._remove(set(before.values()) - set(now.values()))
 
     def remove(self, trial: FrozenTrial, beginning: str) -> None:
@@ -162,6 +169,19 @@ def _open(address: str) -> Any:
     except ImportError as error:
         raise ValueError("--artifacts s3://... needs boto3; pip install boto3 (extra s3)") from error
     return Boto3ArtifactStore(address.removeprefix("s3://").strip("/"))
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _write(path: Path, files: Mapping[str, str]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(files))
+    partial.replace(path)
 
 
 def _mark(path: Path) -> tuple[int, int]:

@@ -69,13 +69,8 @@ class _LokyProcess:
         threads = {name: str(place.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         os.environ.setdefault("PYTHONWARNINGS", QUIET)
         # Watched from the first moment on: a process that was never given its task would wait for it for ever.
-        self.executor = ProcessPoolExecutor(max_workers=1, env=threads, initializer=die_with, initargs=(os.getpid(),))
-        # Ctrl-C reaches the whole process group, and the parent decides: the child inherits a mask that blocks it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        try:
-            self.future: Future[None] = self.executor.submit(job, place)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.executor = ProcessPoolExecutor(max_workers=1, env=threads, initializer=_begin, initargs=(os.getpid(),))
+        self.future: Future[None] = self.executor.submit(job, place)
 
     def result(self) -> None:
         try:
@@ -92,6 +87,13 @@ class _LokyProcess:
     def end(self) -> None:
         well = self.future.done() and not self.future.exception()
         self.executor.shutdown(wait=True, kill_workers=not well)
+
+
+def _begin(parent: int) -> None:
+    """Be a process that lives as long as the parent. Ctrl-C, which reaches the whole process group, is the parent's."""
+    die_with(parent)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # blocked as this process was started
 
 
 def _cause(text: str) -> str:

@@ -31,7 +31,8 @@ PORT = 6379  # of a head node, where the user names none
 CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 2.0  # that Ray has to find out how a process died
 END_SECONDS = 10.0  # that Ray has to end a process
-KINDS_OF_SETTINGS = ("AWS_", "CATDOG_", "COMET_", "PG")  # environment variables that workers share with their command
+# Environment variables that workers share with their command begin so.
+KINDS_OF_SETTINGS = ("AWS_", "CATDOG_CACHE", "COMET_", "PGHOST", "PGPASS", "PGPORT", "PGSSL", "PGUSER")
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,10 @@ class RayBackend:
     find_device: Callable[[], str]  # asked in each worker that has a GPU: what is it called there?
 
     def start(self, job: Job, place: Place) -> Process:
-        return _RayProcess(self, job, place)
+        try:
+            return _RayProcess(self, job, place)
+        except RayError as error:
+            raise RuntimeError(f"Ray failed ({_first_line(error)})") from error
 
 
 class _RayProcess:
@@ -154,6 +158,8 @@ class _RayProcess:
             how = " for want of memory" if "low on memory" in str(death) else ""
             worker_alone = death and "node has died" not in str(death)  # Ray has no field for it
             raise WorkerDiedError(how, "" if worker_alone else f"the Ray node on {self._whereabouts()[0]}") from error
+        except RayError as error:
+            raise RuntimeError(f"Ray failed ({_first_line(error)})") from error
 
     def is_waiting(self) -> bool:
         return not ray.wait([self.where], timeout=0)[0]

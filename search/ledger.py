@@ -10,8 +10,8 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar, cast
@@ -23,15 +23,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.comet import CometSampler
 from search.locks import WORKER, ClaimLostError, FileLocks, Locks, SectionLostError, ServerLocks
-from search.storage import LedgerError, is_passing, note_down, open_storage
+from search.storage import LedgerError, first_line, is_passing, note_down, open_storage
 from search.study import CANDIDATES, PROMOTION, Sweep
 
 __all__ = ["Claim", "Ledger", "Owner", "locks_of"]
 
 MAX_DEATHS = 3  # of workers on one trial, with no epoch finished in between
+MAX_MACHINES = 10  # that went while they had it, likewise
 MAX_CLAIMS = 20  # of earlier holders of a trial that are remembered
 RETRY_SECONDS = 1.0  # between two attempts to reach a ledger that is away
-LAST_WORDS = "last_words"  # user attribute of a trial
+LAST_WORDS, RUNGS = "last_words", "rungs"  # user attributes of a trial
+RUNG = (
+    "completed_rung_"  # how the names begin under which Optuna's SuccessiveHalvingPruner notes a rung that was passed
+)
 SEARCH, SEARCH_ENDED, NOTICE = "search", "search_ended", "notice"  # user attributes of the study
 
 
@@ -78,7 +82,7 @@ def _insisting(method: Method) -> Method:
                 deadline = deadline or time.monotonic() + self.sweep.patience
                 if time.monotonic() > deadline:
                     raise
-                self.on_wait(f"the ledger is out of reach, waiting for it ({_first_line(error)})")
+                self.on_wait(f"the ledger is out of reach, waiting for it ({first_line(error)})")
                 time.sleep(RETRY_SECONDS)
 
     return cast("Method", insist)
@@ -125,8 +129,9 @@ class Ledger:
     @_insisting
     def num_free(self) -> int:
         """Count the unfinished trials that nobody works on."""
-        trials = self._trials()
-        return max(0, self.budget() - _num_started(trials[: self.budget()])) + len(self._left_behind(trials))
+        with self.locks.exclusively("claim"):  # a trial is made before it is locked
+            trials = self._trials()
+            return max(0, self.budget() - _num_started(trials[: self.budget()])) + len(self._left_behind(trials))
 
     @_insisting
     def take(self, slot: int, device: str) -> Claim | None:
@@ -141,10 +146,8 @@ class Ledger:
                 trial = self._take_over(trials)
                 if not trial and not self.sweep.search_id:
                     trial = self._start(trials)
-                if trial and self.sweep.search_id:
-                    self._complete(trial)  # Comet proposes to one process at a time
-            if not trial and self.sweep.search_id:
-                trial = self._start_with_comet()
+            if self.sweep.search_id:
+                trial = self._complete_with_comet(trial) if trial else self._start_with_comet()
             if not trial:
                 return None
             claim = Claim(uuid.uuid4().hex, self._complete(trial), self.locks)
@@ -184,11 +187,18 @@ class Ledger:
         """Record what our trial is worth after epoch `step` (from 1); say whether the pruner wants it stopped."""
         if step < (trial.last_step or 0):
             return False  # recorded before the trial was taken over
+        known = self.storage.get_trial_system_attrs(trial._trial_id)  # where pruners keep what they know
+        rungs = [name for name in known if name.startswith(RUNG)]
+        if step > (trial.last_step or 0) and rungs != trial.user_attrs.get(RUNGS, []):
+            self._note(trial, **{RUNGS: rungs})  # the trial went on from there
+            trial.user_attrs[RUNGS] = rungs
         self.storage.set_trial_intermediate_value(trial._trial_id, step, value)
         trial.intermediate_values[step] = value  # nobody else writes to a trial that is ours
         if step >= self.sweep.epochs:
             return False  # nothing is left to save
-        trial.system_attrs = self.storage.get_trial_system_attrs(trial._trial_id)  # where pruners keep what they know
+        # A process may have died with the pruner's answer in hand: then that is asked for again.
+        unanswered = set(rungs) - set(trial.user_attrs.get(RUNGS, []))
+        trial.system_attrs = {name: entry for name, entry in known.items() if name not in unanswered}
         return self.pruner.prune(self.study, trial)
 
     @_insisting
@@ -225,27 +235,30 @@ class Ledger:
         return None
 
     @_insisting
-    def count_death(self, process: str, how: str = "") -> bool:
+    def count_death(self, process: str, how: str = "", machine: str = "") -> bool:
         """Note that a process of ours died; fail its trial when that happened too often in one epoch.
 
-        Return whether it had taken a trial. Another process may have gone on with it by now, and died too.
+        Where a `machine` went with it, the trial is hardly to blame. Return whether it had taken a trial. Another
+        process may have gone on with it by now, and died too.
         """
         taken = [trial for trial in self._trials() if process in _processes(trial)]
         running = [trial for trial in taken if trial.state == TrialState.RUNNING]
         for trial in sorted(running, key=lambda trial: _processes(trial).index(process))[:1]:
             with self.locks.exclusively("claim"), suppress(UpdateFinishedTrialError):  # it may just end
-                self._count_death(self.storage.get_trial(trial._trial_id), process, how)
+                self._count_death(self.storage.get_trial(trial._trial_id), process, how, machine)
         return bool(taken)
 
     @_insisting
-    def give_up(self, trial: FrozenTrial, reason: str) -> None:
-        """Fail a trial whose worker was ended."""
+    def give_up(self, trial: FrozenTrial, process: str, reason: str) -> bool:
+        """Fail a trial whose process was ended, if nobody else took it; False while it is still locked."""
         with self.locks.exclusively("claim"):
-            if self._try_lock(trial):
-                try:
+            now = self.storage.get_trial(trial._trial_id)
+            if now.state != TrialState.RUNNING or _processes(now)[:1] != [process]:
+                return True
+            with self._locked(trial) as locked:
+                if locked:
                     self._fail(trial, reason)
-                finally:
-                    self.locks.release(trial)
+                return locked
 
     @_insisting
     def say(self, text: str) -> None:
@@ -288,43 +301,47 @@ class Ledger:
     def _say(self, text: str) -> None:
         self.study.set_user_attr(NOTICE, text)
 
-    def _note(self, trial: FrozenTrial, **entries: Any) -> None:
+    def _note(self, trial: FrozenTrial | optuna.Trial, **entries: Any) -> None:
         note_down(self.storage, trial._trial_id, entries)
 
-    def _tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None) -> None:
+    def _tell(self, trial: FrozenTrial | optuna.Trial, state: TrialState, value: float | None = None) -> None:
         if self.sweep.search_id:
             self.study.sampler = self.sweep.sampler(trial.number)  # which wants to hear of it
             self.study.tell(trial.number, value, state, skip_if_finished=True)
             return
-        if state == TrialState.PRUNED:
+        if state == TrialState.PRUNED and isinstance(trial, FrozenTrial):
             value = trial.intermediate_values[max(trial.intermediate_values)]  # as Study.tell has it
         # What Study.tell does, without its reading the whole trial before and after.
         with suppress(UpdateFinishedTrialError):
             self.storage.set_trial_state_values(trial._trial_id, state, None if value is None else [value])
 
-    def _count_death(self, trial: FrozenTrial, process: str, how: str) -> None:
+    def _count_death(self, trial: FrozenTrial, process: str, how: str, machine: str) -> None:
         before = trial.user_attrs.get("deaths", {})
         if trial.state != TrialState.RUNNING or before.get("process") == process:
             return
         author, words = trial.user_attrs.get(LAST_WORDS, ("", ""))
         how = f" ({words})" if author == process else how
-        num = 1 + (before.get("count", 0) if before.get("step") == trial.last_step else 0)
-        self._note(trial, deaths={"step": trial.last_step, "count": num, "how": how, "process": process})
-        self._say(f"the worker of {self.sweep.label(trial)} died{how}; a new one goes on with it")
-        if num >= MAX_DEATHS and self._try_lock(trial):  # else whoever is to take it over next finds that out
-            self._fail_if_deadly(self.storage.get_trial(trial._trial_id))
-            self.locks.release(trial)
+        deaths = before if before.get("step") == trial.last_step else {}
+        deaths = {"count": 0, "machines": 0, **deaths, "step": trial.last_step, "how": how, "process": process}
+        deaths["machines" if machine else "count"] += 1
+        self._note(trial, deaths=deaths)
+        with self._locked(trial) as locked:  # else whoever is to take it over next finds that out
+            failed = locked and self._fail_if_deadly(self.storage.get_trial(trial._trial_id))
+        what = "it is given up" if failed else "others go on with it"
+        whose = f"the worker of {self.sweep.label(trial)}"
+        self._say(f"{machine} has gone, with {whose}; {what}" if machine else f"{whose} died{how}; {what}")
 
     def _fail_if_deadly(self, trial: FrozenTrial) -> bool:
         """Fail a locked trial whose workers have died too often in one epoch; say whether it was failed."""
         deaths = trial.user_attrs.get("deaths", {})
-        if deaths.get("step") != trial.last_step or deaths.get("count", 0) < MAX_DEATHS:
+        num, num_machines = deaths.get("count", 0), deaths.get("machines", 0)
+        if deaths.get("step") != trial.last_step or (num < MAX_DEATHS and num_machines < MAX_MACHINES):
             return False
         epoch = (trial.last_step or 0) + 1
-        self._fail(trial, f"its worker died {deaths['count']} times in epoch {epoch}{deaths['how']}")
+        self._fail(trial, f"its worker died {num + num_machines} times in epoch {epoch}{deaths['how']}")
         return True
 
-    def _fail(self, trial: FrozenTrial, reason: str) -> None:
+    def _fail(self, trial: FrozenTrial | optuna.Trial, reason: str) -> None:
         self._note(trial, reason=reason)
         self._tell(trial, TrialState.FAIL)
 
@@ -339,10 +356,26 @@ class Ledger:
         """Lock a running trial; False where another process holds it or has ended it in the meantime."""
         if not self.locks.try_lock(trial):
             return False
-        if self.storage.get_trial(trial._trial_id).state == TrialState.RUNNING:
-            return True
+        try:
+            if self.storage.get_trial(trial._trial_id).state == TrialState.RUNNING:
+                return True
+        except BaseException:
+            self.locks.release(trial)
+            raise
         self.locks.release(trial)
         return False
+
+    @contextmanager
+    def _locked(self, trial: FrozenTrial) -> Iterator[bool]:
+        """Hold a running trial for a moment, without a claim; False where that cannot be."""
+        locked = self._try_lock(trial)
+        try:
+            yield locked
+        except ClaimLostError as error:  # cut off in that moment
+            raise SectionLostError(str(error)) from error
+        finally:
+            if locked:
+                self.locks.release(trial)
 
     def _left_behind(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         free = self.locks.free(self._running(trials))
@@ -350,12 +383,16 @@ class Ledger:
 
     def _take_over(self, trials: Sequence[FrozenTrial]) -> optuna.Trial | None:
         for trial in self._left_behind(trials):
-            if self._try_lock(trial):
-                if self._fail_if_deadly(self.storage.get_trial(trial._trial_id)):
-                    self.locks.release(trial)
-                    continue
-                self.study.sampler = self.sweep.sampler(trial.number)
-                return optuna.Trial(self.study, trial._trial_id)
+            if not self._try_lock(trial):
+                continue
+            try:
+                if not self._fail_if_deadly(self.storage.get_trial(trial._trial_id)):
+                    self.study.sampler = self.sweep.sampler(trial.number)
+                    return optuna.Trial(self.study, trial._trial_id)
+            except BaseException:
+                self.locks.release(trial)
+                raise
+            self.locks.release(trial)
         return None
 
     def _start(self, trials: Sequence[FrozenTrial]) -> optuna.Trial | None:
@@ -384,6 +421,18 @@ class Ledger:
                 if trial:
                     self._complete(trial)
                 return trial
+
+    def _complete_with_comet(self, trial: optuna.Trial) -> optuna.Trial | None:
+        """Have parameters proposed for a trial that was left behind without; fail it where Comet has no more."""
+        with self.locks.exclusively("propose"):
+            sampler = self.sweep.sampler(trial.number)
+            assert isinstance(sampler, CometSampler)
+            if "parameters" in trial.user_attrs or sampler.reserve(self.study):
+                self._complete(trial)
+                return trial
+            self._fail(trial, "Comet's search was over before anything was proposed for it")
+            self.locks.release(trial)
+            return None
 
     def _enqueue_baseline(self) -> None:
         """Make trial 0 the README configuration, also where the space does not hold it."""
@@ -423,7 +472,3 @@ def locks_of(sweep: Sweep, storage: RDBStorage, study: optuna.Study) -> Locks:
     if storage.engine.dialect.name == "postgresql":
         return ServerLocks(storage, study._study_id)
     return FileLocks(sweep.folder, sweep.trial_folder(0).parent)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error.__cause__ or error).strip().splitlines()[0]

@@ -8,6 +8,7 @@ can write to a trial that is not his any more, because there is no connection to
 """
 
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -134,6 +135,7 @@ class ServerLocks:
         self.held: dict[int, str] = {}  # trials, by their ids, and by which claims
         self.depth = 0  # of sections that this process is in
         self.pinging: threading.Thread | None = None
+        self.cut_off = -math.inf  # when a connection was lost last, by time.monotonic()
         event.listen(self.engine, "connect", self._connected)
 
     @contextmanager
@@ -175,10 +177,13 @@ class ServerLocks:
         self._ask("SELECT 1")
 
     def are_settled(self) -> bool:
-        return float(self._ask("SELECT extract(epoch FROM now() - pg_postmaster_start_time())")) > SECONDS_TO_RETURN
+        up = float(self._ask("SELECT extract(epoch FROM now() - pg_postmaster_start_time())"))
+        # Where one of its processes is killed, the server ends everybody's session without starting anew.
+        return min(up, time.monotonic() - self.cut_off) > SECONDS_TO_RETURN
 
     def _connected(self, connection: Any, _: Any) -> None:
         """Let a new connection take the place of one that broke, if it may."""
+        self.cut_off = time.monotonic()
         try:
             with connection.cursor() as cursor:
                 for trial, claim in list(self.held.items()):
@@ -186,7 +191,8 @@ class ServerLocks:
                     (locked,) = cursor.fetchone()
                     cursor.execute(OWNER, (WORKER, trial))
                     state, worker = cursor.fetchone() or ("", "{}")
-                    if not locked or state != "RUNNING" or json.loads(worker).get("claim") != claim:
+                    ours = json.loads(worker).get("claim") == claim  # and ended, if the server's last answer got lost
+                    if not ours or (state == "RUNNING" and not locked):
                         raise ClaimLostError("the server was away for too long; the trial is somebody else's by now")  # noqa: TRY301
             connection.commit()
             if self.depth:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 __all__ = [
     "LedgerError",
+    "first_line",
     "is_passing",
     "note_down",
     "note_storage",
@@ -75,7 +76,7 @@ def open_storage(folder: Path, url: str = "", *, locking: bool = False) -> RDBSt
         return _open_server(url, locking=locking) if url else _open_file(path)
     except (sqlite3.Error, SQLAlchemyError, StorageInternalError) as error:
         where = sqlalchemy.make_url(url).render_as_string() if url else path
-        raise OSError(f"the ledger {where} cannot be opened ({_first_line(error)})") from error
+        raise OSError(f"the ledger {where} cannot be opened ({first_line(error)})") from error
 
 
 def note_down(storage: RDBStorage, trial_id: int, entries: Mapping[str, Any]) -> None:
@@ -125,5 +126,6 @@ def _open_server(url: str, *, locking: bool) -> RDBStorage:
     return RDBStorage(url, engine_kwargs=settings, skip_compatibility_check=True, skip_table_creation=True)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what the storage itself said."""
     return str(error.__cause__ or error).strip().splitlines()[0]

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from optuna.trial import FrozenTrial
 
 from search.artifacts import Artifacts, remove_checkpoints, remove_weights
 from search.backends import Backend, LokyBackend, Process, WorkerDiedError
@@ -32,6 +33,9 @@ MAX_FALSE_STARTS = 5  # deaths in a row of one place's workers before they took 
 
 class TimeUpError(Exception):
     """The time that the user gave the sweep is over."""
+
+    def __str__(self) -> str:
+        return "its time is over"
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class _Worker:
     at: tuple[int, int] | None = None  # the trial and its epoch that it was last seen at
     idle: float = 0.0  # seconds that were watched since then
     stopped: float = 0.0  # seconds that it was watched to be stopped by a signal, until it was killed for that
-    ended: bool = False  # by us
+    verdict: tuple[FrozenTrial, str, str] | None = None  # its trial is to be given up: which, whose, why
 
 
 NO_LIMITS = Limits()
@@ -83,8 +87,8 @@ def run_sweep(
     _tidy(ledger)
     removed: set[int] = set()
     store = Artifacts(ledger.sweep.artifacts) if ledger.sweep.artifacts else None
-    start: Callable[..., _Worker] = partial(_start, ledger, objective, tracking, backend)
     workers: list[_Worker] = []
+    start = partial(_start, workers, ledger, objective, tracking, backend)
     looked = -LOOK_SECONDS
     over = threading.Event()
     threading.Thread(target=_kill_stopped, args=(workers, over), daemon=True).start()
@@ -96,14 +100,18 @@ def run_sweep(
             if now - looked > LOOK_SECONDS:  # places are idle at the start, and when others left a trial behind
                 looked, taken = now, {worker.place for worker in workers}
                 idle = [place for place in where if place not in taken]
-                workers.extend(map(start, idle[: ledger.num_free()] if idle else ()))
-            wait([worker.process.future for worker in workers], TICK_SECONDS, FIRST_COMPLETED)
+                for place in idle[: ledger.num_free()] if idle else ():
+                    start(place)
+            if workers:
+                wait([worker.process.future for worker in workers], TICK_SECONDS, FIRST_COMPLETED)
+            else:
+                time.sleep(TICK_SECONDS)
             show()
             remove_weights(ledger.sweep, ledger.trials(), removed, store)
             if limits.trial is not None:
                 _give_up_stuck(workers, ledger, limits.trial, time.monotonic() - now)
-            for index in reversed(range(len(workers))):
-                workers[index : index + 1] = _look_after(workers[index], ledger, start)
+            for worker in workers[:]:
+                _look_after(worker, workers, ledger, start)
         ending = [worker.process.future for worker in workers if not worker.process.is_waiting()]
         wait(ending, tracking.patience + TICK_SECONDS if tracking else TICK_SECONDS)
         _tidy(ledger)
@@ -133,24 +141,35 @@ def sole_owner(folder: Path) -> Iterator[None]:
 
 
 def _start(
+    workers: list[_Worker],
     ledger: Ledger,
     objective: Objective,
     tracking: Tracking | None,
     backend: Backend,
     place: Place,
     false_starts: int = 0,
-) -> _Worker:
+) -> None:
     owner = replace(ledger.owner, process=uuid.uuid4().hex)
     job = partial(work, ledger.sweep, owner, objective, tracking)
-    return _Worker(place, owner.process, backend.start(job, place), false_starts)
+    with _undisturbed():  # a process that is in no list would outlive this one
+        workers.append(_Worker(place, owner.process, backend.start(job, place), false_starts))
 
 
 def _kill(workers: Sequence[_Worker]) -> None:
     """End every worker at once, undisturbed by a second Ctrl-C; what they held stays in the ledger."""
+    with _undisturbed():
+        for worker in workers:
+            worker.process.end()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Have signals wait."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
-    for worker in workers:
-        worker.process.end()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _tidy(ledger: Ledger) -> None:
@@ -177,18 +196,17 @@ def _kill_stopped(workers: Sequence[_Worker], over: threading.Event) -> None:
 
 
 def _give_up_stuck(workers: Sequence[_Worker], ledger: Ledger, limit: float, seconds: float) -> None:
-    """Fail trials of which no epoch ended in all the time in which this process was there to watch them."""
+    """End workers none of whose epochs ended in all the time in which this process was there to watch them."""
     seconds = min(seconds, 2 * TICK_SECONDS)  # this process may have been stopped too
     for worker in workers:
-        trial = ledger.held_by(worker.id)
+        trial = None if worker.verdict else ledger.held_by(worker.id)
         at = (trial.number, trial.last_step or 0) if trial else None
         worker.idle = worker.idle + seconds if at == worker.at else 0.0
         worker.at = at
         if trial and worker.idle > limit:
             worker.process.end()
-            worker.ended = True
             reason = f"no progress for {limit:g} s in epoch {(trial.last_step or 0) + 1} (--trial-timeout)"
-            ledger.give_up(trial, reason)
+            worker.verdict = trial, worker.id, reason
 
 
 def _stopped_pids(worker: _Worker) -> list[int]:
@@ -201,26 +219,33 @@ def _stopped_pids(worker: _Worker) -> list[int]:
     return pids
 
 
-def _look_after(worker: _Worker, ledger: Ledger, start: Callable[..., _Worker]) -> list[_Worker]:
-    """Return the worker while it works, its successor when it died, nothing when it found no more to do."""
-    if not worker.process.future.done():
-        return [worker]
+def _look_after(worker: _Worker, workers: list[_Worker], ledger: Ledger, start: Callable[..., None]) -> None:
+    """Give a worker that died a successor, and dismiss one that found no more to do."""
+    if worker.verdict:
+        if not ledger.give_up(*worker.verdict):
+            return  # its lock is not free yet: asked again soon
+    elif not worker.process.future.done():
+        return
+    successor = None
     try:
-        worker.process.result()
+        if not worker.verdict:
+            worker.process.result()
     except WorkerDiedError as death:
-        worker.process.end()
-        if worker.ended:
-            return [start(worker.place)]
-        if worker.stopped > STOPPED_SECONDS:
-            ledger.say(f"the worker on {worker.place.device} was stopped for {STOPPED_SECONDS:g} s; a new one goes on")
-            return [start(worker.place)]
-        if death.machine:
-            ledger.say(f"{death.machine} has gone, or is out of reach; others go on with its trials")
-            return [start(worker.place)]
-        false_starts = 0 if ledger.count_death(worker.id, death.how) else worker.false_starts + 1
-        if false_starts >= MAX_FALSE_STARTS:
-            message = f"the worker on {worker.place.device} died {false_starts} times before it took a trial"
-            raise RuntimeError(message) from death
-        return [start(worker.place, false_starts)]
+        successor = partial(start, worker.place, _note_death(worker, ledger, death))
     worker.process.end()
-    return []
+    workers.remove(worker)
+    if successor or worker.verdict:
+        (successor or partial(start, worker.place))()
+
+
+def _note_death(worker: _Worker, ledger: Ledger, death: WorkerDiedError) -> int:
+    """Have the ledger count a death; return how many of the place's workers died in a row without a trial."""
+    if worker.stopped > STOPPED_SECONDS:
+        ledger.say(f"the worker on {worker.place.device} was stopped for {STOPPED_SECONDS:g} s; a new one goes on")
+        return 0
+    if ledger.count_death(worker.id, death.how, death.machine) or death.machine:
+        return 0
+    if worker.false_starts + 1 >= MAX_FALSE_STARTS:
+        message = f"the worker on {worker.place.device} died {MAX_FALSE_STARTS} times before it took a trial"
+        raise RuntimeError(message) from death
+    return worker.false_starts + 1

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from search.artifacts import Artifacts, checkpoint_of, remove_checkpoints
@@ -76,17 +77,19 @@ def work(sweep: Sweep, owner: Owner, objective: Objective, tracking: Tracking | 
         while claim := patiently(
             lambda: ledger.take(place.slot, place.label or place.device), sweep.patience, ledger.say
         ):
-            news = ""
+            lost = False
             try:
                 _work_on(ledger, claim, objective, place, tracker, artifacts)
-            except ClaimLostError:
-                news = f"{sweep.label(claim.trial)} was given to another worker while this one was cut off"
+            except (ClaimLostError, UpdateFinishedTrialError):
+                lost = True
             finally:
                 claim.release()
-            if news:
-                ledger.say(news)
+            if lost:
+                ledger.say(f"{sweep.label(claim.trial)} was given to another worker while this one was cut off")
             if tracker:
                 tracker.close(ledger.reread(claim.trial), news=ledger.news_of(claim.trial))
+            if lost:
+                return  # the next process has a name of its own: when this one's ends, no trial is to blame
     finally:
         if tracker:
             tracker.finish()
@@ -139,7 +142,7 @@ def run_trial(
             if artifacts:
                 artifacts.push(ledger, trial, task.folder)
         reason = f"stopped by {ledger.sweep.pruner} after epoch {len(rows)}" if state == TrialState.PRUNED else ""
-    except (OSError, LedgerError, ClaimLostError):
+    except (OSError, LedgerError, ClaimLostError, UpdateFinishedTrialError):
         raise  # disk full, data gone, ledger out of reach: every other trial would fail too
     except ProcessLostError as error:
         ledger.note_last_words(trial, str(error).splitlines()[0])

@@ -57,6 +57,13 @@ class PostgresServer:
         self.process.wait()
         Path(self.data / "postmaster.pid").unlink(missing_ok=True)
 
+    def kill_a_session(self):
+        """Kill a process of the server (-9), whereupon it ends all sessions and recovers, without starting anew."""
+        others = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        os.kill(int(self.ask(f"SELECT min(pid) FROM pg_stat_activity WHERE {others}")), signal.SIGKILL)
+        while self.ask("SELECT 1") != "1":
+            time.sleep(0.1)
+
     def ask(self, question):
         """Return what psql prints of the answer."""
         options = ["-h", self.folder, "-p", self.port, "-U", "sweeper", "-d", "postgres", "-AtX", "-c", question]

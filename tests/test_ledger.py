@@ -5,11 +5,13 @@ import optuna
 import pytest
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
 
 from search.artifacts import remove_weights
 from search.ledger import Ledger
 from search.opening import create_ledger
 from search.space import Space
+from search.storage import LedgerError
 from search.study import open_study, parameters_of
 from tests.counting_sweep import make_sweep
 
@@ -161,11 +163,13 @@ def test_trial_that_is_found_deadly_while_somebody_holds_it_fails_when_it_is_lef
 
 def test_death_after_a_new_epoch_counts_from_one(ledger):
     for epoch in range(1, 4):
-        claim = ledger.take(0, "cpu")
+        dead = Ledger(ledger.sweep)
+        claim = dead.take(0, "cpu")
         ledger.report(claim.trial, epoch, 1.0)
         claim.release()
-        ledger.count_death(ledger.owner.process)
+        ledger.count_death(dead.owner.process)
     assert ledger.trials()[0].state == TrialState.RUNNING
+    assert ledger.trials()[0].user_attrs["deaths"]["count"] == 1
 
 
 def test_death_of_a_worker_without_a_trial_says_so(ledger):
@@ -183,6 +187,78 @@ def test_poor_trial_is_stopped_and_the_last_epoch_never_is(tmp_path):
             ledger.report(claim.trial, epoch, 0.1)
     assert any(ledger.report(claim.trial, epoch, 9.0) for claim in poor for epoch in range(1, 4))
     assert not any(ledger.report(claim.trial, 4, 9.0) for claim in poor)
+
+
+def test_trial_whose_worker_died_with_the_pruners_no_in_hand_is_stopped_all_the_same(tmp_path):
+    ledger = create_ledger(replace(make_sweep(tmp_path / "runs/one", 6), epochs=9), GOAL)
+    ledger.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    good = [ledger.take(slot, "cpu") for slot in range(4)]
+    for claim in good:
+        for epoch in range(1, 10):
+            ledger.report(claim.trial, epoch, 0.1)
+    poor = ledger.take(4, "cpu")
+    assert ledger.report(poor.trial, 1, 9.0)
+    poor.release()
+    again = Ledger(ledger.sweep)
+    again.pruner = ledger.pruner
+    claim = again.take(4, "cpu")
+    assert claim.trial.number == poor.trial.number
+    assert again.report(claim.trial, 1, 9.0)
+    assert not again.report(good[0].trial, 9, 0.1)
+
+
+def test_rung_that_was_passed_is_not_asked_for_again(tmp_path):
+    ledger = create_ledger(replace(make_sweep(tmp_path / "runs/one", 6), epochs=9), GOAL)
+    ledger.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    claim = ledger.take(0, "cpu")
+    assert not ledger.report(claim.trial, 1, 0.5)  # the first trial passes its first rung
+    assert not ledger.report(claim.trial, 2, 0.5)
+    for slot in range(1, 5):
+        ledger.report(ledger.take(slot, "cpu").trial, 1, 0.1)
+    claim.release()
+    again = Ledger(ledger.sweep)
+    again.pruner = ledger.pruner
+    assert not again.report(again.take(0, "cpu").trial, 2, 0.5)  # others are better by now; it had gone on
+
+
+def test_ledger_that_is_away_while_a_trial_is_looked_at_leaves_it_to_others(ledger, monkeypatch):
+    ledger.take(0, "cpu").release()
+    taker = Ledger(replace(ledger.sweep, patience=0))
+
+    def away(_):
+        raise LedgerError("away") from OperationalError("", {}, sqlite3.OperationalError("database is locked"))
+
+    monkeypatch.setattr(taker.storage, "get_trial", away)
+    with pytest.raises(LedgerError, match="away"):
+        taker.take(0, "cpu")
+    assert ledger.locks.free(ledger.trials())
+
+
+def test_trial_is_given_up_once_nobody_holds_it(ledger):
+    worker = Ledger(ledger.sweep)
+    claim = worker.take(0, "cpu")
+    assert not ledger.give_up(claim.trial, worker.owner.process, "stuck")  # its process is not quite dead
+    claim.release()
+    assert ledger.give_up(claim.trial, worker.owner.process, "stuck")
+    assert ledger.trials()[0].user_attrs["reason"] == "stuck"
+
+
+def test_trial_that_somebody_else_took_is_not_given_up(ledger):
+    worker = Ledger(ledger.sweep)
+    claim = worker.take(0, "cpu")
+    claim.release()
+    Ledger(ledger.sweep).take(0, "cpu")
+    assert ledger.give_up(claim.trial, worker.owner.process, "stuck")
+    assert ledger.trials()[0].state == TrialState.RUNNING
+
+
+def test_machines_that_go_are_held_against_a_trial_late(ledger):
+    for num in range(10):
+        assert ledger.trials()[:1] == [] or ledger.trials()[0].state == TrialState.RUNNING, num
+        dead = Ledger(ledger.sweep)
+        dead.take(0, "cpu").release()
+        assert ledger.count_death(dead.owner.process, "", "the Ray node on there")
+    assert ledger.trials()[0].user_attrs["reason"] == "its worker died 10 times in epoch 1"
 
 
 def test_epoch_reported_before_is_not_decided_again(ledger):

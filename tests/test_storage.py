@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from optuna.trial import TrialState
 
+from search.artifacts import Artifacts
 from search.ledger import Ledger
 from search.locks import ClaimLostError, SectionLostError
 from search.opening import create_ledger
@@ -20,6 +21,11 @@ from tests.test_sweep import assert_exact, epochs_in, start
 
 def server_sweep(postgres, folder, num_trials=3, **changes):
     return replace(make_sweep(folder, num_trials), storage=validated_storage(postgres.url), **changes)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return create_ledger(make_sweep(tmp_path / "runs/file", 3), {})
 
 
 @pytest.fixture
@@ -129,6 +135,39 @@ def test_connection_that_broke_is_made_again_with_its_locks(postgres, tmp_path, 
     ledger.report(claim.trial, 1, 0.5)
     assert ledger.reread(claim.trial).intermediate_values == {1: 0.5}
     assert opened(Ledger(ledger.sweep)).locks.free([claim.trial]) == []
+
+
+def test_server_that_ends_all_sessions_gives_no_trial_away(postgres, tmp_path, opened):
+    sweep = server_sweep(postgres, tmp_path / "runs/one")
+    holder, other = opened(create_ledger(sweep, {})), opened(Ledger(sweep))
+    for ledger in (holder, other):
+        ledger.locks._ask = as_of_old(ledger.locks._ask)
+    holder.locks._keep_in_touch = lambda: None  # it is in the midst of an epoch
+    claim = holder.take(0, "cpu")
+    postgres.kill_a_session()
+    assert other.take(0, "cpu").trial.number == 1
+    holder.report(claim.trial, 1, 0.5)
+
+
+def as_of_old(ask):
+    """Have a server that was started long ago."""
+    return lambda question, **values: 1000 if "start_time" in question else ask(question, **values)
+
+
+def test_files_that_are_out_of_date_here_are_brought_again(ledger, tmp_path):
+    one, two = (Artifacts(str(tmp_path / "store")) for _ in "ab")
+    here, there = tmp_path / "here", tmp_path / "there"
+    claim = ledger.take(0, "cpu")
+    for store, folder, text in ((one, here, "epoch 2"), (two, there, "epoch 4")):
+        folder.mkdir()
+        store.fetch(ledger.reread(claim.trial), folder)
+        (folder / "model.safetensors").write_text(text)
+        store.push(ledger, claim.trial, folder)
+    Artifacts(one.address).fetch(ledger.reread(claim.trial), here)
+    assert (here / "model.safetensors").read_text() == "epoch 4"
+    (here / "model.safetensors").write_text("epoch 5")  # made here since, and not in the store yet
+    Artifacts(one.address).fetch(ledger.reread(claim.trial), here)
+    assert (here / "model.safetensors").read_text() == "epoch 5"
 
 
 def test_process_that_is_frozen_where_it_must_not_be_is_cut_off(postgres, tmp_path, opened, monkeypatch):

@@ -91,6 +91,9 @@ def test_checkpoint_that_is_torn_anywhere_gives_way_to_the_one_before(pictures, 
         path.write_bytes(whole[: int(share * len(whole))])
         _, epochs = run(pictures, checkpoint=path)
         assert next(epochs) == first, share  # replayed, its seconds too
+        next(epochs)
+        path.write_bytes(b"torn again")  # as the next epoch's is written
+        assert next(run(pictures, checkpoint=path)[1]) == first, share
     path.with_name("checkpoint.pt.before").unlink()
     path.write_bytes(whole[:-1000])
     assert len(list(run(pictures, checkpoint=path)[1])) == RECIPE.epochs
