@@ -1,6 +1,7 @@
 """A network and pictures -> loss, accuracy and one row of logits per picture."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that the field uses
@@ -35,8 +36,8 @@ def evaluate(
     size = pictures.images.shape[1]
     for batch in torch.split(pictures.rows, max(1, BATCH_PIXELS // size**2)):
         with autocast(device, precision):
-            logits.append(model(normalise(pictures.images[batch].to(device))).float().cpu())
-    scores = torch.cat(logits)
+            logits.append(model(normalise(pictures.images[batch].to(device))).float())
+    scores = torch.cat(logits).cpu()  # once: a GPU is waited for here
     y = pictures.y.cpu()
     correct = (scores.argmax(1) == y).double().mean().item()
     return Scores(F.cross_entropy(scores, y).item(), correct, scores)
@@ -57,6 +58,12 @@ def confusion(logits: Tensor, y: Tensor) -> list[list[int]]:
 
 def normalise(images: Tensor) -> Tensor:
     """Turn (B, S, S, 3) bytes into (B, 3, S, S) float32 of about zero mean and unit variance, channels-last."""
-    mean = torch.tensor(MEAN, device=images.device) * 255
-    std = torch.tensor(STD, device=images.device) * 255
+    mean, std = _scale(images.device)
     return ((images.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+@cache
+def _scale(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of bytes, kept on `device`: to copy them there anew, a step would wait for the GPU."""
+    with torch.inference_mode(mode=False):
+        return torch.tensor(MEAN, device=device) * 255, torch.tensor(STD, device=device) * 255

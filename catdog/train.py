@@ -129,7 +129,9 @@ class _Run:
         self.model, self.config, self.device = model, config, device
         self.training, self.validation = training, validation
         self.optimizer = _optimizer(config, model)
-        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.order = torch.Generator().manual_seed(config.seed)  # the same pictures in a batch on every kind of device
+        on_cpu = device.type == "cpu"
+        self.generator = self.order if on_cpu else torch.Generator(device).manual_seed(config.seed)  # augmentation's
         torch.manual_seed(config.seed)  # dropout draws from the global state
         self.steps_per_epoch = math.ceil(len(training) / config.batch_size)
 
@@ -157,7 +159,7 @@ class _Run:
         """Take one optimizer step per batch; return mean loss and accuracy."""
         self.model.train()
         rows = self.training.rows
-        order = rows[torch.randperm(len(rows), generator=self.generator, device=self.device)]
+        order = rows[torch.randperm(len(rows), generator=self.order).to(self.device)]
         total, num_seen = torch.zeros(2, device=self.device), 0  # summed loss, number correct
         for step, batch in enumerate(torch.split(order, self.config.batch_size)):
             if len(batch) == 1 and len(order) > 1:
@@ -212,17 +214,20 @@ class _Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["device"] != self.device.type:  # random states of another kind of device mean nothing here
-            self.generator.manual_seed(self.config.seed + len(state["history"]))
+            for generator in (self.order, self.generator):
+                generator.manual_seed(self.config.seed + len(state["history"]))
             return [Epoch(**record) for record in state["history"]]
-        self.generator.set_state(state["random"]["order"])
+        self.order.set_state(state["random"]["order"])
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda":
+            self.generator.set_state(state["random"]["augmentation"])
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
         return [Epoch(**record) for record in state["history"]]
 
     def _random_states(self) -> dict[str, Tensor]:
-        states = {"order": self.generator.get_state(), "cpu": torch.get_rng_state()}
+        states = {"order": self.order.get_state(), "cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
+            states["augmentation"] = self.generator.get_state()
             states["cuda"] = torch.cuda.get_rng_state(self.device)
         return states
 
