@@ -1,0 +1,97 @@
+"""Whether a GPU trains what the CPU trains."""
+
+import tempfile
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from catdog.data import load_data
+from catdog.insight import look
+from catdog.model import ModelConfig, build_model
+from catdog.train import TrainConfig, train
+
+TOLERANCE = 0.02  # nats between the losses of two ways to do the same in float32, in each of three epochs
+TOLERANCE_BFLOAT16 = 0.1
+TINY = ModelConfig(stem_width=8, body_width=16, body_repeats=2, image_size=64)
+TINY_RECIPE = TrainConfig(learning_rate=1e-3, epochs=3, precision="float32", seed=3)
+
+
+@contextmanager
+def cudnn(**settings):
+    """Set flags of torch.backends.cudnn for a while."""
+    before = {name: getattr(torch.backends.cudnn, name) for name in settings}
+    for name, value in settings.items():
+        setattr(torch.backends.cudnn, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(torch.backends.cudnn, name, value)
+
+
+def few(pictures, number):
+    """Every k-th picture, so that both classes are there."""
+    step = max(1, len(pictures) // number)
+    return replace(pictures, rows=pictures.rows[::step][:number])
+
+
+def tiny_sides(bench):
+    data = load_data(bench.source, TINY.image_size)
+    return few(data.training, 600), few(data.validation, 200)
+
+
+def losses_of(sides, device, recipe=TINY_RECIPE):
+    epochs = train(build_model(TINY, recipe.seed), recipe, *sides, device=device)
+    return [loss for epoch in epochs for loss in (epoch.train_loss, epoch.val_loss)]
+
+
+def agreement(bench):
+    """One training on the CPU, on the GPU, in bfloat16, and by each way to run a step."""
+    sides = tiny_sides(bench)
+    with cudnn(allow_tf32=False):
+        for optimizer in ("adam", "sgd"):
+            recipe = replace(TINY_RECIPE, optimizer=optimizer)
+            expected = losses_of(sides, "cpu", recipe)
+            yield f"{optimizer}: last training loss on the CPU, nats", expected[-2]
+            yield from compare(f"{optimizer}: CPU and GPU", expected, losses_of(sides, bench.device, recipe), TOLERANCE)
+    bfloat16 = losses_of(sides, bench.device, replace(recipe, precision="bfloat16"))
+    yield from compare("sgd: float32 and bfloat16", expected, bfloat16, TOLERANCE_BFLOAT16)
+
+
+def compare(what, expected, found, tolerance):
+    apart = max(abs(one - other) for one, other in zip(expected, found, strict=True))
+    yield f"{what}: losses apart at most, nats (limit {tolerance})", apart
+    if not apart <= tolerance:
+        raise AssertionError(f"{what} disagree by {apart:.4g} nats")
+
+
+def resume(bench):
+    """Go on from a checkpoint; the weights should end bit-identical where cuDNN is told to be deterministic."""
+    sides = tiny_sides(bench)
+    recipe = replace(TINY_RECIPE, augmentation="color", schedule="one_cycle", precision="auto")
+    models = [build_model(replace(TINY, dropout=0.2), recipe.seed) for _ in range(3)]
+    with tempfile.TemporaryDirectory() as folder, cudnn(deterministic=True):
+        options = {"device": bench.device, "checkpoint": Path(folder) / "checkpoint.pt"}
+        list(train(models[0], recipe, *sides, device=bench.device))
+        list(islice(train(models[1], recipe, *sides, **options), 1))
+        list(train(models[2], recipe, *sides, **options))
+    pairs = zip(models[0].state_dict().values(), models[2].state_dict().values(), strict=True)
+    apart = max((one.double() - other.double()).abs().max().item() for one, other in pairs)
+    yield "weights of a resumed and a whole run: apart at most", apart
+    if apart:
+        raise AssertionError("a resumed run does not end with the same bits")
+
+
+def insight(bench):
+    """One look with heat map at pictures on both devices."""
+    images = tiny_sides(bench)[1].images[:32]
+    model = build_model(TINY).eval()
+    one = look(model, images, torch.device("cpu"), heat=True)
+    other = look(model.to(bench.device), images, torch.device(bench.device), heat=True)
+    for name in ("logits", "traits", "heat"):
+        apart = (getattr(one, name) - getattr(other, name)).abs()
+        yield f"{name} on CPU and GPU: apart on average", apart.mean().item()
+        assert apart.mean() < 0.05, f"{name} disagree"
