@@ -1,6 +1,6 @@
 """What training does on a GPU: whether it is right, how fast, how near the limit, how good on photographs.
 
-    python benchmarks/gpu.py --data FOLDER|TAR [--output gpu.json] [--seconds 520] [--only peak,"first seed"]
+    python benchmarks/gpu.py --data FOLDER|TAR [--output gpu.json] [--seconds 520] [--step graph] [--only peak,sweep]
 
 Needs torch, torchvision, numpy, Pillow, safetensors and filelock alone. Sections run in the order of their importance,
 each within a limit of its own and all within `--seconds`; one that fails says so and the next begins. The JSON file is
@@ -32,6 +32,7 @@ from on_gpu.right import agreement, insight, resume
 from on_gpu.search import sweep
 from on_gpu.speed import first_seed, other_seeds, peak, plain_loop, steps, workers
 
+import catdog.train
 from catdog.device import describe_device, find_devices
 from catdog.model import ModelConfig
 
@@ -86,7 +87,7 @@ class Bench:
                 for figure, value in section(self):
                     rows[figure] = value
                     print(f"  {figure:64}{value:14,.4g}", flush=True)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the sections after it are wanted
+        except (Exception, OutOfTime) as error:  # noqa: BLE001 - whatever it is, the sections after it are wanted
             self.errors[name] = f"{type(error).__name__}: {error}"
             print(f"  FAILED: {self.errors[name]}", flush=True)
             traceback.print_exc()
@@ -98,17 +99,21 @@ class Bench:
         self.output.write_text(json.dumps(result, indent=1))
 
 
+class OutOfTime(BaseException):
+    """No Exception, which compilers catch and wrap."""
+
+
 @contextmanager
 def at_most(seconds):
-    """Raise TimeoutError in what runs for longer."""
+    """Raise OutOfTime in what runs for longer, and every ten seconds again."""
 
     def stop(_number, _frame):
-        raise TimeoutError(f"stopped after {seconds:.0f} s")
+        raise OutOfTime(f"stopped after {seconds:.0f} s")
 
     if seconds <= 1:
-        raise TimeoutError("no time was left")
+        raise OutOfTime("no time was left")
     signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 10)
     try:
         yield
     finally:
@@ -142,6 +147,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of photographs, or a tar of one")
     parser.add_argument("--device", default="auto")
+    text = "how steps run in every section but those that compare (default eager)"
+    parser.add_argument("--step", choices=("eager", "graph"), default="eager", help=text)
     parser.add_argument("--seconds", type=float, default=520)
     parser.add_argument("--output", type=Path, default=Path("gpu.json"))
     parser.add_argument("--only", help=f"some of: {', '.join(SECTIONS)}")
@@ -149,9 +156,10 @@ def main():
     options = parser.parse_args()
     ends = time.monotonic() + options.seconds
     device = find_devices(options.device)[0]
+    catdog.train.STEP = options.step
     about = {
         "device": describe_device(device), "cores": os.cpu_count(), "machine": platform.machine(),
-        "torch": torch.__version__, "python": platform.python_version(),
+        "torch": torch.__version__, "python": platform.python_version(), "step": options.step,
     }  # fmt: skip
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -19,6 +19,7 @@ from torch import Tensor
 from catdog.data import Data, Pictures, load_data, preprocessing
 from catdog.device import Precision, autocast, find_devices, is_process_lost, keep_freed_memory
 from catdog.evaluate import evaluate, normalise
+from catdog.graph import Replayed
 from catdog.model import CNN, ModelConfig, add_options, build_model, config_from, save_model, write_file
 
 __all__ = ["Epoch", "TrainConfig", "train"]
@@ -26,8 +27,10 @@ __all__ = ["Epoch", "TrainConfig", "train"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one_cycle"]
 Augmentation = Literal["none", "flip", "crop", "color"]
+Step = Literal["eager", "graph", "compile", "compile+graph"]
 
 KEEP = {"val_loss": -1, "val_accuracy": 1, "train_loss": -1, "train_accuracy": 1, "last": 1}  # 1: more is better
+STEP: Step = "eager"  # how a GPU runs a step; benchmarks/gpu.py measures all
 WARM_UP = 0.25  # share of the steps in which one_cycle rises to the learning rate
 
 
@@ -128,7 +131,11 @@ class _Run:
     ) -> None:
         self.model, self.config, self.device = model, config, device
         self.training, self.validation = training, validation
-        self.optimizer = _optimizer(config, model)
+        way = STEP if device.type == "cuda" else "eager"
+        self.optimizer = _optimizer(config, model, device if "graph" in way else None)
+        self.network = torch.compile(model, dynamic=False) if "compile" in way else model
+        self.replayed = Replayed(config.batch_size, device) if "graph" in way else None
+        self.optimizer.zero_grad(set_to_none=True)  # what somebody else may have left
         self.order = torch.Generator().manual_seed(config.seed)  # the same pictures in a batch on every kind of device
         on_cpu = device.type == "cpu"
         self.generator = self.order if on_cpu else torch.Generator(device).manual_seed(config.seed)  # augmentation's
@@ -149,7 +156,7 @@ class _Run:
             train_accuracy=accuracy,
             val_loss=scores.loss,
             val_accuracy=scores.accuracy,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             seconds=time.perf_counter() - began,
             images_per_second=len(self.training) / trained,
             logits=scores.logits,
@@ -165,8 +172,7 @@ class _Run:
             if len(batch) == 1 and len(order) > 1:
                 continue  # BatchNorm cannot normalise a single picture of one pixel
             done = ((number - 1) * self.steps_per_epoch + step) / (self.config.epochs * self.steps_per_epoch)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * _schedule(self.config.schedule, done)
+            self._set_rate(self.config.learning_rate * _schedule(self.config.schedule, done))
             total += self._step(self.training.images[batch], self.training.labels[batch])
             num_seen += len(batch)
         loss, num_correct = total.tolist()
@@ -175,13 +181,25 @@ class _Run:
     def _step(self, images: Tensor, y: Tensor) -> Tensor:
         """Train on (B, S, S, 3) bytes and (B,) labels; return the summed loss and the number correct: (2,)."""
         x = augment(normalise(images), self.config.augmentation, self.generator)
+        return self.replayed(self._update, x, y) if self.replayed else self._update(x, y)
+
+    def _update(self, x: Tensor, y: Tensor) -> Tensor:
+        """Move the weights by what (B, 3, S, S) floats say; a graph may record all of it."""
+        network = self.network if len(y) == self.config.batch_size else self.model  # compiled for one shape
         with autocast(self.device, self.config.precision):
-            logits = self.model(x)
+            logits = network(x)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=self.config.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return torch.stack((loss.detach() * len(y), (logits.detach().argmax(1) == y).sum()))
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def save(self, path: Path, history: list[Epoch]) -> None:
         buffer = io.BytesIO()  # torch.save to a full disk raises RuntimeError; write_file raises OSError
@@ -212,7 +230,8 @@ class _Run:
         if state["config"] != asdict(self.config):
             raise ValueError(f"{path} belongs to other settings; remove it to start over")
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        settings = self.optimizer.state_dict()["param_groups"]  # this device's; the configuration is the same
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": settings})
         if state["device"] != self.device.type:  # random states of another kind of device mean nothing here
             for generator in (self.order, self.generator):
                 generator.manual_seed(self.config.seed + len(state["history"]))
@@ -271,12 +290,14 @@ def augment(x: Tensor, kind: Augmentation, generator: torch.Generator) -> Tensor
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _optimizer(config: TrainConfig, model: CNN) -> torch.optim.Optimizer:
-    settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
+def _optimizer(config: TrainConfig, model: CNN, recorded: torch.device | None) -> torch.optim.Optimizer:
+    """Build the optimizer, for a CUDA graph of the device `recorded` where there is one."""
+    rate = config.learning_rate if recorded is None else torch.tensor(config.learning_rate, device=recorded)
+    settings: dict[str, Any] = {"lr": rate, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, **settings)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(model.parameters(), **settings)
+    return kind(model.parameters(), capturable=recorded is not None, **settings)
 
 
 def _schedule(kind: Schedule, done: float) -> float:

@@ -1,6 +1,7 @@
 """Whether a GPU trains what the CPU trains."""
 
 import tempfile
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+import catdog.train
 from catdog.data import load_data
 from catdog.insight import look
 from catdog.model import ModelConfig, build_model
@@ -32,6 +34,18 @@ def cudnn(**settings):
             setattr(torch.backends.cudnn, name, value)
 
 
+@contextmanager
+def stepping(way):
+    """Have train() run its steps so for a while; a graph that cannot be recorded is an error."""
+    before, catdog.train.STEP = catdog.train.STEP, way
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "training goes on without")
+            yield
+    finally:
+        catdog.train.STEP = before
+
+
 def few(pictures, number):
     """Every k-th picture, so that both classes are there."""
     step = max(1, len(pictures) // number)
@@ -49,16 +63,21 @@ def losses_of(sides, device, recipe=TINY_RECIPE):
 
 
 def agreement(bench):
-    """One training on the CPU, on the GPU, in bfloat16, and by each way to run a step."""
+    """One training on the CPU, on the GPU, in bfloat16, and by a CUDA graph."""
     sides = tiny_sides(bench)
+    recipes = [replace(TINY_RECIPE, optimizer=optimizer) for optimizer in ("adam", "sgd")]
     with cudnn(allow_tf32=False):
-        for optimizer in ("adam", "sgd"):
-            recipe = replace(TINY_RECIPE, optimizer=optimizer)
-            expected = losses_of(sides, "cpu", recipe)
-            yield f"{optimizer}: last training loss on the CPU, nats", expected[-2]
-            yield from compare(f"{optimizer}: CPU and GPU", expected, losses_of(sides, bench.device, recipe), TOLERANCE)
-    bfloat16 = losses_of(sides, bench.device, replace(recipe, precision="bfloat16"))
-    yield from compare("sgd: float32 and bfloat16", expected, bfloat16, TOLERANCE_BFLOAT16)
+        with stepping("eager"):
+            pairs = [(losses_of(sides, "cpu", recipe), losses_of(sides, bench.device, recipe)) for recipe in recipes]
+            bfloat16 = losses_of(sides, bench.device, replace(recipes[1], precision="bfloat16"))
+        for recipe, (on_cpu, on_gpu) in zip(recipes, pairs, strict=True):
+            yield f"{recipe.optimizer}: last training loss on the CPU, nats", on_cpu[-2]
+            yield from compare(f"{recipe.optimizer}: CPU and GPU", on_cpu, on_gpu, TOLERANCE)
+        yield from compare("sgd: float32 and bfloat16", pairs[1][1], bfloat16, TOLERANCE_BFLOAT16)
+        with stepping("graph"):
+            for recipe, (_, eager) in zip(recipes, pairs, strict=True):
+                recorded = losses_of(sides, bench.device, recipe)
+                yield from compare(f"{recipe.optimizer}: eager and graph", eager, recorded, TOLERANCE)
 
 
 def compare(what, expected, found, tolerance):

@@ -9,7 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+from on_gpu.speed import start_worker
 
+import catdog.train
 from catdog.data import load_data, load_test, preprocessing
 from catdog.evaluate import evaluate
 from catdog.model import ModelConfig, build_model, load_model, save_model
@@ -114,7 +116,7 @@ def sweep(bench):
     """Best test accuracy from scratch that a short search finds; chosen by validation, tested once."""
     count, seconds = workers_that_pay(bench), min(300, bench.ends - time.monotonic() - 15)
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, context.Pool(count) as pool:
+    with tempfile.TemporaryDirectory() as folder, context.Pool(count, start_worker, (catdog.train.STEP, {})) as pool:
         files = [Path(folder) / f"{seed}.safetensors" for seed in range(count)]
         common = bench.scale, bench.source, bench.device
         tasks = [pool.apply_async(search, (*common, seed, seconds - 10, file)) for seed, file in enumerate(files)]

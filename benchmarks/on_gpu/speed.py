@@ -10,12 +10,13 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from on_gpu.right import cudnn, few
+from on_gpu.right import cudnn, few, stepping
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+import catdog.train
 from catdog.data import load_data, load_test
 from catdog.device import peak_memory
 from catdog.evaluate import evaluate
@@ -134,26 +135,46 @@ def running(source, device, network, num_pictures, batch_size):
     return train(build_model(network), recipe, *sides, device=device)
 
 
+WAYS = {  # name: (how a step runs, whether cuDNN searches its kernels)
+    "eager": ("eager", False),
+    "cudnn.benchmark": ("eager", True),
+    "graph": ("graph", False),
+    "graph, cudnn.benchmark": ("graph", True),
+    "compile": ("compile", False),
+    "compile, graph": ("compile+graph", False),
+}
+
+
 def steps(bench):
-    """Pictures/s of each way to run a step, and what it costs once."""
-    scale = bench.scale
-    for size in reversed(scale.sizes):
+    """Pictures/s of each way to run a step, and what it costs once; those that compile come last."""
+    scale, failed = bench.scale, []
+    cases = [(size, name) for name in WAYS for size in reversed(scale.sizes)]
+    for size, name in sorted(cases, key=lambda case: "compile" in case[1]):
+        way, searches = WAYS[name]
         network = replace(scale.network, image_size=size)
-        for searched in (False, True):
-            with cudnn(benchmark=searched):
+        torch.compiler.reset()
+        try:
+            with cudnn(benchmark=searches), stepping(way):
                 epochs = running(bench.source, bench.device, network, scale.num_pictures, scale.batch_size)
                 first, *others = islice(epochs, 6)
-            rate = statistics.median(epoch.images_per_second for epoch in others)
-            what = f"{size} px, eager{', cudnn.benchmark' if searched else ''}"
-            yield f"{what}: pictures/s", rate
-            yield f"{what}: share of peak", share_of_peak(bench, network, rate)
-            yield f"{what}: seconds to start", first.seconds - statistics.median(epoch.seconds for epoch in others)
+        except (RuntimeError, Warning) as error:  # the other ways are wanted all the same
+            failed.append(f"{size} px, {name}: {error}")
+            continue
+        rate = statistics.median(epoch.images_per_second for epoch in others)
+        yield f"{size} px, {name}: pictures/s", rate
+        yield f"{size} px, {name}: share of peak", share_of_peak(bench, network, rate)
+        yield f"{size} px, {name}: seconds to start", first.seconds - statistics.median(one.seconds for one in others)
+        yield f"{size} px, {name}: training loss of the sixth epoch, nats", others[-1].train_loss
+    if failed:
+        raise RuntimeError("; ".join(failed))
 
 
 shared = {}  # of a worker's process: the barriers
 
 
-def start_worker(barriers):
+def start_worker(way, barriers):
+    """Begin a process: steps as in its parent, one thread on a CPU."""
+    catdog.train.STEP = way
     shared.update(barriers)
     if torch.cuda.device_count() == 0:
         torch.set_num_threads(1)
@@ -177,7 +198,7 @@ def workers(bench):
     barriers = {count: context.Barrier(count) for count in scale.counts}
     for size in scale.sizes:
         load_data(bench.source, size)  # decoded before the clock runs
-    with context.Pool(max(scale.counts), start_worker, (barriers,)) as pool:
+    with context.Pool(max(scale.counts), start_worker, (catdog.train.STEP, barriers)) as pool:
         for size in sorted(scale.sizes, key=lambda size: abs(size - scale.sweep_size)):
             network = replace(scale.network, image_size=size)
             task = bench.source, bench.device, network, scale.num_pictures, scale.batch_size
