@@ -154,6 +154,9 @@ def main():
     parser.add_argument("--only", help=f"some of: {', '.join(SECTIONS)}")
     parser.add_argument("--small", action="store_true", help="tiny networks: a test of this script")
     options = parser.parse_args()
+    chosen = options.only.split(",") if options.only else list(SECTIONS)
+    if unknown := set(chosen) - SECTIONS.keys():
+        parser.error(f"--only names {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
     ends = time.monotonic() + options.seconds
     device = find_devices(options.device)[0]
     catdog.train.STEP = options.step
@@ -168,7 +171,7 @@ def main():
         scale = SMALL if options.small else Scale()
         bench = Bench(scale, source, device, options.output, ends, figures, about, {})
         for name, (section, limit) in SECTIONS.items():
-            if not options.only or name in options.only.split(","):
+            if name in chosen:
                 bench.run(name, section, limit)
     print(f"{len(bench.errors)} sections failed; figures are in {options.output}")
     sys.exit(bool(bench.errors))
