@@ -189,7 +189,7 @@ class Peer(Program):
     python: str = sys.executable  # one that has what the program needs
 
     script = ""
-    patience = 60.0
+    patience = 150.0
 
     def command(self):
         sizes = (self.folder, self.num_trials, self.num_workers)

@@ -52,7 +52,11 @@ def make_tuner(options):
         trainable,
         param_space={"x": tune.uniform(0, 1)},
         tune_config=tune.TuneConfig(
-            metric="loss", mode="min", num_samples=options.num_trials, max_concurrent_trials=options.num_workers
+            metric="loss",
+            mode="min",
+            num_samples=options.num_trials,
+            max_concurrent_trials=options.num_workers,
+            reuse_actors=True,  # else each trial starts a process
         ),
         run_config=tune.RunConfig(
             name=NAME,
