@@ -124,8 +124,11 @@ def announce(plan: Plan, data: Data, ledger: Ledger) -> None:
         say("note: these pictures are drawn; for photographs give --data kaggle or --data FOLDER")
     if plan.notify and plan.tracking != "online":
         say("note: Comet can only notify with --tracking online")
+    num_begun, num_asked = len(ledger.trials()), ledger.sweep.num_trials
+    if num_begun > num_asked:
+        say(f"note: {ledger.sweep.name} has {num_begun} trials already, more than the {num_asked} asked for; those that ended count")
     if ledger.num_unfinished() <= 0:
-        say(f"nothing left to search: all {len(ledger.trials())} trials of {ledger.sweep.name} have ended")
+        say(f"nothing left to search: all {num_begun} trials of {ledger.sweep.name} have ended")
 
 
 def show_ranking(ledger: Ledger) -> list[Ranked]:

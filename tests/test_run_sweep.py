@@ -80,8 +80,9 @@ def test_sweep_ranks_and_promotes_and_does_nothing_twice(home, small, photograph
     assert header["provenance"]["confirmation"] in (0, 1)
     assert {"run", "trial", "parameters", "seeds", "data", "versions", "commit", "time"} <= set(header["provenance"])
     before = champion.stat()
-    status, said, _ = finish(confirmed)
+    status, said, _ = finish([*confirmed, "--trials", "2"])
     assert status == 0
+    assert "note: small has 3 trials already, more than the 2 asked for" in said
     assert "nothing left to search: all 3 trials of small have ended" in said
     assert "judged on" in said
     assert champion.stat().st_mtime_ns == before.st_mtime_ns
