@@ -91,7 +91,7 @@ def soak(folder, *, faults, trials, workers, each, seed):
 def compare(folder, *, trials, workers, each, seed, python):
     """Give each kind of fault, `each` times, to one sweep of each program; print what came of it."""
     print(f"{trials} trials of 4 epochs, {workers} workers, {each} faults of one kind in each sweep")
-    print("finished / asked, finished twice, epochs begun again, exit statuses before the last\n", flush=True)
+    print("finished / asked; epochs begun again; how often it had to be started again\n", flush=True)
     programs = [CountingSweep, OptunaSweep, *([RaySweep] if python else [])]
     print(f"| fault | {' | '.join(program.name for program in programs)} |\n|---{'|---' * len(programs)}|")
     for name, fault in {"none": None, **FOR_PEERS}.items():
@@ -111,7 +111,7 @@ def _fate(program, num_faults, kinds, rng):
         return "does not end"
     finally:
         program.end()
-    return f"{outcome['finished']} / {program.num_trials}, {outcome['twice']}, {outcome['again']}, {ends}"
+    return f"{outcome['finished']} / {program.num_trials}; {outcome['again']}; {ends}"
 
 
 def main():

@@ -14,7 +14,6 @@ import signal
 import sys
 import time
 import warnings
-from collections import Counter
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -78,14 +77,12 @@ def work(folder, num_trials, seconds):
 
 
 def outcome(folder, num_trials):
-    """Say what came of it: `twice` counts the configurations with more than one result."""
+    """Say what came of it."""
     ended = open_study(folder).get_trials(deepcopy=False, states=ENDED)
-    originals = Counter(map(original_of, ended))
     log = folder / "epochs.log"
     return {
         "finished": len(ended),
         "asked": num_trials,
-        "twice": sum(count > 1 for count in originals.values()),
         "epochs_run": len(log.read_text().splitlines()) if log.exists() else 0,
         "epochs_needed": num_trials * EPOCHS,
     }

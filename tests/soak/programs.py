@@ -97,7 +97,7 @@ class Program:
         self.process.wait()
 
     def outcome(self):
-        """Return how many trials finished, how many finished twice, and how many epochs were begun again."""
+        """Return how many trials finished, and how many epochs were begun again."""
         raise NotImplementedError
 
 
@@ -119,7 +119,7 @@ class Ours(Program):
         for line in lines:
             number, _, *proposal = line.split()[:4]
             assert told.setdefault(number, proposal) == proposal, f"trial {number} changed: {told[number]}, {proposal}"
-        return {"finished": len(trials), "twice": 0, "again": num_again(self.folder / "epochs.log")}
+        return {"finished": len(trials), "again": num_again(self.folder / "epochs.log")}
 
 
 class RealSweep(Ours):
@@ -198,7 +198,7 @@ class Peer(Program):
     def outcome(self):
         lines = [line for line in (self.home / "log.txt").read_text().splitlines() if line.startswith('{"finished"')]
         if not lines:
-            return {"finished": "?", "twice": "?", "again": "?"}
+            return {"finished": "?", "again": "?"}
         told = json.loads(lines[-1])
         return {**told, "again": told["epochs_run"] - told["epochs_needed"]}
 

@@ -14,7 +14,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -68,17 +67,15 @@ def make_tuner(options):
 
 
 def outcome(grid, folder, num_trials):
-    """Say what came of it: `twice` counts the trials that ran their last epoch more than once."""
+    """Say what came of it."""
     ended = [
         result for result in grid if not result.error and (result.metrics or {}).get("training_iteration") == EPOCHS
     ]
     log = folder / "epochs.log"
     epochs = log.read_text().splitlines() if log.exists() else []
-    last = Counter(line for line in epochs if line.endswith(f" {EPOCHS}"))
     return {
         "finished": len(ended),
         "asked": num_trials,
-        "twice": sum(count > 1 for count in last.values()),
         "epochs_run": len(epochs),
         "epochs_needed": num_trials * EPOCHS,
     }
