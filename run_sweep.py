@@ -126,9 +126,8 @@ def announce(plan: Plan, data: Data, ledger: Ledger) -> None:
         say("note: Comet can only notify with --tracking online")
     num_begun, num_asked = len(ledger.trials()), ledger.sweep.num_trials
     if num_begun > num_asked:
-        say(
-            f"note: {ledger.sweep.name} has {num_begun} trials already, more than the {num_asked} asked for; those that ended count"
-        )
+        more = f"more than the {num_asked} asked for; those that ended count"
+        say(f"note: {ledger.sweep.name} has {num_begun} trials already, {more}")
     if ledger.num_unfinished() <= 0:
         say(f"nothing left to search: all {num_begun} trials of {ledger.sweep.name} have ended")
 
