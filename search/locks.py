@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy import event
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from search.storage import LedgerError
 
@@ -41,7 +41,6 @@ HELD = """FROM pg_locks WHERE locktype = 'advisory' AND classid = :key AND grant
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 OWNER = """SELECT state, value_json FROM trials JOIN trial_user_attributes USING (trial_id)
     WHERE key = %s AND trial_id = %s"""
-SECONDS_TO_CLAIM = 30  # after which whoever is in the section "claim" is taken for frozen
 SECONDS_TO_RETURN = 15  # that holders have to come back to a server that was started again
 PING_SECONDS = 2.0
 CLAIM_POLL_SECONDS = 0.002  # filelock's own 0.05 are longer than it takes to make a trial
@@ -141,11 +140,9 @@ class ServerLocks:
     @contextmanager
     def exclusively(self, section: Section) -> Iterator[None]:
         key = SECTIONS[section]
-        if section == "claim":
-            while not self._lock_soon(key):
+        while not self._lock_in_time(key):
+            if section == "claim":
                 self._end_whoever_holds(key)
-        else:
-            self._ask("SELECT pg_advisory_lock(:key, :study)", key=key, study=self.study)
         self.depth += 1
         try:
             yield
@@ -215,19 +212,15 @@ class ServerLocks:
             self.pinging = threading.Thread(target=ping, daemon=True)
             self.pinging.start()
 
-    def _lock_soon(self, key: int) -> bool:
+    def _lock_in_time(self, key: int) -> bool:
+        """Wait for a section as long as the server lets anybody wait for a lock; say whether it is ours."""
         try:
-            with self.engine.connect() as connection:
-                connection.execute(sqlalchemy.text(f"SET LOCAL lock_timeout = '{SECONDS_TO_CLAIM}s'"))
-                lock = sqlalchemy.text("SELECT pg_advisory_lock(:key, :study)")
-                connection.execute(lock, {"key": key, "study": self.study})
-                return True
-        except OperationalError as error:
-            if type(error.orig).__name__ == "LockNotAvailable":
+            self._ask("SELECT pg_advisory_lock(:key, :study)", key=key, study=self.study)
+        except LedgerError as error:
+            if type(getattr(error.__cause__, "orig", None)).__name__ == "LockNotAvailable":
                 return False
-            raise LedgerError(str(error.orig)) from error
-        except SQLAlchemyError as error:
-            raise LedgerError(str(error)) from error
+            raise
+        return True
 
     def _end_whoever_holds(self, key: int) -> None:
         """End the session of a process that is frozen where it must not be; if it wakes, it finds its locks gone."""
@@ -236,9 +229,7 @@ class ServerLocks:
     def _ask(self, question: str, **values: Any) -> Any:
         """Return the one value that answers a question. Raises LedgerError where the server cannot be asked."""
         try:
-            with self.engine.connect() as connection:
-                answer = connection.execute(sqlalchemy.text(question), values).scalar()
-                connection.commit()
-                return answer
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                return connection.execute(sqlalchemy.text(question), values).scalar()
         except SQLAlchemyError as error:
             raise LedgerError(str(error)) from error

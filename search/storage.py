@@ -31,6 +31,7 @@ NOTE_DOWN = """INSERT INTO trial_user_attributes (trial_id, key, value_json)
     SELECT trial_id, :key, :value FROM trials WHERE trial_id = :trial AND state IN ('RUNNING', 'WAITING')
     ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json"""
 MAKING_TABLES = 1_668_244_581  # an advisory lock's key; nobody else's, it is hoped
+LOCK_SECONDS = 30  # that the server lets anybody wait for a lock; who is "claiming" for longer is taken for frozen
 # Seconds after which the server takes a machine for dead that has gone without a word: 20 + 3 * 10.
 KEEPALIVE = {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3}
 
@@ -114,6 +115,7 @@ def _open_file(path: Path) -> RDBStorage:
 def _open_server(url: str, *, locking: bool) -> RDBStorage:
     """Open a server's tables, making them where there are none, one process at a time."""
     server_side = " ".join(f"-c tcp_{name}={value}" for name, value in KEEPALIVE.items())
+    server_side += f" -c lock_timeout={LOCK_SECONDS}s"
     arguments = {"connect_timeout": 10, "options": server_side, **KEEPALIVE}
     engine = sqlalchemy.create_engine(url, connect_args=arguments, poolclass=sqlalchemy.NullPool)
     with engine.connect() as connection:

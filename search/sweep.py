@@ -114,6 +114,7 @@ def run_sweep(
                 _look_after(worker, workers, ledger, start)
         ending = [worker.process.future for worker in workers if not worker.process.is_waiting()]
         wait(ending, tracking.patience + TICK_SECONDS if tracking else TICK_SECONDS)
+        show()
         _tidy(ledger)
         remove_weights(ledger.sweep, ledger.trials(), removed, store)
     finally:

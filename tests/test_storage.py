@@ -171,7 +171,7 @@ def test_files_that_are_out_of_date_here_are_brought_again(ledger, tmp_path):
 
 
 def test_process_that_is_frozen_where_it_must_not_be_is_cut_off(postgres, tmp_path, opened, monkeypatch):
-    monkeypatch.setattr("search.locks.SECONDS_TO_CLAIM", 1)
+    monkeypatch.setattr("search.storage.LOCK_SECONDS", 1)
     frozen = opened(create_ledger(server_sweep(postgres, tmp_path / "runs/one"), {}))
     other = opened(Ledger(frozen.sweep))
     with pytest.raises(SectionLostError), frozen.locks.exclusively("claim"):  # noqa: PT012
