@@ -138,6 +138,10 @@ def judge_trial(folder: Path, number: int | None, always: bool) -> list[str]:
     lost_to = {} if always or before.get("promoted") else before.get("champion", {})
     if lost_to and _identity(lost_to) == _identity(holder_of(BEST_MODEL)):  # no second look for the same answer
         return [f"kept the champion, as on {before['time']}: {before['reason']}; --promote always replaces it"]
+    if not weights.exists() and weights.parent.is_dir():
+        raise ValueError(
+            f"{weights} is not there: --keep says how many are kept; command.txt beside it trains it again"
+        )
     provenance = load_model(weights)[1]["provenance"]
     if "trial" not in provenance:
         raise ValueError(f"{weights} was not trained by a sweep; promote a file that was")

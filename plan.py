@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import sqlalchemy
+
 from catdog.data import Data
 from catdog.device import find_devices
 from objective import DEFAULTS, METRICS, SEARCHABLE, cast, configure, first_device, origin
@@ -161,10 +163,15 @@ def settings(plan: Plan, data: Data) -> dict[str, Any]:
 def _storage(folder: Path, wanted: str) -> str:
     """Return the address of the ledger's server; empty for a file. An existing sweep's stays where it is."""
     url, noted = validated_storage(wanted), noted_storage(folder)
-    if url and noted != url and (noted or (folder / "ledger.db").exists()):
+    if url and _address(noted) != _address(url) and (noted or (folder / "ledger.db").exists()):
         where = "another server" if noted else "a file in that folder"
         raise ValueError(f"--storage: the ledger of {folder} is {where}; leave it out, or give another --name")
     return url or noted
+
+
+def _address(url: str) -> Any:
+    """Return what tells servers apart: a password may change."""
+    return sqlalchemy.make_url(url).set(password="") if url else ""
 
 
 def _search_id(options: argparse.Namespace) -> str:

@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         plan = replace(plan, source=locate(plan.source))
         data = load_data(plan.source, plan.fixed["image_size"])
-        with sole_owner(plan.sweep.folder):
+        with sole_owner(plan.sweep.folder, shared=bool(plan.sweep.storage)):
             check_best_model(plan)
             ledger = create_ledger(plan.sweep, settings(plan, data), lambda text: say(f"note: {text}"))
             if plan.engine == "comet":

@@ -81,6 +81,8 @@ class Artifacts:
         """
         files, brought = trial.user_attrs.get(FILES, {}), _read(folder / BROUGHT)
         for name, key in files.items():
+            if trial.state.is_finished() and name.startswith("checkpoint"):
+                continue  # what somebody died before removing
             path = folder / Path(name).name
             if (path.exists() and brought.get(name) == key) or self._bring(key, path):
                 self.seen[path] = _mark(path)

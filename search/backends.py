@@ -1,10 +1,12 @@
 """How a worker's process is started, watched and ended: by loky on this machine; cluster.py does it with Ray."""
 
+import ctypes
 import os
 import re
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Protocol
 
 from joblib.externals.loky import ProcessPoolExecutor
@@ -16,6 +18,8 @@ __all__ = ["Backend", "Job", "LokyBackend", "Process", "WorkerDiedError"]
 
 # Where this process is killed, loky's tracker would list what it cleans up, in the middle of what comes next.
 QUIET = "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker"
+
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 Job = Callable[[Place], None]
 """All that a worker does, at the place that it is told."""
@@ -91,6 +95,8 @@ class _LokyProcess:
 
 def _begin(parent: int) -> None:
     """Be a process that lives as long as the parent. Ctrl-C, which reaches the whole process group, is the parent's."""
+    with suppress(OSError, AttributeError):  # Linux alone: a process that is stopped cannot look for its parent
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     die_with(parent)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # blocked as this process was started

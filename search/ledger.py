@@ -26,7 +26,7 @@ from search.locks import WORKER, ClaimLostError, FileLocks, Locks, SectionLostEr
 from search.storage import LedgerError, first_line, is_passing, note_down, open_storage
 from search.study import CANDIDATES, PROMOTION, Sweep
 
-__all__ = ["Claim", "Ledger", "Owner", "locks_of"]
+__all__ = ["Claim", "Ledger", "Owner", "insisting", "locks_of"]
 
 MAX_DEATHS = 3  # of workers on one trial, with no epoch finished in between
 MAX_MACHINES = 10  # that went while they had it, likewise
@@ -67,8 +67,8 @@ class Owner:
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def _insisting(method: Method) -> Method:
-    """Have a method of Ledger tried again, for `patience` seconds, while the ledger is out of reach."""
+def insisting(method: Method) -> Method:
+    """Have a method of Ledger, or what takes one first, tried again for `patience` seconds while it is out of reach."""
 
     @functools.wraps(method)
     def insist(self: "Ledger", *args: Any, **kwargs: Any) -> Any:
@@ -79,10 +79,11 @@ def _insisting(method: Method) -> Method:
             except LedgerError as error:
                 if not (is_passing(error) or isinstance(error, SectionLostError)):
                     raise
-                deadline = deadline or time.monotonic() + self.sweep.patience
+                if deadline is None:
+                    deadline = time.monotonic() + self.sweep.patience
+                    self.on_wait(f"the ledger is out of reach, waiting for it ({first_line(error)})")
                 if time.monotonic() > deadline:
                     raise
-                self.on_wait(f"the ledger is out of reach, waiting for it ({first_line(error)})")
                 time.sleep(RETRY_SECONDS)
 
     return cast("Method", insist)
@@ -110,11 +111,11 @@ class Ledger:
         self.storage.remove_session()
         self.storage.engine.dispose()
 
-    @_insisting
+    @insisting
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
-    @_insisting
+    @insisting
     def budget(self) -> int:
         """Return how many trials the sweep is to have: fewer than asked for where Comet's search ended before."""
         if not self.sweep.search_id:
@@ -126,14 +127,14 @@ class Ledger:
         budget = self.budget()
         return budget - sum(trial.state.is_finished() for trial in self.trials()[:budget])
 
-    @_insisting
+    @insisting
     def num_free(self) -> int:
         """Count the unfinished trials that nobody works on."""
         with self.locks.exclusively("claim"):  # a trial is made before it is locked
             trials = self._trials()
             return max(0, self.budget() - _num_started(trials[: self.budget()])) + len(self._left_behind(trials))
 
-    @_insisting
+    @insisting
     def take(self, slot: int, device: str) -> Claim | None:
         """Go on with a trial that was left behind, else start one while the budget lasts, else return None.
 
@@ -165,16 +166,16 @@ class Ledger:
         self.locks.claimed(claim.trial, claim.id)
         return claim
 
-    @_insisting
+    @insisting
     def check(self) -> None:
         """Raise ClaimLostError where a trial that this process holds is somebody else's by now."""
         self.locks.check()
 
-    @_insisting
+    @insisting
     def reread(self, trial: FrozenTrial) -> FrozenTrial:
         return self.storage.get_trial(trial._trial_id)
 
-    @_insisting
+    @insisting
     def news_of(self, trial: FrozenTrial) -> str:
         """Say that a trial is the best one so far; nothing where it is not."""
         complete = [other for other in self._trials() if other.state == TrialState.COMPLETE]
@@ -182,7 +183,7 @@ class Ledger:
             return ""
         return f"sweep {self.sweep.name}: trial {trial.number} is the best so far"
 
-    @_insisting
+    @insisting
     def report(self, trial: FrozenTrial, step: int, value: float) -> bool:
         """Record what our trial is worth after epoch `step` (from 1); say whether the pruner wants it stopped."""
         if step < (trial.last_step or 0):
@@ -201,22 +202,22 @@ class Ledger:
         trial.system_attrs = {name: entry for name, entry in known.items() if name not in unanswered}
         return self.pruner.prune(self.study, trial)
 
-    @_insisting
+    @insisting
     def note(self, trial: FrozenTrial, **entries: Any) -> None:
         """Write down facts about a trial that is not finished yet."""
         self._note(trial, **entries)
 
-    @_insisting
+    @insisting
     def note_last_words(self, trial: FrozenTrial, text: str) -> None:
         """Write down why this process is about to end itself while it holds a trial."""
         self._note(trial, **{LAST_WORDS: (self.owner.process, text)})
 
-    @_insisting
+    @insisting
     def tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None) -> None:
         """End a trial; only a COMPLETE one has a value."""
         self._tell(trial, state, value)
 
-    @_insisting
+    @insisting
     def report_left(self) -> int:
         """Tell Comet's Optimizer the results it has not taken yet, where it proposes; return how many are left."""
         sampler = self.sweep.sampler(0)
@@ -234,7 +235,7 @@ class Ledger:
                 return trial
         return None
 
-    @_insisting
+    @insisting
     def count_death(self, process: str, how: str = "", machine: str = "") -> bool:
         """Note that a process of ours died; fail its trial when that happened too often in one epoch.
 
@@ -248,7 +249,7 @@ class Ledger:
                 self._count_death(self.storage.get_trial(trial._trial_id), process, how, machine)
         return bool(taken)
 
-    @_insisting
+    @insisting
     def give_up(self, trial: FrozenTrial, process: str, reason: str) -> bool:
         """Fail a trial whose process was ended, if nobody else took it; False while it is still locked."""
         with self.locks.exclusively("claim"):
@@ -260,40 +261,40 @@ class Ledger:
                     self._fail(trial, reason)
                 return locked
 
-    @_insisting
+    @insisting
     def say(self, text: str) -> None:
         """Leave a sentence for whoever watches the sweep."""
         self._say(text)
 
-    @_insisting
+    @insisting
     def notice(self) -> str:
         """Return the latest sentence that a worker left."""
         return str(self.study.user_attrs.get(NOTICE, ""))
 
-    @_insisting
+    @insisting
     def uid(self) -> str:
         """Return what this sweep is called among all sweeps there are: 32 hexadecimal digits."""
         return str(self.study.user_attrs["uid"])
 
-    @_insisting
+    @insisting
     def search_id(self) -> str:
         """Return the id of the search at Comet that this sweep goes on with; empty where there is none yet."""
         return str(self.study.user_attrs.get(SEARCH, ""))
 
-    @_insisting
+    @insisting
     def note_search(self, search_id: str) -> None:
         self.study.set_user_attr(SEARCH, search_id)
 
-    @_insisting
+    @insisting
     def promotion(self, weights: str) -> dict[str, Any]:
         """Return what came of the last attempt to promote `weights` (trials/0007, say); empty where there was none."""
         return dict(self.study.user_attrs.get(PROMOTION, {}).get(weights, {}))
 
-    @_insisting
+    @insisting
     def note_promotion(self, weights: str, record: Mapping[str, Any]) -> None:
         self.study.set_user_attr(PROMOTION, {**self.study.user_attrs.get(PROMOTION, {}), weights: dict(record)})
 
-    @_insisting
+    @insisting
     def note_candidates(self, candidates: Sequence[Mapping[str, Any]]) -> None:
         """Write down which configurations may win, the winner first."""
         self.study.set_user_attr(CANDIDATES, list(candidates))

@@ -136,7 +136,8 @@ def _view(ledger: Ledger, clock: _Clock) -> Group:
 
 
 def _summary(ledger: Ledger, trials: Sequence[FrozenTrial], clock: _Clock) -> str:
-    sweep = ledger.sweep
+    sweep, budget = ledger.sweep, ledger.budget()
+    trials = trials[:budget]  # an earlier command may have wanted more
     num_finished = sum(trial.state.is_finished() for trial in trials)
     num_running = sum(trial.state == TrialState.RUNNING for trial in trials)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -144,7 +145,7 @@ def _summary(ledger: Ledger, trials: Sequence[FrozenTrial], clock: _Clock) -> st
     if complete:
         winner = ordered(complete, sweep.space.goal)[0]
         best = f"{sweep.space.goal.metric} {winner.value:.4f} ({sweep.label(winner)})"
-    num_left = ledger.budget() - num_finished - num_running
+    num_left = budget - num_finished - num_running
     counts = f"{num_finished} done, {num_running} running, {num_left} left"
     return f"{counts}; {best}; {clock.left(ledger, trials)}"
 

@@ -28,17 +28,15 @@ from search.storage import LedgerError
 
 __all__ = ["WORKER", "ClaimLostError", "FileLocks", "Locks", "SectionLostError", "ServerLocks"]
 
-Section = Literal["claim", "propose", "finish"]
+Section = Literal["claim", "propose"]
 
 WORKER = "worker"  # user attribute of a trial: who holds it, and by which claim
-SECTIONS: dict[Section, int] = {
-    "claim": 0x0CA7D060,
-    "propose": 0x0CA7D061,
-    "finish": 0x0CA7D062,
-}  # advisory locks' keys
+SECTIONS: dict[Section, int] = {"claim": 0x0CA7D060, "propose": 0x0CA7D061}  # advisory locks' keys
 TRIAL = 0x0CA7D063
 HELD = """FROM pg_locks WHERE locktype = 'advisory' AND classid = :key AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+SILENT = """SELECT pid FROM pg_stat_activity
+    WHERE state_change < now() - CAST(current_setting('lock_timeout') AS interval)"""
 OWNER = """SELECT state, value_json FROM trials JOIN trial_user_attributes USING (trial_id)
     WHERE key = %s AND trial_id = %s"""
 SECONDS_TO_RETURN = 15  # that holders have to come back to a server that was started again
@@ -223,8 +221,12 @@ class ServerLocks:
         return True
 
     def _end_whoever_holds(self, key: int) -> None:
-        """End the session of a process that is frozen where it must not be; if it wakes, it finds its locks gone."""
-        self._ask(f"SELECT count(pg_terminate_backend(pid)) {HELD} AND objid = :study", key=key, study=self.study)
+        """End the session of a process that is frozen where it must not be; if it wakes, it finds its locks gone.
+
+        We may have waited for many, each of them quick: who is frozen has asked the server for nothing in all the time.
+        """
+        frozen = f"{HELD} AND objid = :study AND pid IN ({SILENT})"
+        self._ask(f"SELECT count(pg_terminate_backend(pid)) {frozen}", key=key, study=self.study)
 
     def _ask(self, question: str, **values: Any) -> Any:
         """Return the one value that answers a question. Raises LedgerError where the server cannot be asked."""

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from search.ledger import RETRY_SECONDS, SEARCH, Ledger, Owner, locks_of
+from search.ledger import RETRY_SECONDS, SEARCH, Ledger, Owner, insisting, locks_of
 from search.storage import LedgerError, is_passing, note_storage, open_storage
 from search.study import CONFIRMS, REPEAT, Sweep, parameters_of
 
@@ -24,13 +24,13 @@ def create_ledger(sweep: Sweep, settings: Mapping[str, Any], on_wait: Callable[[
     the folder cannot be written.
     """
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    if sweep.storage:
-        note_storage(sweep.folder, sweep.storage)
     storage = open_storage(sweep.folder, sweep.storage, locking=True)
     try:
         study = optuna.create_study(
             study_name=sweep.name, storage=storage, direction=sweep.space.goal.direction, load_if_exists=True
         )
+        if sweep.storage:
+            note_storage(sweep.folder, sweep.storage)
         with locks_of(sweep, storage, study).exclusively("claim"):
             known = study.user_attrs.get("settings")
             begun = sweep.storage or study.get_trials(deepcopy=False) or study.user_attrs.get(SEARCH)
@@ -50,6 +50,7 @@ def create_ledger(sweep: Sweep, settings: Mapping[str, Any], on_wait: Callable[[
     return Ledger(sweep, on_wait)
 
 
+@insisting
 def create_confirmation(ledger: Ledger, wanted: Sequence[tuple[FrozenTrial, int]]) -> Ledger:
     """Open the confirmation's part of a ledger; it holds a run of each trial and repeat (from 1) that is `wanted`.
 

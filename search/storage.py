@@ -34,6 +34,7 @@ MAKING_TABLES = 1_668_244_581  # an advisory lock's key; nobody else's, it is ho
 LOCK_SECONDS = 30  # that the server lets anybody wait for a lock; who is "claiming" for longer is taken for frozen
 # Seconds after which the server takes a machine for dead that has gone without a word: 20 + 3 * 10.
 KEEPALIVE = {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3}
+USER_TIMEOUT = 50_000  # milliseconds, likewise where something was sent and has not arrived
 
 
 def validated_storage(url: str) -> str:
@@ -55,9 +56,11 @@ def validated_storage(url: str) -> str:
 
 def note_storage(folder: Path, url: str) -> None:
     """Write down, for its owner's eyes only, where the ledger of `folder` is."""
-    path = folder / NOTE
-    path.touch(mode=0o600)
-    path.write_text(url)
+    if noted_storage(folder) != url:
+        partial = folder / f".{NOTE}.partial"
+        partial.touch(mode=0o600)
+        partial.write_text(url)
+        partial.replace(folder / NOTE)
 
 
 def noted_storage(folder: Path) -> str:
@@ -98,8 +101,10 @@ def note_down(storage: RDBStorage, trial_id: int, entries: Mapping[str, Any]) ->
 def is_passing(error: Exception) -> bool:
     """Say whether a fault of the ledger may pass by itself: a server that is away, a file that is locked."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    if isinstance(cause, sqlite3.Error):
+        return any(words in str(cause) for words in PASSING)
     if isinstance(cause, InterfaceError | OperationalError):
-        return not isinstance(cause.orig, sqlite3.Error) or any(words in str(cause.orig) for words in PASSING)
+        return not isinstance(cause.orig, sqlite3.Error) or is_passing(cause.orig)
     return isinstance(cause, sqlalchemy.exc.TimeoutError)
 
 
@@ -115,19 +120,28 @@ def _open_file(path: Path) -> RDBStorage:
 def _open_server(url: str, *, locking: bool) -> RDBStorage:
     """Open a server's tables, making them where there are none, one process at a time."""
     server_side = " ".join(f"-c tcp_{name}={value}" for name, value in KEEPALIVE.items())
-    server_side += f" -c lock_timeout={LOCK_SECONDS}s"
-    arguments = {"connect_timeout": 10, "options": server_side, **KEEPALIVE}
-    engine = sqlalchemy.create_engine(url, connect_args=arguments, poolclass=sqlalchemy.NullPool)
+    server_side += f" -c tcp_user_timeout={USER_TIMEOUT} -c lock_timeout={LOCK_SECONDS}s"
+    arguments = {"connect_timeout": 10, "tcp_user_timeout": USER_TIMEOUT, "options": server_side, **KEEPALIVE}
+    alone: dict[str, Any] = {"connect_args": arguments, "poolclass": sqlalchemy.NullPool}
+    engine = sqlalchemy.create_engine(url, **alone)
     with engine.connect() as connection:
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": MAKING_TABLES})
-        storage = RDBStorage(url, engine_kwargs={"connect_args": arguments, "poolclass": sqlalchemy.NullPool})
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": MAKING_TABLES})
+        if not _has_tables(connection):
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": MAKING_TABLES})
+            RDBStorage(url, engine_kwargs=alone)
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": MAKING_TABLES})
     if not locking:
-        return storage
-    settings = {"connect_args": arguments, "pool_size": 1, "max_overflow": 0}
+        return RDBStorage(url, engine_kwargs=alone, skip_table_creation=True)
+    settings = {"connect_args": arguments, "pool_size": 1, "max_overflow": 0}  # the check would take two
     return RDBStorage(url, engine_kwargs=settings, skip_compatibility_check=True, skip_table_creation=True)
+
+
+def _has_tables(connection: sqlalchemy.Connection) -> bool:
+    """Say whether Optuna has made its tables; it writes down their version last."""
+    there = connection.execute(sqlalchemy.text("SELECT to_regclass('alembic_version')")).scalar()
+    return bool(there and connection.execute(sqlalchemy.text("SELECT count(*) FROM alembic_version")).scalar())
 
 
 def first_line(error: Exception) -> str:
     """Return what the storage itself said."""
-    return str(error.__cause__ or error).strip().splitlines()[0]
+    said = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError | sqlite3.Error) else error
+    return str(said).strip().splitlines()[0]

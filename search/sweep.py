@@ -28,6 +28,7 @@ __all__ = ["Limits", "TimeUpError", "places", "run_sweep", "sole_owner"]
 TICK_SECONDS = 0.5  # how often the view is drawn and the workers are looked at
 LOOK_SECONDS = 3.0  # how often places without a worker are looked at
 STOPPED_SECONDS = 20.0  # how long a worker may be stopped by a signal
+STOPS = (signal.SIGINT, signal.SIGTERM)  # what a person sends
 MAX_FALSE_STARTS = 5  # deaths in a row of one place's workers before they took a trial
 
 
@@ -84,9 +85,9 @@ def run_sweep(
     `show` is called about twice a second. Raises what a worker raises about its machine (OSError), and TimeUpError.
     Kill anything at any time, this process included: the same call goes on where the ledger stands.
     """
-    _tidy(ledger)
     removed: set[int] = set()
     store = Artifacts(ledger.sweep.artifacts) if ledger.sweep.artifacts else None
+    _tidy(ledger, store)
     workers: list[_Worker] = []
     start = partial(_start, workers, ledger, objective, tracking, backend)
     looked = -LOOK_SECONDS
@@ -115,7 +116,7 @@ def run_sweep(
         ending = [worker.process.future for worker in workers if not worker.process.is_waiting()]
         wait(ending, tracking.patience + TICK_SECONDS if tracking else TICK_SECONDS)
         show()
-        _tidy(ledger)
+        _tidy(ledger, store)
         remove_weights(ledger.sweep, ledger.trials(), removed, store)
     finally:
         over.set()
@@ -123,9 +124,12 @@ def run_sweep(
 
 
 @contextmanager
-def sole_owner(folder: Path) -> Iterator[None]:
-    """Hold the sweep of `folder` against a second command on this machine. Raises ValueError when there is one."""
-    lock = FileLock(folder / f"sweep-{socket.gethostname()}.lock")  # other machines may have come to help
+def sole_owner(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the sweep of `folder` against a second command. Raises ValueError when there is one.
+
+    Where it is `shared`, its ledger on a server, commands on other machines may come to help.
+    """
+    lock = FileLock(folder / (f"sweep-{socket.gethostname()}.lock" if shared else "sweep.lock"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
@@ -165,19 +169,27 @@ def _kill(workers: Sequence[_Worker]) -> None:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Have signals wait."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+    """Have signals wait. To block them does for this thread and what it starts; another thread may still take one."""
+    came: list[int] = []
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in STOPS}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if came:
+            signal.raise_signal(came[0])
 
 
-def _tidy(ledger: Ledger) -> None:
+def _tidy(ledger: Ledger, store: Artifacts | None) -> None:
     """Remove the checkpoints that a process that died between telling a result and tidying up left."""
     for trial in ledger.trials():
         if trial.state.is_finished():
             remove_checkpoints(ledger.sweep.trial_folder(trial.number))
+            if store:
+                store.remove(trial, "checkpoint")
 
 
 def _kill_stopped(workers: Sequence[_Worker], over: threading.Event) -> None:

@@ -21,7 +21,7 @@ from search.ledger import Claim, Ledger, Owner
 from search.locks import ClaimLostError
 from search.opening import open_ledger
 from search.space import Goal
-from search.storage import LedgerError
+from search.storage import LedgerError, first_line
 from search.study import CONFIRMS, Sweep, parameters_of
 from search.tracking import Row, Tracker, Tracking
 
@@ -68,7 +68,14 @@ def work(sweep: Sweep, owner: Owner, objective: Objective, tracking: Tracking | 
     Raises OSError and LedgerError for what is wrong with the machine or with Comet's Optimizer, not with a trial, and
     ValueError where Comet refuses what we ask.
     """
-    ledger = open_ledger(sweep, owner)
+    try:
+        _work(open_ledger(sweep, owner), objective, tracking, place)
+    except LedgerError as error:
+        raise LedgerError(first_line(error)) from None  # an error's cause does not travel to another process
+
+
+def _work(ledger: Ledger, objective: Objective, tracking: Tracking | None, place: Place) -> None:
+    sweep = ledger.sweep
     if tracking and place.label:  # it runs elsewhere than the command, perhaps
         tracking = replace(tracking, facts={**tracking.facts, "host": platform.node(), "devices": place.label})
     tracker = Tracker(tracking) if tracking else None

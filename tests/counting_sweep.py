@@ -122,7 +122,7 @@ def main():
     storage = validated_storage(options.storage)
     sweep = replace(sweep, patience=options.patience, storage=storage, artifacts=options.artifacts, keep=options.keep)
     search.sweep.STOPPED_SECONDS = options.stopped
-    with sole_owner(sweep.folder):
+    with sole_owner(sweep.folder, shared=bool(sweep.storage)):
         ledger = create_ledger(sweep, {"goal": "loss"})
         if options.engine == "comet":
             if not ledger.search_id():

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -181,6 +182,36 @@ def test_process_that_is_frozen_where_it_must_not_be_is_cut_off(postgres, tmp_pa
         except LedgerError:
             frozen.locks.check()  # no new one, while it believes to be alone
     assert frozen.take(0, "cpu").trial.number == 1
+
+
+def test_processes_that_wait_for_many_quick_ones_cut_nobody_off(postgres, tmp_path, opened, monkeypatch):
+    monkeypatch.setattr("search.storage.LOCK_SECONDS", 1)
+    first = opened(create_ledger(server_sweep(postgres, tmp_path / "runs/one"), {}))
+    ledgers = [first, *(opened(Ledger(first.sweep)) for _ in range(3))]
+
+    def hold(ledger):
+        for _ in range(3):
+            with ledger.locks.exclusively("claim"):
+                time.sleep(0.45)
+                ledger.locks.check()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(hold, ledgers)) == [None] * 4
+
+
+def test_address_that_nobody_answers_is_not_kept(tmp_path):
+    sweep = replace(make_sweep(tmp_path / "runs/one", 3), storage=validated_storage("postgresql://me@127.0.0.1:1/base"))
+    with pytest.raises(OSError, match="cannot be opened"):
+        create_ledger(sweep, {})
+    assert noted_storage(sweep.folder) == ""
+
+
+def test_checkpoint_of_a_trial_that_has_ended_leaves_the_store(postgres, tmp_path):
+    folder, store = tmp_path / "runs/one", tmp_path / "store"
+    options = ("--storage", postgres.url, "--artifacts", str(store), "--stuck", "1", "--trial-timeout", "3")
+    assert start(folder, "2", "2", *options).wait() == 0
+    assert open_study(folder).get_trials()[1].state == TrialState.FAIL
+    assert not [path for path in store.iterdir() if path.read_text().startswith("[{")]
 
 
 def test_address_is_noted_for_readers_and_for_nobody_else(postgres, tmp_path, opened):

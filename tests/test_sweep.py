@@ -133,6 +133,31 @@ def test_workers_die_with_their_parent(tmp_path, moment):
     assert not any(map(is_alive, workers))
 
 
+@pytest.mark.parametrize("pauses", [(), (0.04,)], ids=["once", "twice"])
+def test_interrupt_ends_the_command_and_its_workers_whatever_it_is_doing(tmp_path, pauses):
+    process = start(tmp_path / "runs/interrupted", "200", "4", stderr=subprocess.DEVNULL)
+    while not (workers := workers_of(process.pid)):  # others are just being started
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    for pause in pauses:
+        time.sleep(pause)
+        process.send_signal(signal.SIGINT)
+    assert process.wait(30) != 0
+    assert not any(map(is_alive, workers))
+
+
+def test_worker_that_was_stopped_does_not_outlive_its_parent(tmp_path):
+    folder = tmp_path / "runs/left"
+    process = start(folder, "3", "2", start_new_session=True)  # else the kernel wakes those that are left
+    while not (folder / "epochs.log").exists():
+        time.sleep(0.02)
+    os.kill(workers_of(process.pid)[0], signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    assert start(folder, "3", "2").wait(30) == 0
+    assert_exact(folder, 3)
+
+
 def test_second_command_on_one_sweep_is_refused(tmp_path):
     with sole_owner(tmp_path / "runs/one"):
         code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"

@@ -1,13 +1,15 @@
 import csv
 import errno
 import math
+import sqlite3
 
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
 
 from search.opening import create_ledger
-from search.storage import LedgerError
-from search.worker import Task, run_trial
+from search.storage import LedgerError, first_line
+from search.worker import Place, Task, run_trial, work
 from tests.counting_sweep import make_sweep
 
 
@@ -76,6 +78,17 @@ def test_ledger_out_of_reach_is_not_the_trials_fault(ledger, monkeypatch):
     with pytest.raises(LedgerError, match="locked"):
         drive(ledger, losses(0.5))
     assert ledger.trials()[0].state == TrialState.RUNNING
+
+
+def test_what_the_ledger_says_is_said_in_the_workers_own_words(ledger):
+    def full(_):
+        raise LedgerError("an exception was raised") from OperationalError("", {}, sqlite3.Error("disk is full"))
+
+    place = Place(slot=0, device="cpu", threads=1)
+    with pytest.raises(LedgerError, match="disk is full") as raised:
+        work(ledger.sweep, ledger.owner, full, None, place)
+    assert raised.value.__cause__ is None  # it does not come along to another process
+    assert first_line(raised.value) == "(sqlite3.Error) disk is full"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
