@@ -2,15 +2,17 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
 
 from benchmarks.peers.measure import note_new_epochs, run_of
 from benchmarks.peers.task import Task
-from benchmarks.sweep import row_of, target_of
+from benchmarks.sweep import measure_round, row_of, target_of
 from tests.conftest import ROOT
 
 
@@ -55,7 +57,19 @@ def test_each_epoch_of_a_history_is_noted_once_and_no_line_that_is_only_half_wri
     assert [(r["trial"], r["epoch"], r["val_loss"]) for r in records] == [("0003", 1, 0.7), ("0003", 2, 0.65)]
 
 
+def test_peer_that_fails_is_named_and_costs_its_row_only(tmp_path, capsys):
+    runs = {"a": make_round()["a"]}
+    task = Task(str(tmp_path / "nowhere"), "", "", 1, 2, 64)
+    measure_round(runs, Namespace(peers=["b"], small=True), task, 1, lambda _: dict(os.environ))
+    assert list(runs) == ["a"]
+    said = capsys.readouterr().out
+    assert re.search(r"^round 1: b failed: exit status 1", said, re.MULTILINE)
+    assert "FileNotFoundError" in said
+    assert "round 1: a reaches 0.5000 after 20.0 s" in said
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_small_form_measures_ours_and_the_tutorial(photographs):
     command = [sys.executable, "benchmarks/sweep.py", "--data", str(photographs), "--small", "--rounds", "1"]
     done = subprocess.run([*command, "--peers", "a,b"], cwd=ROOT, capture_output=True, text=True, check=False)
