@@ -26,6 +26,7 @@ import os
 import platform
 import sys
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from search.schedule import Cost, play
-from search.study import open_study, parameters_of
+from search.study import Sweep, open_study, parameters_of
 
 NEAR = 1.02  # times the best loss: near enough
 
@@ -56,11 +57,12 @@ def record(folder):
 def pruners(epochs):
     """Return the pruners to compare, by name."""
     yield "none", NopPruner
-    for fewest, factor in dict.fromkeys([(1, 3), (1, 2), (2, 2), (2, 3), (3, 2), (3, 3), (4, 2), (-(-epochs // 3), 2)]):
-        if fewest < epochs:
-            halving = partial(SuccessiveHalvingPruner, min_resource=fewest, reduction_factor=factor)
-            yield f"asynchronous halving from {fewest}, 1/{factor}", halving
-            hyperband = partial(HyperbandPruner, fewest, epochs, factor)
+    yield "hyperband as run_sweep.py has it", Sweep(ROOT, None, epochs, 1, "hyperband").make_pruner
+    for fewest, factor in product(range(1, min(5, epochs)), (2, 3, 4)):
+        halving = partial(SuccessiveHalvingPruner, min_resource=fewest, reduction_factor=factor)
+        yield f"asynchronous halving from {fewest}, 1/{factor}", halving
+        hyperband = partial(HyperbandPruner, fewest, epochs, factor)
+        if epochs / fewest >= factor:  # else there is one bracket, which is halving
             yield f"hyperband from {fewest}, 1/{factor}", hyperband
     for warm_up in range(min(4, epochs - 1)):
         yield f"median after {warm_up}", partial(MedianPruner, n_startup_trials=5, n_warmup_steps=warm_up)
