@@ -1,6 +1,5 @@
 """What a sweep is, the storage of its two studies, and what anybody may read from them."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -93,9 +92,10 @@ class Sweep:
     def make_pruner(self) -> BasePruner:
         """Make what decides after each epoch whether a trial goes on."""
         if self.pruner == "hyperband":
-            # After a third of the epochs the best third of the trials go on, to their end: benchmarks/replay.py.
-            # The last epoch decides nothing, so it makes no bracket: there is one alone, and every trial is decided on.
-            fewest = math.ceil(self.epochs / 3)
+            # Once more than a third of the epochs are over, the best third of the trials go on, to their end: the first
+            # epoch tells little, and benchmarks/replay.py shows what other settings cost. The last epoch decides
+            # nothing, so it makes no bracket: there is one alone, and every trial is decided on.
+            fewest = max(2, self.epochs // 3 + 1)
             return HyperbandPruner(min_resource=fewest, max_resource=max(fewest, self.epochs - 1), reduction_factor=3)
         return MedianPruner() if self.pruner == "median" else NopPruner()
 

@@ -59,7 +59,7 @@ def test_trial_is_stopped_by_not_asking_for_more(ledger):
         drive(ledger, losses(0.1, 0.1, 0.1, 0.1))
     trial = drive(ledger, poor)
     assert trial.state == TrialState.PRUNED
-    assert asked == [1, 2]  # a third of four epochs, in whole ones
+    assert asked == [1, 2]  # of four epochs: more than a third
     assert trial.user_attrs["reason"] == "stopped by hyperband after epoch 2"
 
 
