@@ -28,6 +28,7 @@ bench: .venv/installed  ## the tables of the README
 	$(PYTHON) benchmarks/tracking.py
 	$(PYTHON) benchmarks/promotion.py
 	$(PYTHON) benchmarks/report.py
+	$(PYTHON) benchmarks/replay.py
 	$(PYTHON) benchmarks/forecast.py
 	$(PYTHON) benchmarks/serving.py
 

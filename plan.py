@@ -26,6 +26,7 @@ from search.space import Parameters, Space, load_space
 from search.storage import noted_storage, validated_storage
 from search.study import Sweep
 from search.sweep import Limits, places
+from search.warm_start import Earlier, noted_earlier, read_earlier
 from search.worker import Place
 
 __all__ = ["Plan", "command", "complain", "make_plan", "parse", "settings"]
@@ -33,6 +34,7 @@ __all__ = ["Plan", "command", "complain", "make_plan", "parse", "settings"]
 Engine = Literal["optuna", "comet"]
 
 RUNS = Path("runs")
+NAME = r"[\w][\w.-]*"  # of a sweep
 SEARCH_ID = r"[0-9a-f]{32}"  # how Comet names a search
 
 
@@ -53,6 +55,7 @@ class Plan:
     confirm_seeds: int  # runs of each
     promote: Literal["if-better", "always", "never"]
     limits: Limits
+    earlier: Earlier | None  # the sweep that the search starts from
 
 
 def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
@@ -74,7 +77,7 @@ def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
     devices = find_devices(options.devices)
     epochs = max(cast("epochs", n) for n in [fixed["epochs"], *space.values_of("epochs")])
     name = options.name if options.name is not None else (f"{space.name}-{search_id[:8]}" if search_id else space.name)
-    if not re.fullmatch(r"[\w][\w.-]*", name):
+    if not re.fullmatch(NAME, name):
         raise ValueError(f"--name is {name!r}; use letters, digits, '.', '_' and '-'")
     if options.keep < max(1, options.confirm):
         raise ValueError(
@@ -91,6 +94,7 @@ def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
         artifacts=validated_artifacts(options.artifacts),
         keep=options.keep,
     )
+    earlier = _earlier(options.warm_start, sweep, engine) if options.warm_start is not None else None
     where, backend = (_on_ray if options.backend == "ray" else _here)(options, devices, sweep, say)
     return Plan(
         sweep,
@@ -106,6 +110,7 @@ def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
         confirm_seeds=options.confirm_seeds,
         promote=options.promote,
         limits=Limits(options.timeout and began + options.timeout, options.trial_timeout),
+        earlier=earlier,
     )
 
 
@@ -172,6 +177,16 @@ def _storage(folder: Path, wanted: str) -> str:
 def _address(url: str) -> Any:
     """Return what tells servers apart: a password may change."""
     return sqlalchemy.make_url(url).set(password="") if url else ""
+
+
+def _earlier(name: str, sweep: Sweep, engine: Engine) -> Earlier | None:
+    """Return the sweep to start from: as it was when ours was begun, else as it is."""
+    if engine == "comet":
+        raise ValueError("--warm-start is for --engine optuna; a search at Comet takes no results of another")
+    if not re.fullmatch(NAME, name) or name == sweep.name:
+        raise ValueError(f"--warm-start is {name!r}; name another sweep of {RUNS}/")
+    noted = noted_earlier(sweep)
+    return noted if noted and noted.name == name else read_earlier(RUNS / name, sweep.space)
 
 
 def _search_id(options: argparse.Namespace) -> str:
@@ -243,6 +258,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--storage", default="", metavar="URL", help=text)
     text = "s3://BUCKET or a folder, where machines whose runs/ is not shared exchange checkpoints and weights"
     add("--artifacts", default="", metavar="STORE", help=text)
+    text = "an earlier sweep of the same space: what it found informs the search, its winner is tried again"
+    add("--warm-start", metavar="NAME", help=text)
     add("--timeout", type=_seconds, metavar="SECONDS", help="stop then; the same command goes on")
     text = "fail a trial none of whose epochs ends for so long"
     add("--trial-timeout", type=_seconds, metavar="SECONDS", help=text)

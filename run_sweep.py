@@ -34,12 +34,13 @@ from search.live import live_view
 from search.opening import create_ledger
 from search.ranking import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
 from search.report import kept_up_to_date, write_page
-from search.space import Parameters, first_proposals
+from search.space import Parameters
 from search.storage import LedgerError, first_line
 from search.study import CONFIRMS, open_confirmation
 from search.sweep import TimeUpError, sole_owner
 from search.sweep import run_sweep as search
 from search.tracking import Model, Tracking, notify, settle
+from search.warm_start import first_proposals
 
 REGISTERED = "catdog"  # the champions' name in Comet's Model Registry
 NUM_SHOWN = 10  # trials in a dry run
@@ -65,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         data = load_data(plan.source, plan.fixed["image_size"])
         with sole_owner(plan.sweep.folder, shared=bool(plan.sweep.storage)):
             check_best_model(plan)
-            ledger = create_ledger(plan.sweep, settings(plan, data), lambda text: say(f"note: {text}"))
+            note = lambda text: say(f"note: {text}")  # noqa: E731
+            ledger = create_ledger(plan.sweep, settings(plan, data), note, plan.earlier)
             if plan.engine == "comet":
                 ledger = join_search(plan, ledger)
             return carry_out(plan, data, ledger)
@@ -124,12 +126,25 @@ def announce(plan: Plan, data: Data, ledger: Ledger) -> None:
         say("note: these pictures are drawn; for photographs give --data kaggle or --data FOLDER")
     if plan.notify and plan.tracking != "online":
         say("note: Comet can only notify with --tracking online")
+    for sentence in describe_start(ledger):
+        say(sentence)
     num_begun, num_asked = len(ledger.trials()), ledger.sweep.num_trials
     if num_begun > num_asked:
         more = f"more than the {num_asked} asked for; those that ended count"
         say(f"note: {ledger.sweep.name} has {num_begun} trials already, {more}")
     if ledger.num_unfinished() <= 0:
         say(f"nothing left to search: all {num_begun} trials of {ledger.sweep.name} have ended")
+
+
+def describe_start(ledger: Ledger) -> Iterator[str]:
+    """Say what the search knows of an earlier sweep."""
+    if not (earlier := ledger.earlier):
+        return
+    again = "its winner is tried again as trial 1" if earlier.winner else "its winner was the baseline"
+    yield f"warm start: the search knows {len(earlier.trials)} trials of {earlier.name}; {again}"
+    if others := earlier.differences(ledger.study.user_attrs["settings"]):
+        what = "what configurations that both try differ by is added to its results"
+        yield f"note: {earlier.name} had other settings ({', '.join(others)}); {what}"
 
 
 def show_ranking(ledger: Ledger) -> list[Ranked]:
@@ -296,7 +311,7 @@ def show_plan(plan: Plan) -> list[Parameters]:
     for title in ("trial", "parameters", "weights", "mult-adds"):
         table.add_column(title, justify="left" if title == "parameters" else "right")
     num_shown = 1 if plan.engine == "comet" else min(NUM_SHOWN, sweep.num_trials)  # Comet tells when it is asked
-    proposals = first_proposals(sweep.space, num_shown)
+    proposals = first_proposals(sweep.space, num_shown, plan.earlier)
     for number, parameters in enumerate(proposals):
         shape, _ = configure(parameters, plan.fixed)
         values = " ".join(

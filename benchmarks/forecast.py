@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 import run_sweep
 from forecast import forecast, private_memory
 from plan import make_plan, parse
-from search.space import first_proposals
+from search.warm_start import first_proposals
 
 QUICK = ["--image-size", "64", "--epochs", "3", "--trials", "12", "--name", "quick"]
 TICK = 0.2  # seconds

@@ -114,7 +114,7 @@ def optimize(setting, folder, url):
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = RandomSampler() if setting.algorithm == "random" else TPESampler()
-    pruner = HyperbandPruner(min_resource=1, max_resource=EPOCHS, reduction_factor=2)  # as in search/study.py
+    pruner = HyperbandPruner(min_resource=2, max_resource=EPOCHS - 1, reduction_factor=3)  # as in search/study.py
     study = optuna.load_study(study_name="sweep", storage=open_peer(url), sampler=sampler, pruner=pruner)
     until = MaxTrialsCallback(setting.num_trials, states=(TrialState.COMPLETE, TrialState.PRUNED))
     study.optimize(objective, callbacks=[until])
@@ -129,7 +129,7 @@ def run_ray(setting, folder, _):
             tune.report({"loss": loss})
 
     ray.init(num_cpus=setting.num_workers, include_dashboard=False, configure_logging=False)
-    scheduler = tune.schedulers.AsyncHyperBandScheduler(max_t=EPOCHS, grace_period=1, reduction_factor=2)
+    scheduler = tune.schedulers.AsyncHyperBandScheduler(max_t=EPOCHS, grace_period=2, reduction_factor=3)
     tuner = tune.Tuner(
         trainable,
         param_space={"x": tune.uniform(0, 1)},

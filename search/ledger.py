@@ -25,6 +25,7 @@ from search.comet import CometSampler
 from search.locks import WORKER, ClaimLostError, FileLocks, Locks, SectionLostError, ServerLocks
 from search.storage import LedgerError, first_line, is_passing, note_down, open_storage
 from search.study import CANDIDATES, PROMOTION, Sweep
+from search.warm_start import InformedStudy, earlier_of
 
 __all__ = ["Claim", "Ledger", "Owner", "insisting", "locks_of"]
 
@@ -105,6 +106,8 @@ class Ledger:
         self.locks = locks_of(sweep, self.storage, self.study)
         # Not the study's: with Hyperband there, Optuna shows TPE the trials of one bracket alone.
         self.pruner = sweep.make_pruner()
+        self.earlier = earlier_of(self.study)
+        self.informed = InformedStudy(self.study, sweep.space, self.earlier)
 
     def close(self) -> None:
         """Let go of everything; the ledger can be used no more."""
@@ -388,8 +391,8 @@ class Ledger:
                 continue
             try:
                 if not self._fail_if_deadly(self.storage.get_trial(trial._trial_id)):
-                    self.study.sampler = self.sweep.sampler(trial.number)
-                    return optuna.Trial(self.study, trial._trial_id)
+                    self.informed.sampler = self.sweep.sampler(trial.number)
+                    return optuna.Trial(self.informed, trial._trial_id)
             except BaseException:
                 self.locks.release(trial)
                 raise
@@ -397,13 +400,13 @@ class Ledger:
         return None
 
     def _start(self, trials: Sequence[FrozenTrial]) -> optuna.Trial | None:
-        if not trials:
-            self._enqueue_baseline()
         num_started = _num_started(trials)
         if num_started >= self.budget():
             return None
-        self.study.sampler = self.sweep.sampler(num_started)
-        trial = self.study.ask()
+        if num_started == len(trials):  # else a process died after it had enqueued one
+            self._enqueue(num_started)
+        self.informed.sampler = self.sweep.sampler(num_started)
+        trial = self.informed.ask()
         locked = self.locks.try_lock(trial)
         assert locked, "nobody else can know a trial that was just made"
         return trial
@@ -435,13 +438,15 @@ class Ledger:
             self.locks.release(trial)
             return None
 
-    def _enqueue_baseline(self) -> None:
-        """Make trial 0 the README configuration, also where the space does not hold it."""
+    def _enqueue(self, number: int) -> None:
+        """Make trial 0 the README configuration, also where the space does not hold it, and trial 1 what won before."""
         space = self.sweep.space
-        if space.holds_baseline:
-            self.study.enqueue_trial(space.baseline)
-        else:
+        if number == 0 and not space.holds_baseline:
             self.study.enqueue_trial({}, user_attrs={"parameters": space.baseline})
+        elif number == 0:
+            self.study.enqueue_trial(space.baseline)
+        elif number == 1 and self.earlier and self.earlier.winner:
+            self.study.enqueue_trial(self.earlier.winner)
 
     def _complete(self, trial: optuna.Trial) -> FrozenTrial:
         """Have parameters proposed, where they are not: a process may have died between asking and proposing."""

@@ -4,7 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import optuna
@@ -13,16 +13,24 @@ from optuna.trial import FrozenTrial
 from search.ledger import RETRY_SECONDS, SEARCH, Ledger, Owner, insisting, locks_of
 from search.storage import LedgerError, is_passing, note_storage, open_storage
 from search.study import CONFIRMS, REPEAT, Sweep, parameters_of
+from search.warm_start import WARM_START, Earlier
 
 __all__ = ["create_confirmation", "create_ledger", "open_ledger"]
 
 
-def create_ledger(sweep: Sweep, settings: Mapping[str, Any], on_wait: Callable[[str], None] = lambda _: None) -> Ledger:
-    """Open the sweep's ledger, making folder and study where there are none.
+def create_ledger(
+    sweep: Sweep,
+    settings: Mapping[str, Any],
+    on_wait: Callable[[str], None] = lambda _: None,
+    earlier: Earlier | None = None,
+) -> Ledger:
+    """Open the sweep's ledger, making folder and study where there are none, with what an `earlier` sweep found.
 
     Raises ValueError, naming them, where the ledger was made with other `settings` (JSON-able), and OSError where
     the folder cannot be written.
     """
+    if earlier:
+        settings = {**settings, WARM_START: earlier.name}
     sweep.folder.mkdir(parents=True, exist_ok=True)
     storage = open_storage(sweep.folder, sweep.storage, locking=True)
     try:
@@ -36,6 +44,8 @@ def create_ledger(sweep: Sweep, settings: Mapping[str, Any], on_wait: Callable[[
             begun = sweep.storage or study.get_trials(deepcopy=False) or study.user_attrs.get(SEARCH)
             if known is None or not begun:
                 study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex))
+                if earlier:
+                    study.set_user_attr(WARM_START, asdict(earlier))  # it may be deleted, or go on, while this one runs
                 study.set_user_attr("settings", dict(settings))
                 (sweep.folder / "sweep.json").write_text(json.dumps(settings, indent=2))  # for people; nothing reads it
             elif changed := [key for key in settings if known.get(key) != settings[key]]:

@@ -1,18 +1,20 @@
-"""How long a sweep takes: its pruner and its workers played through, with results that chance makes up."""
+"""How long a sweep takes: its pruner and its workers played through, with results that are made up or recorded."""
 
 import heapq
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import optuna
+from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from search.study import Sweep
 
-__all__ = ["Cost", "Duration", "play", "simulate"]
+__all__ = ["Cost", "Duration", "Epoch", "play", "simulate"]
 
 NOISE = 0.5  # of a trial's value between epochs, in standard deviations between trials
 # Costly networks tend to be better. Rank correlation of seconds and best loss, baseline left out: 0.59 in a sweep of 12
@@ -29,6 +31,16 @@ class Cost:
     fixed: float  # seconds, once: data, kernels, ledger
     epoch: float  # seconds, for each epoch: training, validation, checkpoint
     epochs: int  # where nothing stops it
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The end of an epoch in a sweep that is played through."""
+
+    seconds: float  # since the first trial began
+    trial: int
+    number: int  # from 1
+    state: TrialState  # of the trial from here on
 
 
 @dataclass(frozen=True)
@@ -56,27 +68,33 @@ def simulate(sweep: Sweep, costs: Sequence[Cost], num_workers: int, confirm: int
         picked = random.integers(min(1, len(costs) - 1), len(costs), sweep.num_trials - len(costs))
         drawn = [*costs, *(costs[index] for index in picked)]
         luck, gain = math.sqrt(1 - GAIN**2) * random.normal(size=len(drawn)), GAIN * _sizes(drawn)
-        seconds, complete = play(sweep, drawn, (luck - gain).tolist(), num_workers, random)
+        # Hyperband deals its brackets by the study's name: so this one is called as the sweep.
+        part = partial(play, sweep.title, num_workers=num_workers)
+        search = list(part(sweep.make_pruner(), drawn, partial(_made_up, (luck - gain).tolist(), random)))
+        complete = [epoch.trial for epoch in search if epoch.state == TrialState.COMPLETE]
         gain[0] = 0  # the baseline begins as well as others of its size, but nobody has tuned how it ends
         best = sorted(complete, key=lambda number: float(luck[number] - gain[number]))
         runs = [drawn[number] for number in best[:confirm]] * repeats
-        confirmation = replace(sweep, pruner="none", num_trials=len(runs))
-        durations.append(Duration(seconds, play(confirmation, runs, [0.0] * len(runs), num_workers, random)[0]))
+        confirmation = list(part(NopPruner(), runs, partial(_made_up, [0.0] * len(runs), random)))
+        durations.append(Duration(*(epochs[-1].seconds if epochs else 0.0 for epochs in (search, confirmation))))
     return sorted(durations, key=lambda duration: duration.total)
 
 
 def play(
-    sweep: Sweep, costs: Sequence[Cost], values: Sequence[float], num_workers: int, random: np.random.Generator
-) -> tuple[float, list[int]]:
-    """Have workers train trials of these costs, with about these values in each epoch, less being better.
+    name: str,
+    pruner: BasePruner,
+    costs: Sequence[Cost],
+    value: Callable[[int, int], float],
+    num_workers: int,
+) -> Iterator[Epoch]:
+    """Have workers train trials of these costs in the study `name`; yield each epoch as it ends.
 
-    Return the seconds, and the trials that were not pruned.
+    `value` says what a trial is worth after an epoch (from 1), less being better.
     """
-    # Hyperband deals its brackets by the study's name: so this one is called as the sweep.
-    study = optuna.create_study(study_name=sweep.title, pruner=sweep.make_pruner(), sampler=RandomSampler())
+    study = optuna.create_study(study_name=name, pruner=pruner, sampler=RandomSampler())
     trials: list[optuna.Trial] = []
-    complete: list[int] = []
     ends: list[tuple[float, int, int]] = []  # of the epochs that are trained: when, of which trial, which epoch
+    most = max((cost.epochs for cost in costs), default=0)
     now = 0.0
     while ends or len(trials) < len(costs):
         if len(ends) < num_workers and len(trials) < len(costs):
@@ -85,15 +103,22 @@ def play(
             trials.append(study.ask())
             continue
         now, number, epoch = heapq.heappop(ends)
-        trials[number].report(values[number] + NOISE * random.normal(), epoch)
-        if epoch < sweep.epochs and trials[number].should_prune():
-            study.tell(trials[number], state=TrialState.PRUNED)
+        worth = value(number, epoch)
+        trials[number].report(worth, epoch)
+        if epoch < most and trials[number].should_prune():
+            state = TrialState.PRUNED
+            study.tell(trials[number], state=state)
         elif epoch < costs[number].epochs:
+            state = TrialState.RUNNING
             heapq.heappush(ends, (now + costs[number].epoch, number, epoch + 1))
         else:
-            study.tell(trials[number], values[number])
-            complete.append(number)
-    return now, complete
+            state = TrialState.COMPLETE
+            study.tell(trials[number], worth)
+        yield Epoch(now, number, epoch, state)
+
+
+def _made_up(values: Sequence[float], random: np.random.Generator, number: int, _: int) -> float:
+    return values[number] + NOISE * float(random.normal())
 
 
 def _sizes(costs: Sequence[Cost]) -> np.ndarray:

@@ -19,7 +19,7 @@ from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 
 from search.schema import Range, Spec, Values, read_file, validated
 
-__all__ = ["Goal", "Parameters", "Space", "derive_seed", "first_proposals", "load_space"]
+__all__ = ["Goal", "Parameters", "Space", "derive_seed", "load_space"]
 
 Parameters = dict[str, Any]
 
@@ -156,19 +156,6 @@ def load_space(
             except ValueError as error:
                 raise ValueError(f"{path}: parameters.{name}: {error}") from error
     return space
-
-
-def first_proposals(space: Space, count: int) -> list[Parameters]:
-    """Return the parameters of a sweep's first trials, as long as no result can have influenced them."""
-    study = optuna.create_study(direction=space.goal.direction)
-    proposals = [space.baseline]
-    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING))
-    for number in range(1, count):
-        study.sampler = space.sampler(number)
-        trial = study.ask()
-        space.suggest(trial)
-        proposals.append(trial.params)
-    return proposals
 
 
 def derive_seed(seed: int, number: int, repeat: int = 0) -> int:

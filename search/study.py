@@ -1,6 +1,5 @@
 """What a sweep is, the storage of its two studies, and what anybody may read from them."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -93,11 +92,11 @@ class Sweep:
     def make_pruner(self) -> BasePruner:
         """Make what decides after each epoch whether a trial goes on."""
         if self.pruner == "hyperband":
-            # A third of the epochs before the first decision, then half go on. On photographs, eight epochs: the README
-            # network (best val_loss 0.50) led two one-cycle runs at epoch 2 (0.55, 0.52) that were to end at 0.31 and
-            # 0.29, and trailed them at epoch 3 (0.44, 0.45).
-            fewest = math.ceil(self.epochs / 3)
-            return HyperbandPruner(min_resource=fewest, max_resource=self.epochs, reduction_factor=2)
+            # Once more than a third of the epochs are over, the best third of the trials go on, to their end: the first
+            # epoch tells little, and benchmarks/replay.py shows what other settings cost. The last epoch decides
+            # nothing, so it makes no bracket: there is one alone, and every trial is decided on.
+            fewest = max(2, self.epochs // 3 + 1)
+            return HyperbandPruner(min_resource=fewest, max_resource=max(fewest, self.epochs - 1), reduction_factor=3)
         return MedianPruner() if self.pruner == "median" else NopPruner()
 
 

@@ -42,7 +42,7 @@ def make_sweep(folder, num_trials, pruner="hyperband", **changes):
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_suffix(".json")
     path.write_text(json.dumps({**SPACE, **changes}))
-    space = load_space(path, {"x": 2.0, "seed": 3}, {"loss": "minimize"}, lambda _: None)
+    space = load_space(path, {**dict.fromkeys("xyzu", 2.0), "seed": 3}, {"loss": "minimize"}, lambda _: None)
     return Sweep(folder, space, EPOCHS, num_trials, pruner)
 
 

@@ -132,6 +132,26 @@ def assert_weights_are_of_the_best_epoch(folder, photographs):
     assert evaluate(model, validation).loss == pytest.approx(kept["loss"], rel=1e-3)
 
 
+def test_sweep_starts_from_an_earlier_one_and_needs_it_only_then(home, small, capsys):
+    assert run_sweep.main([*small, "--promote", "never"]) == 0
+    warm = [*small, "--promote", "never", "--name", "next", "--warm-start", "small", "--trials", "2", "--epochs", "1"]
+    assert run_sweep.main(warm) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"warm start: the search knows \d trials of small; its winner is tried again as trial 1", said)
+    assert "note: small had other settings (epochs); what configurations" in said
+    assert "2 done, 0 running, 0 left" in said
+    shutil.rmtree("runs/small")
+    assert run_sweep.main(warm) == 0
+    assert "nothing left to search: all 2 trials of next have ended" in capsys.readouterr().out
+
+
+def test_search_at_comet_has_no_warm_start(home, small, capsys, monkeypatch):
+    monkeypatch.setenv("COMET_API_KEY", "nobody's")
+    assert run_sweep.main([*small, "--engine", "comet", "--warm-start", "earlier"]) == 2
+    assert "a search at Comet takes no results of another" in capsys.readouterr().err
+    assert not list(home.iterdir())
+
+
 def test_interrupted_and_killed_program_is_finished_by_the_same_command(home, small, photographs):
     process = start(small)
     wait_for_an_epoch(process, home)
@@ -175,6 +195,9 @@ BAD = {
     "address without Ray": (["--ray-address", "head"], "--ray-address is for --backend ray; give both or neither"),
     "workers per CPU": (["--workers-per-device", "2", "--devices", "cpu"], "is about GPUs; for the CPU give --workers"),
     "unknown option": (["--gpu"], "unrecognized arguments: --gpu; --help lists the options"),
+    "warm start from nothing": (["--warm-start", "none"], "--warm-start: runs/none holds no sweep; name one of runs/"),
+    "warm start from itself": (["--warm-start", "small"], "--warm-start is 'small'; name another sweep of runs/"),
+    "warm start elsewhere": (["--warm-start", "../x"], "--warm-start is '../x'; name another sweep of runs/"),
     "name with a slash": (["--name", "../up"], "--name is '../up'; use letters"),
 }
 

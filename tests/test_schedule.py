@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from optuna.trial import TrialState
 
 from search.schedule import Cost, play, simulate
 from tests.counting_sweep import EPOCHS, make_sweep
@@ -8,8 +9,13 @@ WHOLE = Cost(fixed=2.0, epoch=10.0, epochs=EPOCHS)
 
 
 def playing(sweep, costs, num_workers):
-    random = np.random.default_rng(0)
-    return play(sweep, costs, random.normal(size=len(costs)).tolist(), num_workers, random)
+    """Play a sweep through; return its seconds and the trials that were not pruned."""
+    values = np.random.default_rng(0).normal(size=(len(costs), EPOCHS + 1)).tolist()
+    epochs = list(play(sweep.title, sweep.make_pruner(), costs, lambda trial, n: values[trial][n], num_workers))
+    assert [epoch.seconds for epoch in epochs] == sorted(epoch.seconds for epoch in epochs)
+    return max(e.seconds for e in epochs) if epochs else 0.0, [
+        e.trial for e in epochs if e.state == TrialState.COMPLETE
+    ]
 
 
 @pytest.fixture

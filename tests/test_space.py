@@ -6,7 +6,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from objective import METRICS, SEARCHABLE, configure
-from search.space import derive_seed, first_proposals, load_space
+from search.space import derive_seed, load_space
+from search.warm_start import first_proposals
 from tests.conftest import ROOT
 
 WIDTH = {"stem_width": {"type": "integer", "min": 2, "max": 8}}
