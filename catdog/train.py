@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 from torch import Tensor
 
+from catdog.compiler import put_off_compiler
 from catdog.data import Data, Pictures, load_data, preprocessing
 from catdog.device import Precision, autocast, find_devices, is_process_lost, keep_freed_memory
 from catdog.evaluate import evaluate, normalise
@@ -112,6 +113,7 @@ def train(
     """
     if torch.device(device).type == "cpu":
         keep_freed_memory()
+    put_off_compiler()
     model.to(device)
     run = _Run(model, config, training.to(device), validation.to(device), torch.device(device))
     history = run.restore(checkpoint) if checkpoint else []

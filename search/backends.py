@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
@@ -10,7 +9,8 @@ from typing import Protocol
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 
-from search.worker import Place, die_with
+from search.process import begin
+from search.worker import Place
 
 __all__ = ["Backend", "Job", "LokyBackend", "Process", "WorkerDiedError"]
 
@@ -69,7 +69,7 @@ class _LokyProcess:
         threads = {name: str(place.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         os.environ.setdefault("PYTHONWARNINGS", QUIET)
         # Watched from the first moment on: a process that was never given its task would wait for it for ever.
-        self.executor = ProcessPoolExecutor(max_workers=1, env=threads, initializer=_begin, initargs=(os.getpid(),))
+        self.executor = ProcessPoolExecutor(max_workers=1, env=threads, initializer=begin, initargs=(os.getpid(),))
         self.future: Future[None] = self.executor.submit(job, place)
 
     def result(self) -> None:
@@ -87,13 +87,6 @@ class _LokyProcess:
     def end(self) -> None:
         well = self.future.done() and not self.future.exception()
         self.executor.shutdown(wait=True, kill_workers=not well)
-
-
-def _begin(parent: int) -> None:
-    """Be a process that lives as long as the parent. Ctrl-C, which reaches the whole process group, is the parent's."""
-    die_with(parent)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # blocked as this process was started
 
 
 def _cause(text: str) -> str:
