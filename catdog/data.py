@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from catdog.device import free_memory
 from catdog.folder import CLASSES, Listing, Photograph, list_photographs, read_picture
 from catdog.synthetic import synthetic
 
@@ -42,6 +43,7 @@ STD = (0.25, 0.25, 0.25)
 
 TEST_SHARE = 0.2  # of the pictures, where the folder has no test part
 VALIDATION_SHARE = 0.15  # of the training pictures
+ROOM_ON_GPU = 0.5  # of its free memory that pictures may take; the rest is for training
 NUM_DRAWN = {"training": 1200, "test": 1000}  # pictures of the synthetic set
 FORMAT = 2  # of the cache; raise it when decoding or drawing changes
 NAMES_SHOWN = 10
@@ -66,8 +68,9 @@ class Pictures:
         return self.labels[self.rows]
 
     def to(self, device: str) -> "Pictures":
-        """Copy these rows to a GPU; on the CPU the shared array is used where it lies."""
-        if torch.device(device).type == "cpu":
+        """Copy these rows to a GPU that has room for them; else the shared array is used where it lies."""
+        num_bytes = len(self) * self.images[0].numel()
+        if torch.device(device).type == "cpu" or num_bytes > ROOM_ON_GPU * free_memory(device):
             return self
         rows = torch.arange(len(self), device=device)
         return Pictures(self.images[self.rows].to(device), self.labels[self.rows].to(device), rows)
