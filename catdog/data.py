@@ -47,6 +47,7 @@ ROOM_ON_GPU = 0.5  # of its free memory that pictures may take; the rest is for 
 NUM_DRAWN = {"training": 1200, "test": 1000}  # pictures of the synthetic set
 FORMAT = 2  # of the cache; raise it when decoding or drawing changes
 NAMES_SHOWN = 10
+AT_ONCE = 1000  # files that wait for a thread; each takes 2 KB meanwhile
 
 T = TypeVar("T")
 
@@ -328,7 +329,9 @@ def _decode_files(folder: Path, photographs: Sequence[Photograph], size: int, no
         return hashlib.sha256(content).hexdigest(), True
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the interpreter's lock
-        outcomes = pool.map(decode, range(len(photographs)))
+        rows = range(len(photographs))
+        parts = (rows[first : first + AT_ONCE] for first in range(0, len(rows), AT_ONCE))
+        outcomes = (outcome for part in parts for outcome in pool.map(decode, part))
         hashes, readable = zip(*_progress("decoding", len(photographs), outcomes), strict=True)
     images.flush()
     broken = [p.path for p, good in zip(photographs, readable, strict=True) if not good]
