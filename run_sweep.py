@@ -1,8 +1,10 @@
 """Launch or resume a sweep, rank its trials, promote the winner. `python run_sweep.py --help` lists the options."""
 
+import gc
 import signal
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main: Ctrl-C while torch is imported ends without a traceback
+gc.disable()  # until all is imported
 
 import os
 import platform
@@ -32,6 +34,7 @@ from search.confirm import Candidate, begin_confirmation, candidates_of, print_c
 from search.ledger import Ledger
 from search.live import live_view
 from search.opening import create_ledger
+from search.process import all_imported
 from search.ranking import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
 from search.report import kept_up_to_date, write_page
 from search.space import Parameters
@@ -41,6 +44,8 @@ from search.sweep import TimeUpError, sole_owner
 from search.sweep import run_sweep as search
 from search.tracking import Model, Tracking, notify, settle
 from search.warm_start import first_proposals
+
+all_imported()
 
 REGISTERED = "catdog"  # the champions' name in Comet's Model Registry
 NUM_SHOWN = 10  # trials in a dry run

@@ -21,7 +21,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from catdog.folder import CLASSES, Photograph, list_photographs, read_picture
+from catdog.device import free_memory
+from catdog.folder import CLASSES, Listing, Photograph, list_photographs, read_picture
 from catdog.synthetic import synthetic
 
 __all__ = [
@@ -42,9 +43,11 @@ STD = (0.25, 0.25, 0.25)
 
 TEST_SHARE = 0.2  # of the pictures, where the folder has no test part
 VALIDATION_SHARE = 0.15  # of the training pictures
+ROOM_ON_GPU = 0.5  # of its free memory that pictures may take; the rest is for training
 NUM_DRAWN = {"training": 1200, "test": 1000}  # pictures of the synthetic set
 FORMAT = 2  # of the cache; raise it when decoding or drawing changes
 NAMES_SHOWN = 10
+AT_ONCE = 1000  # files that wait for a thread; each takes 2 KB meanwhile
 
 T = TypeVar("T")
 
@@ -66,8 +69,9 @@ class Pictures:
         return self.labels[self.rows]
 
     def to(self, device: str) -> "Pictures":
-        """Copy these rows to a GPU; on the CPU the shared array is used where it lies."""
-        if torch.device(device).type == "cpu":
+        """Copy these rows to a GPU that has room for them; else the shared array is used where it lies."""
+        num_bytes = len(self) * self.images[0].numel()
+        if torch.device(device).type == "cpu" or num_bytes > ROOM_ON_GPU * free_memory(device):
             return self
         rows = torch.arange(len(self), device=device)
         return Pictures(self.images[self.rows].to(device), self.labels[self.rows].to(device), rows)
@@ -100,7 +104,7 @@ class _Decoded:
 
     images: Tensor  # (N, S, S, 3) uint8, mapped from the file
     labels: np.ndarray  # (N,) uint8
-    hashes: np.ndarray  # (N,) content hashes, hex text
+    hashes: np.ndarray  # (N,) content hashes, hexadecimal, of one byte a digit
     readable: np.ndarray  # (N,) bool
     notes: tuple[str, ...]
 
@@ -112,7 +116,7 @@ def load_data(source: str, image_size: int) -> Data:
     stratified share split off by content hash, so that equal files never stand on both sides. Raises ValueError, in
     one sentence, for a folder that cannot be used.
     """
-    decoded, sides = _training_side(source, image_size)
+    decoded, sides = _training_side(source, image_size, _listing(source))
     training, validation = (np.flatnonzero(sides == side) for side in ("training", "validation"))
     used = np.concatenate((training, validation))
     fingerprint = _fingerprint(source, decoded, used)
@@ -121,11 +125,12 @@ def load_data(source: str, image_size: int) -> Data:
 
 def load_test(source: str, image_size: int) -> SealedTest:
     """Load the sealed test pictures of `source`. Meant for promotion alone."""
-    decoded, sides = _training_side(source, image_size)
+    listing = _listing(source)
+    decoded, sides = _training_side(source, image_size, listing)
     if "test" in sides:
         rows = np.flatnonzero(sides == "test")
         return SealedTest(_rows(decoded, rows), _fingerprint(source, decoded, rows), 0, ())
-    test = _decode(source, image_size, "test")
+    test = _decode(image_size, "test", listing)
     known = test.readable & np.isin(test.hashes, decoded.hashes)
     notes = test.notes
     if known.any():
@@ -162,19 +167,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("CATDOG_CACHE") or Path.home() / ".cache" / "catdog")
 
 
-def _training_side(source: str, image_size: int) -> tuple[_Decoded, np.ndarray]:
+def _listing(source: str) -> Listing | None:
+    """List the files of a folder; None for pictures that are drawn."""
+    return None if source == "synthetic" else list_photographs(_folder(source))
+
+
+def _training_side(source: str, image_size: int, listing: Listing | None) -> tuple[_Decoded, np.ndarray]:
     """Decode all but a folder's own test pictures; say of each row on which side it stands ("" for none)."""
-    decoded = _decode(source, image_size, "training")
+    decoded = _decode(image_size, "training", listing)
     sides = np.where(decoded.readable, "training", "").astype("<U10")  # room for "validation"
     contradictory = _contradictory(decoded)
     sides[contradictory] = ""
-    if source == "synthetic":
+    if listing is None:
         given, has_test = np.zeros(len(sides), dtype=bool), True
     else:
-        listing = list_photographs(_folder(source))
         if contradictory.any():
             named = np.flatnonzero(contradictory)[:NAMES_SHOWN]
-            paths = ", ".join(str((*listing.training, *listing.validation)[row].path) for row in named)
+            paths = ", ".join((*listing.training, *listing.validation)[row].path for row in named)
             note = f"left out {contradictory.sum()} files that are a cat in one place and a dog in another: {paths}"
             decoded = replace(decoded, notes=(*decoded.notes, note))
         given = np.array([p.part == "validation" for p in (*listing.training, *listing.validation)])
@@ -193,10 +202,13 @@ def _training_side(source: str, image_size: int) -> tuple[_Decoded, np.ndarray]:
 
 def _fingerprint(source: str, decoded: _Decoded, rows: np.ndarray) -> str:
     """Name the contents and labels of some pictures, in whatever order and at whatever size."""
-    contents = sorted(f"{decoded.hashes[row]} {decoded.labels[row]}" for row in rows)
     if source == "synthetic":  # drawn anew for each size, and always the same
-        contents = [f"drawn {FORMAT} {NUM_DRAWN}"]
-    return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16]
+        return hashlib.sha256(f"drawn {FORMAT} {NUM_DRAWN}".encode()).hexdigest()[:16]
+    order = rows[np.lexsort((decoded.labels[rows], decoded.hashes[rows]))]
+    whole = hashlib.sha256()
+    for index, row in enumerate(order):
+        whole.update(b"%s%s %d" % (b"\n" if index else b"", decoded.hashes[row], decoded.labels[row]))
+    return whole.hexdigest()[:16]
 
 
 def _contradictory(decoded: _Decoded) -> np.ndarray:
@@ -211,7 +223,7 @@ def _split_off(decoded: _Decoded, among: np.ndarray, share: float, salt: str) ->
     for label in range(len(CLASSES)):
         of_class = among & (decoded.labels == label)
         contents = np.unique(decoded.hashes[of_class])
-        order = sorted(contents, key=lambda content: hashlib.sha256(f"{salt} {content}".encode()).digest())
+        order = sorted(contents, key=lambda content: hashlib.sha256(salt.encode() + b" " + content).digest())
         marked |= of_class & np.isin(decoded.hashes, order[: round(share * len(order))])
     return marked
 
@@ -235,13 +247,12 @@ def _folder(source: str) -> Path:
         ) from error
 
 
-def _decode(source: str, size: int, part: str) -> _Decoded:
+def _decode(size: int, part: str, listing: Listing | None) -> _Decoded:
     """Return the cached pictures of one part, decoding or drawing them where they are not there yet."""
-    if source == "synthetic":
+    if listing is None:
         identity: list[Any] = [NUM_DRAWN[part], part]
         build = partial(_draw, size=size, part=part)
     else:
-        listing = list_photographs(_folder(source))
         photographs = listing.test if part == "test" else (*listing.training, *listing.validation)
         identity = [_stamp(listing.folder, photograph) for photograph in photographs]
         build = partial(_decode_files, photographs=photographs, size=size, notes=list(listing.notes))
@@ -250,15 +261,14 @@ def _decode(source: str, size: int, part: str) -> _Decoded:
     about = json.loads((folder / "about.json").read_text())
     images = np.load(folder / "images.npy", mmap_mode="c")  # copy-on-write: torch wants a writable array
     columns = np.load(folder / "columns.npz")
-    return _Decoded(
-        torch.from_numpy(images), columns["labels"], columns["hashes"], columns["readable"], tuple(about["notes"])
-    )
+    hashes = columns["hashes"].astype("S64")
+    return _Decoded(torch.from_numpy(images), columns["labels"], hashes, columns["readable"], tuple(about["notes"]))
 
 
 def _stamp(folder: Path, photograph: Photograph) -> list[Any]:
-    name = [str(photograph.path.relative_to(folder)), photograph.label, photograph.part]
+    name = [photograph.path[len(str(folder)) + 1 :], photograph.label, photograph.part]
     try:
-        stat = photograph.path.stat()
+        stat = Path(photograph.path).stat()
     except OSError:  # a link to nowhere, say: decoding will name it
         return name
     return [*name, stat.st_size, stat.st_mtime_ns]
@@ -305,7 +315,7 @@ def _decode_files(folder: Path, photographs: Sequence[Photograph], size: int, no
 
     def decode(row: int) -> tuple[str, bool]:
         try:
-            content = photographs[row].path.read_bytes()
+            content = Path(photographs[row].path).read_bytes()
         except OSError as error:
             if error.errno not in (ENOENT, EACCES, ELOOP):
                 raise  # the disk's fault, which may pass; a picture is not left out for it
@@ -319,14 +329,16 @@ def _decode_files(folder: Path, photographs: Sequence[Photograph], size: int, no
         return hashlib.sha256(content).hexdigest(), True
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the interpreter's lock
-        outcomes = pool.map(decode, range(len(photographs)))
+        rows = range(len(photographs))
+        parts = (rows[first : first + AT_ONCE] for first in range(0, len(rows), AT_ONCE))
+        outcomes = (outcome for part in parts for outcome in pool.map(decode, part))
         hashes, readable = zip(*_progress("decoding", len(photographs), outcomes), strict=True)
     images.flush()
     broken = [p.path for p, good in zip(photographs, readable, strict=True) if not good]
     if len(broken) == len(photographs):
         raise ValueError(f"none of the {len(broken)} files could be read as a picture, {broken[0]} for one")
     if broken:
-        names = ", ".join(str(path) for path in broken[:NAMES_SHOWN])
+        names = ", ".join(broken[:NAMES_SHOWN])
         more = f" and {len(broken) - NAMES_SHOWN} more" if len(broken) > NAMES_SHOWN else ""
         notes.append(f"left out {len(broken)} of {len(photographs)} files that are no pictures: {names}{more}")
     _save_columns(folder, [p.label for p in photographs], hashes, readable, notes)
@@ -345,7 +357,7 @@ def _save_columns(
     np.savez(
         folder / "columns.npz",
         labels=np.asarray(labels, dtype=np.uint8),
-        hashes=np.asarray(hashes, dtype=str),
+        hashes=np.asarray(hashes, dtype="S64"),
         readable=np.asarray(readable, dtype=bool),
     )
     (folder / "about.json").write_text(json.dumps({"notes": notes}))

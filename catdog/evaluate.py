@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 from torch import Tensor
 
+from catdog.batches import batches
 from catdog.data import MEAN, STD, Pictures
 from catdog.device import Precision, autocast
 from catdog.model import CNN
@@ -34,9 +35,10 @@ def evaluate(
     model.to(device).eval()
     logits = []
     size = pictures.images.shape[1]
-    for batch in torch.split(pictures.rows, max(1, BATCH_PIXELS // size**2)):
+    split = torch.split(pictures.rows, max(1, BATCH_PIXELS // size**2))
+    for images, _ in batches(pictures, split, device):
         with autocast(device, precision):
-            logits.append(model(normalise(pictures.images[batch].to(device))).float())
+            logits.append(model(normalise(images)).float())
     scores = torch.cat(logits).cpu()  # once: a GPU is waited for here
     y = pictures.y.cpu()
     correct = (scores.argmax(1) == y).double().mean().item()

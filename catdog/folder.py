@@ -9,7 +9,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
+from itertools import takewhile
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -20,6 +22,7 @@ CLASSES = ("cat", "dog")
 
 # whose heads are cheap to read
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+NAMED = re.compile(r"(cat|dog)s?[._ -]*\(?\d")  # files that say what they show
 LABELS = {"cat": 0, "cats": 0, "dog": 1, "dogs": 1}
 PARTS = {
     **dict.fromkeys(("train", "training", "train_set", "training_set"), "training"),
@@ -28,11 +31,11 @@ PARTS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be a million of them
 class Photograph:
     """One labelled file."""
 
-    path: Path
+    path: str
     label: int  # index into CLASSES
     part: str  # training, validation, test, or "" where no folder says
 
@@ -57,15 +60,20 @@ def list_photographs(folder: Path) -> Listing:
     if not folder.is_dir():
         raise ValueError(f"data folder {folder} does not exist; give --data synthetic, kaggle or a folder")
     found, unlabelled = [], 0
-    for path in _files(folder):
-        photograph = _label(folder, path)
-        found.append(photograph) if photograph else (unlabelled := unlabelled + 1)
+    roots: Counter[Path] = Counter()
+    for above, path in _files(folder):
+        photograph = _label(above, path)
+        if photograph:
+            found.append(photograph)
+            roots[_data_set(above)] += 1
+        else:
+            unlabelled += 1
     if not found:
         raise ValueError(
             f"data folder {folder} holds no pictures of cats and dogs; expected folders named cats and dogs, or "
             "files named like cat.0.jpg"
         )
-    _refuse_mixture(folder, found)
+    _refuse_mixture(folder, found, roots)
     parts = {part: tuple(p for p in found if p.part == part) for part in ("training", "validation", "test")}
     parts["training"] += tuple(p for p in found if not p.part)
     if not parts["test"]:  # train/ + validation/: what was held out serves as the sealed test
@@ -108,27 +116,27 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the visible files below `folder` in a fixed order."""
+def _files(folder: Path) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the visible files below `folder` in a fixed order, each with the names of the folders between."""
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
+        above = Path(root).relative_to(folder).parts
+        yield from ((above, f"{root}{os.sep}{name}") for name in sorted(names) if not name.startswith("."))
 
 
-def _label(folder: Path, path: Path) -> Photograph | None:
-    above = [name.lower() for name in path.relative_to(folder).parts[:-1]]
-    labels = {LABELS[name] for name in above if name in LABELS}
+def _label(above: tuple[str, ...], path: str) -> Photograph | None:
+    lowered = [name.lower() for name in above]
+    labels = {LABELS[name] for name in lowered if name in LABELS}
     if len(labels) > 1:
         raise ValueError(f"{path} lies below both a cat and a dog folder; move it to one of them")
-    if not labels and (named := re.match(r"(cat|dog)s?[._ -]*\(?\d", path.name.lower())):
+    if not labels and (named := NAMED.match(path.rpartition(os.sep)[2].lower())):
         labels = {LABELS[named[1]]}
-    part = next((PARTS[name] for name in above if name in PARTS), "")
+    part = next((PARTS[name] for name in lowered if name in PARTS), "")
     return Photograph(path, labels.pop(), part) if labels else None
 
 
-def _refuse_mixture(folder: Path, found: list[Photograph]) -> None:
+def _refuse_mixture(folder: Path, found: list[Photograph], roots: Counter[Path]) -> None:
     """Refuse a folder that seems to hold two data sets, where either could be meant."""
-    roots = Counter(_data_set(folder, p) for p in found)
     if len(roots) > 1:
         first, second = (folder / name for name, _ in roots.most_common(2))
         raise ValueError(f"{folder} is ambiguous: it has pictures in {first} and {second}; give one of them to --data")
@@ -138,15 +146,10 @@ def _refuse_mixture(folder: Path, found: list[Photograph]) -> None:
         )
 
 
-def _data_set(folder: Path, photograph: Photograph) -> Path:
-    """Return the folder, below `folder`, in which the parts or classes of a picture's data set stand."""
-    above = photograph.path.relative_to(folder).parts[:-1]
-    kept = []
-    for name in above:
-        if name.lower() in PARTS or name.lower() in LABELS:
-            break
-        kept.append(name)
-    return Path(*kept)
+@cache
+def _data_set(above: tuple[str, ...]) -> Path:
+    """Return the folder in which the parts or classes of the data set stand to which the folders `above` belong."""
+    return Path(*takewhile(lambda name: name.lower() not in PARTS and name.lower() not in LABELS, above))
 
 
 def _refuse_one_class(folder: Path, part: str, photographs: tuple[Photograph, ...]) -> None:

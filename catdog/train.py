@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 from torch import Tensor
 
+from catdog.batches import batches
+from catdog.compiler import put_off_compiler
 from catdog.data import Data, Pictures, load_data, preprocessing
 from catdog.device import Precision, autocast, find_devices, is_process_lost, keep_freed_memory
 from catdog.evaluate import evaluate, normalise
@@ -112,6 +114,7 @@ def train(
     """
     if torch.device(device).type == "cpu":
         keep_freed_memory()
+    put_off_compiler()
     model.to(device)
     run = _Run(model, config, training.to(device), validation.to(device), torch.device(device))
     history = run.restore(checkpoint) if checkpoint else []
@@ -166,15 +169,15 @@ class _Run:
         """Take one optimizer step per batch; return mean loss and accuracy."""
         self.model.train()
         rows = self.training.rows
-        order = rows[torch.randperm(len(rows), generator=self.order).to(self.device)]
+        order = rows[torch.randperm(len(rows), generator=self.order).to(rows.device)]
+        # BatchNorm cannot normalise a single picture of one pixel
+        split = [batch for batch in torch.split(order, self.config.batch_size) if len(batch) > 1 or len(order) == 1]
         total, num_seen = torch.zeros(2, device=self.device), 0  # summed loss, number correct
-        for step, batch in enumerate(torch.split(order, self.config.batch_size)):
-            if len(batch) == 1 and len(order) > 1:
-                continue  # BatchNorm cannot normalise a single picture of one pixel
+        for step, (images, y) in enumerate(batches(self.training, split, self.device)):
             done = ((number - 1) * self.steps_per_epoch + step) / (self.config.epochs * self.steps_per_epoch)
             self._set_rate(self.config.learning_rate * _schedule(self.config.schedule, done))
-            total += self._step(self.training.images[batch], self.training.labels[batch])
-            num_seen += len(batch)
+            total += self._step(images, y)
+            num_seen += len(y)
         loss, num_correct = total.tolist()
         return loss / num_seen, num_correct / num_seen
 

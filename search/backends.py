@@ -1,25 +1,21 @@
 """How a worker's process is started, watched and ended: by loky on this machine; cluster.py does it with Ray."""
 
-import ctypes
 import os
 import re
-import signal
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Protocol
 
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 
-from search.worker import Place, die_with
+from search.process import begin
+from search.worker import Place
 
 __all__ = ["Backend", "Job", "LokyBackend", "Process", "WorkerDiedError"]
 
 # Where this process is killed, loky's tracker would list what it cleans up, in the middle of what comes next.
 QUIET = "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker"
-
-PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 Job = Callable[[Place], None]
 """All that a worker does, at the place that it is told."""
@@ -73,7 +69,7 @@ class _LokyProcess:
         threads = {name: str(place.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         os.environ.setdefault("PYTHONWARNINGS", QUIET)
         # Watched from the first moment on: a process that was never given its task would wait for it for ever.
-        self.executor = ProcessPoolExecutor(max_workers=1, env=threads, initializer=_begin, initargs=(os.getpid(),))
+        self.executor = ProcessPoolExecutor(max_workers=1, env=threads, initializer=begin, initargs=(os.getpid(),))
         self.future: Future[None] = self.executor.submit(job, place)
 
     def result(self) -> None:
@@ -91,15 +87,6 @@ class _LokyProcess:
     def end(self) -> None:
         well = self.future.done() and not self.future.exception()
         self.executor.shutdown(wait=True, kill_workers=not well)
-
-
-def _begin(parent: int) -> None:
-    """Be a process that lives as long as the parent. Ctrl-C, which reaches the whole process group, is the parent's."""
-    with suppress(OSError, AttributeError):  # Linux alone: a process that is stopped cannot look for its parent
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    die_with(parent)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # blocked as this process was started
 
 
 def _cause(text: str) -> str:

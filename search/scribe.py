@@ -266,7 +266,7 @@ def _write(path: Path, text: str) -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker says when it is over
-    os.nice(5)
+    os.nice(10)  # it is started as its worker's first step begins
     scribe = Scribe(online=sys.argv[1] == "online", folder=Path(sys.argv[2]))
     for line in sys.stdin:
         try:

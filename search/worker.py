@@ -4,8 +4,6 @@ import csv
 import math
 import os
 import platform
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,14 +18,13 @@ from search.comet import patiently
 from search.ledger import Claim, Ledger, Owner
 from search.locks import ClaimLostError
 from search.opening import open_ledger
+from search.process import all_imported
 from search.space import Goal
 from search.storage import LedgerError, first_line
 from search.study import CONFIRMS, Sweep, parameters_of
 from search.tracking import Row, Tracker, Tracking
 
-__all__ = ["Objective", "Place", "ProcessLostError", "Task", "die_with", "work"]
-
-WATCH_SECONDS = 0.5  # how often a worker looks whether its parent lives
+__all__ = ["Objective", "Place", "ProcessLostError", "Task", "work"]
 
 
 class ProcessLostError(Exception):
@@ -68,6 +65,7 @@ def work(sweep: Sweep, owner: Owner, objective: Objective, tracking: Tracking | 
     Raises OSError and LedgerError for what is wrong with the machine or with Comet's Optimizer, not with a trial, and
     ValueError where Comet refuses what we ask.
     """
+    all_imported()
     try:
         _work(open_ledger(sweep, owner), objective, tracking, place)
     except LedgerError as error:
@@ -189,14 +187,3 @@ def _write_history(path: Path, rows: list[Row]) -> None:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-
-
-def die_with(parent: int) -> None:
-    """End this process when its parent has gone: whoever resumes the sweep must find the device idle."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

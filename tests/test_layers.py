@@ -82,3 +82,21 @@ def test_search_runs_without_torch_and_comet_is_imported_where_it_is_wanted():
     code += "import search.sweep, search.report, search.live, search.champion, search.tracking\n"
     code += "import search.panels.__main__"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_nothing_slow_is_imported_before_training_that_training_does_not_need():
+    code = """
+import sys
+import run_sweep, torch
+from catdog.data import Pictures
+from catdog.model import ModelConfig, build_model, layer_table
+from catdog.train import TrainConfig, train
+config = ModelConfig(2, 4, 2, image_size=32)
+assert "Conv2d" in layer_table(config)
+pictures = Pictures(torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.tensor([0, 1]), torch.arange(2))
+assert len(list(train(build_model(config), TrainConfig(epochs=1), pictures, pictures))) == 1
+slow = {"alembic", "comet_ml", "gradio", "jinja2", "pandas", "plotly", "ray", "sympy", "torchvision", "triton"}
+assert not slow & {*sys.modules}, slow & {*sys.modules}
+assert torch.compile(torch.nn.Linear(2, 1), backend="eager")(torch.zeros(1, 2)).shape == (1, 1)  # still to be had
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT)
