@@ -25,6 +25,7 @@ check: .venv/installed  ## style, formatting, types
 
 bench: .venv/installed  ## the tables of the README
 	$(PYTHON) benchmarks/training.py
+	$(PYTHON) benchmarks/cores.py
 	$(PYTHON) benchmarks/tracking.py
 	$(PYTHON) benchmarks/promotion.py
 	$(PYTHON) benchmarks/report.py

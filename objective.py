@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from catdog.data import Data, load_data, preprocessing
-from catdog.device import find_devices, is_process_lost
+from catdog.device import find_devices, is_out_of_memory, is_process_lost
 from catdog.evaluate import confusion
 from catdog.model import ModelConfig, build_model, layer_table, save_model
 from catdog.outcomes import write_outcomes
@@ -24,7 +24,7 @@ from search.evidence import accuracy_interval
 from search.space import Parameters
 from search.study import Sweep
 from search.tracking import Row
-from search.worker import ProcessLostError, Task
+from search.worker import OutOfMemoryError, ProcessLostError, Task
 
 __all__ = ["DEFAULTS", "METRICS", "SEARCHABLE", "TrainTrial", "cast", "configure", "first_device", "origin"]
 
@@ -53,7 +53,8 @@ class TrainTrial:
             yield from self.epochs(task)
         except (RuntimeError, MemoryError) as error:
             if is_process_lost(error):
-                raise ProcessLostError(str(error) or "out of memory") from error
+                kind = OutOfMemoryError if is_out_of_memory(error) else ProcessLostError
+                raise kind(str(error) or "out of memory") from error
             raise
 
     def epochs(self, task: Task) -> Iterator[Row]:

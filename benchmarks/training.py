@@ -1,9 +1,11 @@
-"""Pictures per second of training: ours beside the loop of the usual tutorial, in turn, in one run.
+"""Pictures per second of training: ours beside the usual tutorial's loop and beside the limit, in turn, in one run.
 
-    python benchmarks/training.py
+    python benchmarks/training.py [--rounds N] [--networks "README 64 px" ...]
 
 Both train the same network on the same drawn pictures with Adam on every core. The tutorial reads JPEG files with
-ImageFolder and a DataLoader of two processes, in float32, channels first. The median over rounds is printed.
+ImageFolder and a DataLoader of two processes, in float32, channels first. The limit is the network's convolutions and
+nothing else: forward and backward, to weights and, but for the first, to data, by oneDNN in the precision of ours, with
+weights in the order that is fastest. The median over rounds is printed.
 """
 
 import argparse
@@ -13,14 +15,15 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -33,58 +36,70 @@ from catdog.model import CNN, ModelConfig, build_model
 from catdog.synthetic import synthetic
 from catdog.train import TrainConfig, train
 
-SIZE, BATCH, NUM_LOADERS, SKIPPED = 64, 32, 2, 2
+BATCH, NUM_LOADERS, SKIPPED = 32, 2, 2
 JPEG_SIZE = 384  # pixels of the files of the tutorial; those of the Kaggle set have 383 by geometric mean
 NETWORKS = {  # name: (configuration, batches a round)
-    "README 64/512": (ModelConfig(image_size=SIZE), 8),
-    "32/128": (ModelConfig(stem_width=32, body_width=128, image_size=SIZE), 24),
+    "README 64 px": (ModelConfig(image_size=64), 8),
+    "README 224 px": (ModelConfig(), 2),
+    "32/128 64 px": (ModelConfig(stem_width=32, body_width=128, image_size=64), 24),
 }
 
-
-state: dict[str, Iterator[float]] = {}  # of the process that runs ours
+state: dict[str, Iterator[float]] = {}  # of the process that runs ours and the limit
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Ours beside the tutorial's training loop.")
+    parser = argparse.ArgumentParser(description="Ours beside the tutorial's training loop and the limit.")
     parser.add_argument("--rounds", type=int, default=5)
-    num_rounds = parser.parse_args().rounds
+    parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=list(NETWORKS))
+    options = parser.parse_args()
     print(describe_machine())
-    print(f"{'network':15} {'tutorial':>10} {'ours':>10} {'ratio':>7}   pictures/s, median of {num_rounds} rounds")
+    print(f"{'':15} {'tutorial':>10} {'ours':>10} {'ratio':>7} {'limit':>10} {'share':>7}")
     with tempfile.TemporaryDirectory() as folder:
-        pictures = prepare(Path(folder), BATCH * (SKIPPED + max(batches for _, batches in NETWORKS.values())))
-        for name, (config, num_batches) in NETWORKS.items():
+        images, labels = prepare(Path(folder), BATCH * (SKIPPED + max(batches for _, batches in NETWORKS.values())))
+        for name in options.networks:
+            config, num_batches = NETWORKS[name]
             tutorial = tutorial_rates(build_model(config), Path(folder), num_batches)
             with ProcessPoolExecutor(1, get_context("spawn")) as ours:  # of its own: train() tunes its process
-                ours.submit(prepare_ours, config, pictures, num_batches).result()
-                pairs = [(next(tutorial), ours.submit(next_of_ours).result()) for _ in range(num_rounds)]
-            slow, fast = (statistics.median(rates) for rates in zip(*pairs, strict=True))
-            ratio = statistics.median(b / a for a, b in pairs)
-            print(f"{name:15} {slow:10.1f} {fast:10.1f} {ratio:6.2f}x", flush=True)
+                ours.submit(prepare_ours, config, resized(images, config.image_size), labels, num_batches).result()
+                rounds = [
+                    (next(tutorial), *(ours.submit(next_of, which).result() for which in ("ours", "limit")))
+                    for _ in range(options.rounds)
+                ]
+            slow, fast, limit = (statistics.median(rates) for rates in zip(*rounds, strict=True))
+            ratio, share = (statistics.median(r[1] / r[other] for r in rounds) for other in (0, 2))
+            print(f"{name:15} {slow:10.1f} {fast:10.1f} {ratio:6.2f}x {limit:10.1f} {share:7.1%}", flush=True)
+    print(f"pictures/s, median of {options.rounds} rounds; ratio and share are medians of each round's")
 
 
 def describe_machine() -> str:
     precision = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
     return (
-        f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, python {platform.python_version()}, "
-        f"{SIZE} px, batch {BATCH}, ours in {precision}"
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, "
+        f"python {platform.python_version()}, batch {BATCH}, ours in {precision}"
     )
 
 
-def prepare(folder: Path, count: int) -> Pictures:
-    """Draw `count` pictures, write them as the tutorial's JPEG files, and return them as ours."""
+def prepare(folder: Path, count: int) -> tuple[Tensor, Tensor]:
+    """Draw `count` pictures, write them as the tutorial's JPEG files, and return them with their labels."""
     images, labels = synthetic(count, JPEG_SIZE, seed=0)
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         path = folder / ("cat", "dog")[label] / f"{index}.jpg"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(image).save(path, quality=90)
-    small = torch.stack([torch.from_numpy(image[:: JPEG_SIZE // SIZE, :: JPEG_SIZE // SIZE]) for image in images])
-    return Pictures(small, torch.from_numpy(labels).long(), torch.arange(count))
+    return torch.from_numpy(images), torch.from_numpy(labels).long()
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Take (B, 384, 384, 3) to (B, size, size, 3)."""
+    pixels = torch.arange(size) * JPEG_SIZE // size
+    return images[:, pixels][:, :, pixels]
 
 
 def tutorial_rates(model: CNN, folder: Path, num_batches: int) -> Iterator[float]:
     """Yield one rate a round; the first batches, while the loader's processes start, are not counted."""
     model = model.to(memory_format=torch.contiguous_format)
-    transform = transforms.Compose([transforms.Resize((SIZE, SIZE)), transforms.ToTensor()])
+    size = model.config.image_size
+    transform = transforms.Compose([transforms.Resize((size, size)), transforms.ToTensor()])
     data = ImageFolder(str(folder), transform)
     optimizer, loss_of = torch.optim.Adam(model.parameters(), lr=1e-4), nn.CrossEntropyLoss()
     model.train()
@@ -103,12 +118,14 @@ def tutorial_rates(model: CNN, folder: Path, num_batches: int) -> Iterator[float
                 break
 
 
-def prepare_ours(config: ModelConfig, pictures: Pictures, num_batches: int) -> None:
-    state["rates"] = our_rates(build_model(config), pictures, num_batches)
+def prepare_ours(config: ModelConfig, images: Tensor, labels: Tensor, num_batches: int) -> None:
+    pictures = Pictures(images, labels, torch.arange(len(images)))
+    state["ours"] = our_rates(build_model(config), pictures, num_batches)
+    state["limit"] = limit_rates(config, num_batches)
 
 
-def next_of_ours() -> float:
-    return next(state["rates"])
+def next_of(which: str) -> float:
+    return next(state[which])
 
 
 def our_rates(model: CNN, pictures: Pictures, num_batches: int) -> Iterator[float]:
@@ -119,6 +136,53 @@ def our_rates(model: CNN, pictures: Pictures, num_batches: int) -> Iterator[floa
     next(epochs)
     for epoch in epochs:
         yield epoch.images_per_second
+
+
+def limit_rates(config: ModelConfig, num_batches: int) -> Iterator[float]:
+    """Yield one rate a round of the network's convolutions alone, a layer after the other."""
+    size, width = config.image_size, config.body_width
+    widths = [(3, config.stem_width), (config.stem_width, width), *[(width, width)] * config.body_repeats]
+    layers = [convolution(*pair, size >> depth) for depth, pair in enumerate(widths)]
+    while True:
+        began = time.perf_counter()
+        for _ in range(num_batches):
+            for layer in layers:
+                layer()
+        yield num_batches * BATCH / (time.perf_counter() - began)
+
+
+def convolution(num_in: int, num_out: int, size: int) -> Callable[[], None]:
+    """Return a layer's convolution, forward and backward: forward in the faster of the ways that oneDNN has."""
+    dtype = torch.bfloat16 if has_bfloat16(torch.device("cpu")) else torch.float32
+    shapes = [(BATCH, num_in, size, size), (BATCH, num_out, size, size), (num_out, num_in, 3, 3)]
+    x, y, weight = (torch.randn(shape).to(dtype, memory_format=torch.channels_last) for shape in shapes)
+    ones, wanted = (1, 1), [num_in != 3, True, False]  # gradients: to data, weights, bias
+    onednn = torch.ops.mkldnn
+    packed = onednn._reorder_convolution_weight(weight, ones, ones, ones, 1, x.shape)  # noqa: SLF001 - as inductor does
+    pointwise = onednn._convolution_pointwise  # noqa: SLF001 - likewise
+    forward = fastest(
+        lambda: F.conv2d(x, weight, padding=1),
+        lambda: pointwise(x, packed, None, ones, ones, ones, 1, "none", [], ""),
+    )
+
+    def layer() -> None:
+        forward()
+        torch.ops.aten.convolution_backward(y, x, weight, None, ones, ones, ones, False, (0, 0), 1, wanted)
+
+    return layer
+
+
+def fastest(*ways: Callable[[], object]) -> Callable[[], object]:
+    """Return the way whose best call of three is the shortest; the first call of each prepares it."""
+
+    def seconds(way: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        way()
+        return time.perf_counter() - began
+
+    for way in ways:
+        way()
+    return min(ways, key=lambda way: min(seconds(way) for _ in range(3)))
 
 
 if __name__ == "__main__":

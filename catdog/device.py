@@ -1,6 +1,7 @@
 """Which devices this machine has, and which numbers they multiply natively."""
 
 import ctypes
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ __all__ = [
     "find_devices",
     "free_memory",
     "has_bfloat16",
+    "is_out_of_memory",
     "is_process_lost",
     "keep_freed_memory",
     "peak_memory",
@@ -20,7 +22,12 @@ __all__ = [
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
-NO_MEMORY = ("can't allocate memory", "could not create a primitive")  # as PyTorch's allocator and oneDNN say it
+NO_MEMORY = (  # as PyTorch's allocator, oneDNN, CUDA and its libraries say it
+    "can't allocate memory",
+    "could not create a primitive",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",
+)
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of mallopt(3)
 
@@ -74,13 +81,23 @@ def is_process_lost(error: BaseException | None) -> bool:
 
     Whatever the process does with that GPU afterwards fails too; memory that ran out is fragmented, or somebody else's.
     """
-    while error:  # libraries wrap it in errors of their own
-        if isinstance(error, MemoryError | torch.OutOfMemoryError | torch.AcceleratorError):
-            return True
-        if isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY):
-            return True
+    return is_out_of_memory(error) or any(isinstance(one, torch.AcceleratorError) for one in _wrapped(error))
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Say whether memory ran out, a GPU's or the machine's."""
+    return any(
+        isinstance(one, MemoryError | torch.OutOfMemoryError)
+        or (isinstance(one, RuntimeError) and any(words in str(one) for words in NO_MEMORY))
+        for one in _wrapped(error)
+    )
+
+
+def _wrapped(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those inside of it: libraries wrap them in errors of their own."""
+    while error:
+        yield error
         error = error.__cause__ or error.__context__
-    return False
 
 
 def keep_freed_memory() -> None:

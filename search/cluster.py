@@ -65,7 +65,7 @@ class Share:
     def places(self) -> list[Place]:
         """Return one place for each worker; which device it is will be told by Ray."""
         device = "a GPU of the cluster" if self.num_gpus else "a CPU of the cluster"
-        return [Place(slot, device, self.threads) for slot in range(self.num_workers)]
+        return [Place(slot, device, self.threads, alone=True) for slot in range(self.num_workers)]
 
 
 def count(number: float, noun: str) -> str:

@@ -211,9 +211,17 @@ class Ledger:
         self._note(trial, **entries)
 
     @insisting
-    def note_last_words(self, trial: FrozenTrial, text: str) -> None:
-        """Write down why this process is about to end itself while it holds a trial."""
-        self._note(trial, **{LAST_WORDS: (self.owner.process, text)})
+    def note_last_words(self, trial: FrozenTrial, text: str, *, starved: bool = False) -> None:
+        """Write down why this process is about to end itself while it holds a trial: `starved` of memory, perhaps."""
+        self._note(trial, **{LAST_WORDS: (self.owner.process, text, starved)})
+
+    @insisting
+    def starved(self, process: str) -> FrozenTrial | None:
+        """Return the trial with which a process ended itself because memory ran out."""
+        for trial in self._trials():
+            if trial.user_attrs.get(LAST_WORDS, [])[::2] == [process, True]:
+                return trial
+        return None
 
     @insisting
     def tell(self, trial: FrozenTrial, state: TrialState, value: float | None = None) -> None:
@@ -323,7 +331,7 @@ class Ledger:
         before = trial.user_attrs.get("deaths", {})
         if trial.state != TrialState.RUNNING or before.get("process") == process:
             return
-        author, words = trial.user_attrs.get(LAST_WORDS, ("", ""))
+        author, words, *_ = trial.user_attrs.get(LAST_WORDS, ("", ""))
         how = f" ({words})" if author == process else how
         deaths = before if before.get("step") == trial.last_step else {}
         deaths = {"count": 0, "machines": 0, **deaths, "step": trial.last_step, "how": how, "process": process}

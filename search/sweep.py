@@ -86,6 +86,7 @@ def run_sweep(
     Kill anything at any time, this process included: the same call goes on where the ledger stands.
     """
     removed: set[int] = set()
+    resting: dict[Place, int] = {}  # where memory was too little beside others, until that trial has ended
     store = Artifacts(ledger.sweep.artifacts) if ledger.sweep.artifacts else None
     _tidy(ledger, store)
     workers: list[_Worker] = []
@@ -100,7 +101,7 @@ def run_sweep(
                 raise TimeUpError
             if now - looked > LOOK_SECONDS:  # places are idle at the start, and when others left a trial behind
                 looked, taken = now, {worker.place for worker in workers}
-                idle = [place for place in where if place not in taken]
+                idle = [place for place in where if place not in taken and not _rests(place, resting, ledger)]
                 for place in idle[: ledger.num_free()] if idle else ():
                     start(place)
             if workers:
@@ -112,7 +113,7 @@ def run_sweep(
             if limits.trial is not None:
                 _give_up_stuck(workers, ledger, limits.trial, time.monotonic() - now)
             for worker in workers[:]:
-                _look_after(worker, workers, ledger, start)
+                _look_after(worker, workers, ledger, start, resting)
         ending = [worker.process.future for worker in workers if not worker.process.is_waiting()]
         wait(ending, tracking.patience + TICK_SECONDS if tracking else TICK_SECONDS)
         show()
@@ -232,8 +233,14 @@ def _stopped_pids(worker: _Worker) -> list[int]:
     return pids
 
 
-def _look_after(worker: _Worker, workers: list[_Worker], ledger: Ledger, start: Callable[..., None]) -> None:
-    """Give a worker that died a successor, and dismiss one that found no more to do."""
+def _look_after(
+    worker: _Worker,
+    workers: list[_Worker],
+    ledger: Ledger,
+    start: Callable[..., None],
+    resting: dict[Place, int],
+) -> None:
+    """Give a worker that died a successor, and dismiss one that found no more to do, or memory for all but itself."""
     if worker.verdict:
         if not ledger.give_up(*worker.verdict):
             return  # its lock is not free yet: asked again soon
@@ -244,11 +251,30 @@ def _look_after(worker: _Worker, workers: list[_Worker], ledger: Ledger, start: 
         if not worker.verdict:
             worker.process.result()
     except WorkerDiedError as death:
-        successor = partial(start, worker.place, _note_death(worker, ledger, death))
+        if starved := _starved_beside_others(worker, workers, ledger):
+            resting[worker.place] = starved.number
+            ledger.say(
+                f"{ledger.sweep.label(starved)} found no memory on {worker.place.device} beside others; "
+                "until it has ended, fewer workers go on there"
+            )
+        else:
+            successor = partial(start, worker.place, _note_death(worker, ledger, death))
     worker.process.end()
     workers.remove(worker)
     if successor or worker.verdict:
         (successor or partial(start, worker.place))()
+
+
+def _starved_beside_others(worker: _Worker, workers: Sequence[_Worker], ledger: Ledger) -> FrozenTrial | None:
+    """Return the trial for which memory ran out while other workers had a share of the device's: it is not to blame."""
+    device = worker.place.device
+    if worker.place.alone or not any(w is not worker and w.place.device == device for w in workers):
+        return None
+    return ledger.starved(worker.id)
+
+
+def _rests(place: Place, resting: dict[Place, int], ledger: Ledger) -> bool:
+    return place in resting and not ledger.trials()[resting[place]].state.is_finished()
 
 
 def _note_death(worker: _Worker, ledger: Ledger, death: WorkerDiedError) -> int:

@@ -24,11 +24,15 @@ from search.storage import LedgerError, first_line
 from search.study import CONFIRMS, Sweep, parameters_of
 from search.tracking import Row, Tracker, Tracking
 
-__all__ = ["Objective", "Place", "ProcessLostError", "Task", "work"]
+__all__ = ["Objective", "OutOfMemoryError", "Place", "ProcessLostError", "Task", "work"]
 
 
 class ProcessLostError(Exception):
-    """A process can train no more, as when memory ran out; a new one is to go on with the trial."""
+    """A process can train no more; a new one is to go on with the trial."""
+
+
+class OutOfMemoryError(ProcessLostError):
+    """Memory ran out; with fewer workers on the device there may be enough."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Place:
     device: str  # cpu, cuda:0, ...
     threads: int  # CPU threads that are its own (OMP_NUM_THREADS)
     label: str = ""  # what people call the device, where that is not enough
+    alone: bool = False  # nobody is known to share the device, whatever it is called
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ def run_trial(
     except (OSError, LedgerError, ClaimLostError, UpdateFinishedTrialError):
         raise  # disk full, data gone, ledger out of reach: every other trial would fail too
     except ProcessLostError as error:
-        ledger.note_last_words(trial, str(error).splitlines()[0])
+        ledger.note_last_words(trial, str(error).splitlines()[0], starved=isinstance(error, OutOfMemoryError))
         os._exit(1)  # which is counted as any other death
     except FloatingPointError as error:
         state, reason = TrialState.FAIL, str(error)

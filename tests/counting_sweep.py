@@ -9,6 +9,7 @@ each time it starts.
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -27,7 +28,7 @@ from search.storage import validated_storage
 from search.study import Sweep
 from search.sweep import Limits, places, run_sweep, sole_owner
 from search.tracking import Model, Tracking, settle
-from search.worker import ProcessLostError
+from search.worker import OutOfMemoryError
 
 EPOCHS, EPOCH_SECONDS = 4, 0.15
 SPACE = {
@@ -66,7 +67,9 @@ def count(task):
         if task.number == options.deadly:
             os._exit(9)
         if task.number == options.hungry:
-            raise ProcessLostError("out of memory, 1 GiB wanted")
+            raise OutOfMemoryError("out of memory, 1 GiB wanted")
+        if task.number == options.crowded and others_train(task):
+            raise OutOfMemoryError("out of memory, 1 GiB wanted")
         if task.number == options.failing:
             raise RuntimeError("it does not work")
         loss = abs(task.parameters["x"] - 0.3) + 1 / epoch
@@ -77,6 +80,12 @@ def count(task):
         partial.write_text(json.dumps(rows))
         partial.replace(checkpoint)
         yield rows[-1]
+
+
+def others_train(task):
+    """Say whether another worker of this sweep lives."""
+    children = subprocess.run(["pgrep", "-f", "-P", str(os.getppid()), "popen_loky"], capture_output=True, check=False)
+    return len(children.stdout.split()) > 1
 
 
 def note_place(task):
@@ -107,6 +116,8 @@ def parse():
     parser.add_argument("--artifacts", default="")
     parser.add_argument("--stuck", type=int, default=-1, help="number of a trial that goes on for ever")
     parser.add_argument("--hungry", type=int, default=-1, help="number of a trial for which there is no memory")
+    text = "number of a trial for which there is no memory while other workers live"
+    parser.add_argument("--crowded", type=int, default=-1, help=text)
     parser.add_argument("--trial-timeout", type=float)
     parser.add_argument("--keep", type=int, default=10)
     parser.add_argument("--backend", default="loky")
@@ -166,7 +177,9 @@ def model_of(sweep):
 options = (
     parse()
     if __name__ == "__main__"
-    else argparse.Namespace(deadly=-1, hungry=-1, failing=-1, diverging=-1, stuck=-1, seconds=0.15, backend="loky")
+    else argparse.Namespace(
+        deadly=-1, hungry=-1, crowded=-1, failing=-1, diverging=-1, stuck=-1, seconds=0.15, backend="loky"
+    )
 )
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from catdog.data import load_data
 from catdog.evaluate import evaluate
 from catdog.model import load_model, save_model
 from search.study import open_confirmation, open_study
-from search.worker import ProcessLostError, Task
+from search.worker import OutOfMemoryError, ProcessLostError, Task
 from tests.conftest import ROOT
 
 
@@ -284,16 +284,28 @@ def test_data_that_goes_or_changes_is_no_trials_fault(home, small, photographs, 
         next(train_trial(Task(0, None, {}, 0, home, "cpu", home / "checkpoint.pt")))
 
 
-def test_lost_gpu_is_the_fault_of_its_process_not_of_the_trial(home, small, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), ProcessLostError),
+        (torch.AcceleratorError("CUDA error: out of memory"), OutOfMemoryError),
+        (torch.OutOfMemoryError("CUDA out of memory."), OutOfMemoryError),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), OutOfMemoryError),
+        (MemoryError("out of memory"), OutOfMemoryError),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+    ],
+)
+def test_lost_gpu_and_lack_of_memory_are_told_from_what_a_trial_does_wrong(home, small, monkeypatch, error, kind):
     def lost(*_, **__):
-        raise torch.AcceleratorError("an illegal memory access was encountered")
+        raise error
 
     monkeypatch.setattr("objective.train", lost)
     plan = run_sweep.make_plan(run_sweep.parse(small), print)
     data = run_sweep.load_data(plan.source, 64)
     train_trial = run_sweep.TrainTrial(plan.sweep, plan.source, plan.fixed, data.fingerprint, {})
-    with pytest.raises(ProcessLostError, match="an illegal memory access was encountered"):
+    with pytest.raises(kind, match=str(error)) as raised:
         next(train_trial(Task(4, None, {}, 0, home, "cpu", home / "checkpoint.pt")))
+    assert raised.type is kind
 
 
 def test_sweep_without_a_complete_trial_promotes_nothing(home, small, monkeypatch, capsys):

@@ -118,6 +118,14 @@ def test_trial_that_finds_no_memory_is_tried_by_new_workers_and_given_up_with_th
     assert trials[1].user_attrs["reason"] == "its worker died 3 times in epoch 1 (out of memory, 1 GiB wanted)"
 
 
+def test_trial_that_finds_no_memory_beside_others_goes_on_with_fewer_workers_unblamed(tmp_path):
+    folder = tmp_path / "runs/crowded"
+    assert start(folder, "8", "3", "--crowded", "1", "--pruner", "none").wait() == 0
+    trials = assert_exact(folder, 8)
+    assert "deaths" not in trials[1].user_attrs
+    assert len({trial.user_attrs["worker"]["slot"] for trial in trials}) > 1
+
+
 @pytest.mark.parametrize("moment", ["as they start", "as they train"])
 def test_workers_die_with_their_parent(tmp_path, moment):
     process = start(tmp_path / "runs/orphans", "12", "2")
