@@ -9,6 +9,7 @@ each time it starts.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -128,6 +129,7 @@ def parse():
 
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as run_sweep.py, whatever a shell in the background says
     changes = GRID if options.algorithm == "grid" else {"algorithm": options.algorithm}
     sweep = make_sweep(options.folder, options.num_trials, options.pruner, **changes)
     storage = validated_storage(options.storage)

@@ -12,6 +12,7 @@ Faults that need root (a full disk) or a C compiler (the clock) are left out whe
 import argparse
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -115,6 +116,7 @@ def _fate(program, num_faults, kinds, rng):
 
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the programs inherit a shell's wish to ignore it
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("faults", 200), ("trials", 40), ("workers", 4)):
         parser.add_argument(f"--{name}", type=int, default=value)
