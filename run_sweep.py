@@ -145,7 +145,7 @@ def describe_start(ledger: Ledger) -> Iterator[str]:
     """Say what the search knows of an earlier sweep."""
     if not (earlier := ledger.earlier):
         return
-    again = "its winner is tried again as trial 1" if earlier.winner else "its winner was the baseline"
+    again = "its winner is to be tried again, as trial 1" if earlier.winner else "its winner was the baseline"
     yield f"warm start: the search knows {len(earlier.trials)} trials of {earlier.name}; {again}"
     if others := earlier.differences(ledger.study.user_attrs["settings"]):
         what = "what configurations that both try differ by is added to its results"

@@ -114,7 +114,8 @@ def train(
     """
     if torch.device(device).type == "cpu":
         keep_freed_memory()
-    put_off_compiler()
+    if "compile" not in STEP:
+        put_off_compiler()
     model.to(device)
     run = _Run(model, config, training.to(device), validation.to(device), torch.device(device))
     history = run.restore(checkpoint) if checkpoint else []

@@ -104,7 +104,7 @@ class Ledger:
         self.storage = open_storage(sweep.folder, sweep.storage, locking=True)
         self.study = optuna.load_study(study_name=sweep.title, storage=self.storage)
         self.locks = locks_of(sweep, self.storage, self.study)
-        # Not the study's: with Hyperband there, Optuna shows TPE the trials of one bracket alone.
+        # Not the study's: with Hyperband there, Optuna filters what the sampler is shown.
         self.pruner = sweep.make_pruner()
         self.earlier = earlier_of(self.study)
         self.informed = InformedStudy(self.study, sweep.space, self.earlier)

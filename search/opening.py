@@ -32,6 +32,8 @@ def create_ledger(
     if earlier:
         settings = {**settings, WARM_START: earlier.name}
     sweep.folder.mkdir(parents=True, exist_ok=True)
+    if sweep.storage:
+        open_storage(sweep.folder, sweep.storage)  # another Optuna's tables are refused here, in its own words
     storage = open_storage(sweep.folder, sweep.storage, locking=True)
     try:
         study = optuna.create_study(

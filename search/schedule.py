@@ -68,7 +68,6 @@ def simulate(sweep: Sweep, costs: Sequence[Cost], num_workers: int, confirm: int
         picked = random.integers(min(1, len(costs) - 1), len(costs), sweep.num_trials - len(costs))
         drawn = [*costs, *(costs[index] for index in picked)]
         luck, gain = math.sqrt(1 - GAIN**2) * random.normal(size=len(drawn)), GAIN * _sizes(drawn)
-        # Hyperband deals its brackets by the study's name: so this one is called as the sweep.
         part = partial(play, sweep.title, num_workers=num_workers)
         search = list(part(sweep.make_pruner(), drawn, partial(_made_up, (luck - gain).tolist(), random)))
         complete = [epoch.trial for epoch in search if epoch.state == TrialState.COMPLETE]

@@ -82,7 +82,8 @@ def run_sweep(
 ) -> None:
     """Keep a worker at each place while there is a trial for it, until every trial of the budget has ended.
 
-    `show` is called about twice a second. Raises what a worker raises about its machine (OSError), and TimeUpError.
+    For the main thread, where signals are handled. `show` is called about twice a second. Raises what a worker raises
+    about its machine (OSError), and TimeUpError.
     Kill anything at any time, this process included: the same call goes on where the ledger stands.
     """
     removed: set[int] = set()
@@ -172,14 +173,14 @@ def _kill(workers: Sequence[_Worker]) -> None:
 def _undisturbed() -> Iterator[None]:
     """Have signals wait. To block them does for this thread and what it starts; another thread may still take one."""
     came: list[int] = []
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in STOPS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if came:
             signal.raise_signal(came[0])
 
@@ -274,7 +275,11 @@ def _starved_beside_others(worker: _Worker, workers: Sequence[_Worker], ledger: 
 
 
 def _rests(place: Place, resting: dict[Place, int], ledger: Ledger) -> bool:
-    return place in resting and not ledger.trials()[resting[place]].state.is_finished()
+    """Say whether a place waits for the end of a trial that needs the room; on another machine it does not."""
+    if place not in resting:
+        return False
+    trial = ledger.trials()[resting[place]]
+    return not trial.state.is_finished() and ledger.ran_here(trial)
 
 
 def _note_death(worker: _Worker, ledger: Ledger, death: WorkerDiedError) -> int:

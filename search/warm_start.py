@@ -65,7 +65,7 @@ def earlier_of(study: optuna.Study) -> Earlier | None:
 
 
 def noted_earlier(sweep: Sweep) -> Earlier | None:
-    """Return the earlier sweep that this one was begun with, if it was, without creating anything."""
+    """Return the earlier sweep that this one was begun with, if it was."""
     if not (sweep.storage or (sweep.folder / "ledger.db").is_file()):
         return None
     try:
@@ -99,9 +99,9 @@ class InformedStudy(optuna.Study):
 
         TPE asks which results are the best of all. Without this, those of the sweep with more epochs would be.
         """
-        ended = [(trial.params, trial.value) for trial in own if trial.state.is_finished() and trial.value is not None]
+        done = [(trial.params, trial.value) for trial in own if trial.state == TrialState.COMPLETE]
         complete = [record for record in self.records if record["state"] == TrialState.COMPLETE.name]
-        gaps = [value - record["value"] for params, value in ended for record in complete if params == record["params"]]
+        gaps = [value - record["value"] for params, value in done for record in complete if params == record["params"]]
         return float(statistics.median(gaps)) if gaps else 0.0
 
 
@@ -109,7 +109,8 @@ def first_proposals(space: Space, count: int, earlier: Earlier | None = None) ->
     """Return the parameters of a sweep's first trials, as long as no result of its own can have influenced them."""
     study = InformedStudy(optuna.create_study(direction=space.goal.direction), space, earlier)
     proposals = [space.baseline]
-    study.add_trial(create_trial(state=TrialState.RUNNING))
+    params, distributions = (space.baseline, space.distributions) if space.holds_baseline else ({}, {})
+    study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
     if earlier and earlier.winner:
         study.enqueue_trial(earlier.winner)
     for number in range(1, count):

@@ -137,7 +137,9 @@ def test_sweep_starts_from_an_earlier_one_and_needs_it_only_then(home, small, ca
     warm = [*small, "--promote", "never", "--name", "next", "--warm-start", "small", "--trials", "2", "--epochs", "1"]
     assert run_sweep.main(warm) == 0
     said = capsys.readouterr().out
-    assert re.search(r"warm start: the search knows \d trials of small; its winner is tried again as trial 1", said)
+    assert re.search(
+        r"warm start: the search knows \d trials of small; its winner is to be tried again, as trial 1", said
+    )
     assert "note: small had other settings (epochs); what configurations" in said
     assert "2 done, 0 running, 0 left" in said
     shutil.rmtree("runs/small")

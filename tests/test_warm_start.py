@@ -153,12 +153,21 @@ def test_the_confirmed_winner_is_tried_again_and_the_baseline_only_once(make, co
     assert read_earlier(cold.sweep.folder, inside).winner == min(cold.trials(), key=distance).params
 
 
-def test_a_dry_run_shows_what_the_sweep_then_proposes(make, cold):
-    earlier = read_earlier(cold.sweep.folder, cold.sweep.space)
-    ledger = begun(make("warm", 4), earlier)
-    claims = [ledger.take(slot, "cpu") for slot in range(4)]
-    shown = first_proposals(ledger.sweep.space, 4, earlier)
-    assert shown == [BASELINE, *(claim.trial.params for claim in claims[1:])]
+@pytest.mark.parametrize("baseline", [BASELINE, dict.fromkeys(NAMES, 0.5)], ids=["outside", "inside"])
+def test_a_dry_run_shows_what_the_sweep_then_proposes(make, cold, baseline):
+    earlier, sweep = read_earlier(cold.sweep.folder, cold.sweep.space), make("warm", 6)
+    ledger = begun(replace(sweep, space=replace(sweep.space, baseline=baseline)), earlier)
+    claims = [ledger.take(slot, "cpu") for slot in range(6)]
+    shown = first_proposals(ledger.sweep.space, 6, earlier)
+    assert shown == [baseline, *(claim.trial.params for claim in claims[1:])]
+
+
+def test_trial_that_was_stopped_early_says_nothing_about_longer_training(make, cold):
+    ledger = search(warm(make, cold), 1)
+    claim = ledger.take(0, "cpu")
+    ledger.report(claim.trial, 1, 9.0)
+    ledger.tell(claim.trial, TrialState.PRUNED)
+    assert ledger.informed._shift(ledger.trials()) == 0
 
 
 def test_other_pictures_are_allowed_and_named(make, cold):
