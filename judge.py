@@ -114,10 +114,11 @@ def name_of_model(provenance: Mapping[str, Any]) -> str:
     return f"trial {provenance['trial']} of {provenance['run']}{again}"
 
 
-def judge_trial(folder: Path, number: int | None, always: bool) -> list[str]:
+def judge_trial(folder: Path, number: int | None, always: bool, source: str = "") -> list[str]:
     """Promote a trial of the sweep in `folder`, its winner by default, if it is better; say what came of it.
 
-    A trial that was confirmed is promoted with the weights of its best run. Raises ValueError, one sentence.
+    A trial that was confirmed is promoted with the weights of its best run. The pictures are at `source`, else where
+    they were when it was trained. Raises ValueError, one sentence.
     """
     study = open_study(folder)
     candidates = [Candidate(**entry) for entry in study.user_attrs.get(CANDIDATES, [])]
@@ -139,13 +140,13 @@ def judge_trial(folder: Path, number: int | None, always: bool) -> list[str]:
     if lost_to and _identity(lost_to) == _identity(holder_of(BEST_MODEL)):  # no second look for the same answer
         return [f"kept the champion, as on {before['time']}: {before['reason']}; --promote always replaces it"]
     if not weights.exists() and weights.parent.is_dir():
-        raise ValueError(
-            f"{weights} is not there: --keep says how many are kept; command.txt beside it trains it again"
-        )
+        again = "command.txt beside it trains such a network, for use as it is"
+        raise ValueError(f"{weights} was not kept (--keep), so it cannot be promoted; {again}")
     provenance = load_model(weights)[1]["provenance"]
     if "trial" not in provenance:
         raise ValueError(f"{weights} was not trained by a sweep; promote a file that was")
-    outcome = promote_weights(weights, BEST_MODEL, provenance["data"]["source"], find_devices("auto")[0], always=always)
+    source = source or provenance["data"]["source"]
+    outcome = promote_weights(weights, BEST_MODEL, source, find_devices("auto")[0], always=always)
     study.set_user_attr(PROMOTION, {**promotions, name_of(weights): record_of(outcome, before)})
     return sentences_of(outcome)
 

@@ -169,8 +169,8 @@ def _storage(folder: Path, wanted: str) -> str:
     """Return the address of the ledger's server; empty for a file. An existing sweep's stays where it is."""
     url, noted = validated_storage(wanted), noted_storage(folder)
     if url and _address(noted) != _address(url) and (noted or (folder / "ledger.db").exists()):
-        where = "another server" if noted else "a file in that folder"
-        raise ValueError(f"--storage: the ledger of {folder} is {where}; leave it out, or give another --name")
+        where = sqlalchemy.make_url(noted).render_as_string() if noted else "a file in that folder"
+        raise ValueError(f"--storage: the ledger of {folder} is {where}; leave --storage out, or give another --name")
     return url or noted
 
 
@@ -184,7 +184,7 @@ def _earlier(name: str, sweep: Sweep, engine: Engine) -> Earlier | None:
     if engine == "comet":
         raise ValueError("--warm-start is for --engine optuna; a search at Comet takes no results of another")
     if not re.fullmatch(NAME, name) or name == sweep.name:
-        raise ValueError(f"--warm-start is {name!r}; name another sweep of {RUNS}/")
+        raise ValueError(f"--warm-start is {name!r}; give the name of another sweep, that of its folder in {RUNS}/")
     noted = noted_earlier(sweep)
     return noted if noted and noted.name == name else read_earlier(RUNS / name, sweep.space)
 

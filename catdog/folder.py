@@ -58,7 +58,8 @@ def list_photographs(folder: Path) -> Listing:
     can be read in more than one way.
     """
     if not folder.is_dir():
-        raise ValueError(f"data folder {folder} does not exist; give --data synthetic, kaggle or a folder")
+        what = "is no folder" if folder.exists() else "does not exist"
+        raise ValueError(f"data folder {folder} {what}; give --data synthetic, kaggle or a folder")
     found, unlabelled = [], 0
     roots: Counter[Path] = Counter()
     for above, path in _files(folder):

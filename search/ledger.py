@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -399,7 +400,7 @@ class Ledger:
                 continue
             try:
                 if not self._fail_if_deadly(self.storage.get_trial(trial._trial_id)):
-                    self.informed.sampler = self.sweep.sampler(trial.number)
+                    self.informed.sampler = self._proposer(trial.number)
                     return optuna.Trial(self.informed, trial._trial_id)
             except BaseException:
                 self.locks.release(trial)
@@ -407,13 +408,17 @@ class Ledger:
             self.locks.release(trial)
         return None
 
+    def _proposer(self, number: int) -> BaseSampler:
+        """Make what proposes trial `number`: it comes after all that an earlier sweep proposed."""
+        return self.sweep.sampler(number + (self.earlier.num_proposed if self.earlier else 0))
+
     def _start(self, trials: Sequence[FrozenTrial]) -> optuna.Trial | None:
         num_started = _num_started(trials)
         if num_started >= self.budget():
             return None
         if num_started == len(trials):  # else a process died after it had enqueued one
             self._enqueue(num_started)
-        self.informed.sampler = self.sweep.sampler(num_started)
+        self.informed.sampler = self._proposer(num_started)
         trial = self.informed.ask()
         locked = self.locks.try_lock(trial)
         assert locked, "nobody else can know a trial that was just made"

@@ -51,9 +51,7 @@ def create_ledger(
                 study.set_user_attr("settings", dict(settings))
                 (sweep.folder / "sweep.json").write_text(json.dumps(settings, indent=2))  # for people; nothing reads it
             elif changed := [key for key in settings if known.get(key) != settings[key]]:
-                differences = ", ".join(
-                    f"{key} was {_short(known.get(key))}, is {_short(settings[key])}" for key in changed
-                )
+                differences = ", ".join(_difference(key, known.get(key), settings[key]) for key in changed)
                 raise ValueError(
                     f"{sweep.folder} holds a sweep with other settings ({differences}); give another --name"
                 )
@@ -94,6 +92,14 @@ def open_ledger(sweep: Sweep, owner: Owner) -> Ledger:
             if not isinstance(cause, Exception) or not is_passing(cause) or time.monotonic() > deadline:
                 raise
             time.sleep(RETRY_SECONDS)
+
+
+def _difference(key: str, was: Any, now: Any) -> str:
+    """Say what changed, entry by entry where a setting has entries."""
+    if isinstance(was, Mapping) and isinstance(now, Mapping):
+        changed = [entry for entry in {**was, **now} if was.get(entry) != now.get(entry)]
+        return ", ".join(_difference(f"{key}.{entry}", was.get(entry), now.get(entry)) for entry in changed)
+    return f"{key} was {_short(was)}, is {_short(now)}"
 
 
 def _short(value: Any) -> str:

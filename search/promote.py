@@ -1,6 +1,6 @@
 """The command that promotes a trial, if it is better than the champion, or goes back to the champion before.
 
-python -m search.promote NAME [--trial N]    a sweep's winner, or any of its trials
+python -m search.promote NAME [--trial N] [--data FOLDER]    a sweep's winner, or any of its trials
 python -m search.promote --rollback
 """
 
@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--trial", type=int, help="its number (default: the sweep's winner)")
     text = "always: without a comparison (default: if-better)"
     parser.add_argument("--promote", choices=("if-better", "always"), default="if-better", help=text)
+    parser.add_argument("--data", default="", help="where its pictures are (default: where they were)")
     parser.add_argument("--rollback", action="store_true", help="make the champion before the present one it again")
     options = parser.parse_args()
     if options.rollback == bool(options.name) or (options.rollback and options.trial is not None):
@@ -27,7 +28,8 @@ def main() -> None:
         if options.rollback:
             print(restore(BEST_MODEL))
         else:
-            sentences = judge_trial(Path("runs") / Path(options.name).name, options.trial, options.promote == "always")
+            folder, always = Path("runs") / Path(options.name).name, options.promote == "always"
+            sentences = judge_trial(folder, options.trial, always, options.data)
             print("\n".join(sentences))
     except (ValueError, LedgerError) as error:
         parser.exit(2, f"{error}\n")

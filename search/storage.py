@@ -27,6 +27,7 @@ LedgerError = StorageInternalError
 NOTE = "storage.txt"  # in a run's folder: the server's address, for whoever reads the run later
 BUSY_SECONDS = 60.0  # how long SQLite waits for another process's transaction
 PASSING = ("database is locked", "readonly database")  # what SQLite says of a file that may be well again soon
+BROKEN = ("file is not a database", "disk image is malformed")  # and of one that will not
 NOTE_DOWN = """INSERT INTO trial_user_attributes (trial_id, key, value_json)
     SELECT trial_id, :key, :value FROM trials WHERE trial_id = :trial AND state IN ('RUNNING', 'WAITING')
     ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json"""
@@ -43,7 +44,7 @@ def validated_storage(url: str) -> str:
         return ""
     try:
         parsed = sqlalchemy.make_url(url)
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):
         parsed = None
     if parsed is None or parsed.get_backend_name() != "postgresql":
         raise ValueError("--storage takes postgresql://USER@HOST/DATABASE; leave it out for a file in the run's folder")
@@ -70,7 +71,9 @@ def noted_storage(folder: Path) -> str:
 
 
 def open_storage(folder: Path, url: str = "", *, locking: bool = False) -> RDBStorage:
-    """Open what holds both parts of a sweep: `url`, or what `folder` says. Raises OSError where that cannot be done.
+    """Open what holds both parts of a sweep: `url`, or what `folder` says.
+
+    Raises OSError where that cannot be done, ValueError where it can never be.
 
     For `locking` all that a process does goes over one connection: the server drops its locks with it.
     """
@@ -80,6 +83,9 @@ def open_storage(folder: Path, url: str = "", *, locking: bool = False) -> RDBSt
         return _open_server(url, locking=locking) if url else _open_file(path)
     except (sqlite3.Error, SQLAlchemyError, StorageInternalError) as error:
         where = sqlalchemy.make_url(url).render_as_string() if url else path
+        if any(words in str(error) for words in BROKEN):
+            what = f"the ledger {where} is damaged ({first_line(error)})"
+            raise ValueError(f"{what}; put back a copy, or give another --name") from error
         raise OSError(f"the ledger {where} cannot be opened ({first_line(error)})") from error
 
 

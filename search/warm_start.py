@@ -27,6 +27,7 @@ class Earlier:
     settings: Mapping[str, Any]  # that it was made with
     winner: Parameters  # to be tried again; empty where that is the baseline, which is tried anyway
     trials: Sequence[Mapping[str, Any]]  # that ended and lie in the space: state, params, value, step
+    num_proposed: int  # trials that it had; with an equal seed, ours would begin with the same random ones
 
     def differences(self, settings: Mapping[str, Any]) -> list[str]:
         """Name the settings, those of pictures and epochs say, for which results of this sweep are not comparable."""
@@ -44,7 +45,7 @@ def read_earlier(folder: Path, space: Space) -> Earlier:
     settings = study.user_attrs["settings"]
     for key, ours in {"parameters": space.content["parameters"], "goal": asdict(space.goal)}.items():
         if settings.get(key) != ours:
-            raise ValueError(f"--warm-start: {folder} has another {key}; name a sweep of the same space and goal")
+            raise ValueError(f"--warm-start: {folder} differs in {key}; name a sweep of the same space and goal")
     states = (TrialState.COMPLETE, TrialState.PRUNED)
     ended = [trial for trial in study.get_trials(deepcopy=False, states=states) if trial.params]
     complete = [trial for trial in ended if trial.state == TrialState.COMPLETE]
@@ -55,7 +56,7 @@ def read_earlier(folder: Path, space: Space) -> Earlier:
     by_value = sorted(complete, key=lambda trial: sign * (trial.value or 0.0))
     best = sorted(by_value, key=lambda trial: trial.number not in confirmed[:1])
     winner = next((trial.params for trial in best if trial.params != space.baseline), {})
-    return Earlier(folder.name, settings, winner, [_record(trial) for trial in ended])
+    return Earlier(folder.name, settings, winner, [_record(trial) for trial in ended], len(study.get_trials()))
 
 
 def earlier_of(study: optuna.Study) -> Earlier | None:
@@ -114,7 +115,7 @@ def first_proposals(space: Space, count: int, earlier: Earlier | None = None) ->
     if earlier and earlier.winner:
         study.enqueue_trial(earlier.winner)
     for number in range(1, count):
-        study.sampler = space.sampler(number)
+        study.sampler = space.sampler(number + (earlier.num_proposed if earlier else 0))
         trial = study.ask()
         space.suggest(trial)
         proposals.append(trial.params)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import search.sweep
+import search.watch
 from search.backends import LokyBackend
 from search.comet import create_search, patiently
 from search.confirm import begin_confirmation
@@ -124,7 +124,7 @@ def parse():
     parser.add_argument("--backend", default="loky")
     parser.add_argument("--ray-address", default="")
     parser.add_argument("--needs", default="", help="NAME=VERSION of a package, on every machine")
-    parser.add_argument("--stopped", type=float, default=search.sweep.STOPPED_SECONDS)
+    parser.add_argument("--stopped", type=float, default=search.watch.STOPPED_SECONDS)
     return parser.parse_args()
 
 
@@ -134,7 +134,7 @@ def main():
     sweep = make_sweep(options.folder, options.num_trials, options.pruner, **changes)
     storage = validated_storage(options.storage)
     sweep = replace(sweep, patience=options.patience, storage=storage, artifacts=options.artifacts, keep=options.keep)
-    search.sweep.STOPPED_SECONDS = options.stopped
+    search.watch.STOPPED_SECONDS = options.stopped
     with sole_owner(sweep.folder, shared=bool(sweep.storage)):
         ledger = create_ledger(sweep, {"goal": "loss"})
         if options.engine == "comet":

@@ -245,7 +245,7 @@ BAD = {
     "failed run": ((TrialState.FAIL,), ["two"], "runs/two has no winner: none of its 1 trials completed"),
     "run that goes on": ((TrialState.COMPLETE,), ["two"], "runs/two has no winner yet; let its sweep end, or give"),
     "unknown trial": ((TrialState.COMPLETE,), ["two", "--trial", "7"], "has no trial 7; its trials are 0 to 0"),
-    "missing weights": ((TrialState.COMPLETE,), ["two", "--trial", "0"], "0000/model.safetensors does not exist"),
+    "missing weights": ((TrialState.COMPLETE,), ["two", "--trial", "0"], "0000/model.safetensors was not kept"),
     "nothing before": ((), ["--rollback"], "holds no whole champion to go back to"),
 }
 
@@ -289,6 +289,18 @@ def test_trial_is_promoted_by_hand_and_told(bench, good, tmp_path, monkeypatch, 
     assert "is the champion already: the very same weights" in capsys.readouterr().out
     promote_command(monkeypatch, "--rollback")
     assert "is trial 0 of other again" in capsys.readouterr().out
+
+
+def test_pictures_that_have_moved_can_be_named(bench, good, tmp_path, monkeypatch, capsys):
+    bench(build_model(GOOD), 0, run="other")
+    bench(good[0], 0)
+    restore(bench.champion.parent)
+    before = bench.champion.read_bytes()
+    ended(create_ledger(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    with pytest.raises(SystemExit, match="2"):
+        promote_command(monkeypatch, "one", "--trial", "0", "--data", "nowhere")
+    assert "data folder nowhere does not exist" in capsys.readouterr().err
+    assert bench.champion.read_bytes() == before
 
 
 def test_what_a_rollback_withdrew_can_be_promoted_again(bench, good, tmp_path, monkeypatch, capsys):

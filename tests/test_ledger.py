@@ -319,6 +319,13 @@ def test_other_settings_are_refused_by_name(ledger):
         create_ledger(ledger.sweep, {**GOAL, "epochs": 5})
 
 
+def test_what_changed_in_a_setting_of_many_entries_is_named(tmp_path):
+    sweep = make_sweep(tmp_path / "runs/one", 3)
+    create_ledger(sweep, {"parameters": {"x": {"min": 0, "max": 1}, "y": {"min": 0}}}).take(0, "cpu").release()
+    with pytest.raises(ValueError, match=r"\(parameters.x.max was 1, is 2, parameters.z was None, is 3\)"):
+        create_ledger(sweep, {"parameters": {"x": {"min": 0, "max": 2}, "y": {"min": 0}, "z": 3}})
+
+
 def test_ledger_writes_ahead_so_that_readers_never_wait(ledger):
     with sqlite3.connect(ledger.sweep.folder / "ledger.db") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -328,7 +335,7 @@ def test_ledger_writes_ahead_so_that_readers_never_wait(ledger):
 def test_ledger_that_is_no_database_is_named(tmp_path):
     (tmp_path / "runs/one").mkdir(parents=True)
     (tmp_path / "runs/one/ledger.db").write_text("no database, though long enough to be looked at as one" * 40)
-    with pytest.raises(OSError, match=r"ledger.db cannot be opened"):
+    with pytest.raises(ValueError, match=r"ledger.db is damaged .*; put back a copy, or give another --name"):
         create_ledger(make_sweep(tmp_path / "runs/one", 3), GOAL)
 
 

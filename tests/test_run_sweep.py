@@ -198,8 +198,8 @@ BAD = {
     "workers per CPU": (["--workers-per-device", "2", "--devices", "cpu"], "is about GPUs; for the CPU give --workers"),
     "unknown option": (["--gpu"], "unrecognized arguments: --gpu; --help lists the options"),
     "warm start from nothing": (["--warm-start", "none"], "--warm-start: runs/none holds no sweep; name one of runs/"),
-    "warm start from itself": (["--warm-start", "small"], "--warm-start is 'small'; name another sweep of runs/"),
-    "warm start elsewhere": (["--warm-start", "../x"], "--warm-start is '../x'; name another sweep of runs/"),
+    "warm start from itself": (["--warm-start", "small"], "--warm-start is 'small'; give the name of another sweep"),
+    "warm start elsewhere": (["--warm-start", "../x"], "--warm-start is '../x'; give the name of another sweep"),
     "name with a slash": (["--name", "../up"], "--name is '../up'; use letters"),
 }
 

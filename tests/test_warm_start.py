@@ -162,6 +162,15 @@ def test_a_dry_run_shows_what_the_sweep_then_proposes(make, cold, baseline):
     assert shown == [baseline, *(claim.trial.params for claim in claims[1:])]
 
 
+def test_sweep_of_the_same_seed_does_not_repeat_what_a_short_one_tried_at_random(make, tmp_path):
+    short = search(begun(make("cold", 5)), 5)
+    assert proposals(search(begun(make("again", 5)), 5)) == proposals(short)
+    ledger = warm(make, short, 5)
+    tried = proposals(short)
+    assert [params in tried for params in proposals(search(ledger, 5))] == [True, True, False, False, False]
+    assert ledger.trials()[1].params == ledger.earlier.winner
+
+
 def test_trial_that_was_stopped_early_says_nothing_about_longer_training(make, cold):
     ledger = search(warm(make, cold), 1)
     claim = ledger.take(0, "cpu")
@@ -188,8 +197,8 @@ def test_server_keeps_what_an_earlier_sweep_found(make, cold, postgres):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parameters": {"x": {"type": "float", "min": 0, "max": 2}}}, "cold has another parameters"),
-        ({"spec": {"metric": "loss"}}, "cold has another goal"),
+        ({"parameters": {"x": {"type": "float", "min": 0, "max": 2}}}, "cold differs in parameters"),
+        ({"spec": {"metric": "loss"}}, "cold differs in goal"),
         ({"algorithm": "random"}, "random learns from no results"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import run_sweep
-import search.sweep
+import search.watch
 from catdog import train
 from objective import TrainTrial
 
@@ -34,6 +34,6 @@ class Counted(TrainTrial):
 
 
 if __name__ == "__main__":
-    search.sweep.STOPPED_SECONDS = float(os.environ["STOPPED_SECONDS"])
+    search.watch.STOPPED_SECONDS = float(os.environ["STOPPED_SECONDS"])
     run_sweep.TrainTrial = Counted
     sys.exit(run_sweep.main())
