@@ -81,9 +81,10 @@ def some_of(photographs, label, count):
 
 def link(folder, photographs):
     for photograph in photographs:
-        path = folder / ("cats", "dogs")[photograph.label] / photograph.path.name
+        file = Path(photograph.path).resolve()
+        path = folder / ("cats", "dogs")[photograph.label] / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(photograph.path.resolve())
+        path.symlink_to(file)
 
 
 def show(rounds):
