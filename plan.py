@@ -155,7 +155,7 @@ def settings(plan: Plan, data: Data) -> dict[str, Any]:
         "data": data.fingerprint,
         **plan.fixed,
         "seed": space.seed,
-        "pruner": "hyperband, once" if plan.sweep.pruner == "hyperband" else plan.sweep.pruner,  # it halved before
+        "pruner": "hyperband, once" if plan.sweep.pruner == "hyperband" else plan.sweep.pruner,  # its rule too
         "goal": asdict(space.goal),
         "engine": plan.engine,
         "algorithm": space.algorithm,

@@ -89,6 +89,8 @@ class InformedStudy(optuna.Study):
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         own = super()._get_trials(deepcopy, states, use_cache)
+        if not self.records:
+            return own
         shift = self._shift(own)
         before = [
             _trial(record, shift, self.space, number) for number, record in enumerate(self.records, -len(self.records))
