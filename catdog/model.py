@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from catdog.block import Block
+
 __all__ = [
     "CNN",
     "ModelConfig",
@@ -75,16 +77,6 @@ class ModelConfig:
         return int(self.image_size // 2**self.num_poolings)
 
 
-def block(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Conv3x3 -> ReLU -> BatchNorm -> MaxPool2: (B, in, H, W) -> (B, out, H // 2, W // 2)."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.BatchNorm2d(out_channels),
-        nn.MaxPool2d(2),
-    )
-
-
 class CNN(nn.Module):
     """Map normalised pictures (B, 3, image_size, image_size) to logits (B, classes)."""
 
@@ -92,19 +84,19 @@ class CNN(nn.Module):
         super().__init__()
         self.config = config
         width = config.body_width
-        self.stem = block(3, config.stem_width)
-        self.widen = block(config.stem_width, width)
+        self.stem = Block(3, config.stem_width)
+        self.widen = Block(config.stem_width, width)
         num_blocks = 1 if config.share_body else config.body_repeats
-        self.body = nn.ModuleList(block(width, width) for _ in range(num_blocks))
+        self.body = nn.ModuleList(Block(width, width) for _ in range(num_blocks))
         self.head = nn.Sequential(
             nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(width * config.final_size**2, config.classes)
         )
 
-    def blocks(self) -> Iterator[nn.Sequential]:
+    def blocks(self) -> Iterator[Block]:
         """Yield the blocks in the order in which they are applied, a shared one again and again."""
         yield from (self.stem, self.widen)
         for repeat in range(self.config.body_repeats):
-            yield cast("nn.Sequential", self.body[0 if self.config.share_body else repeat])
+            yield cast("Block", self.body[0 if self.config.share_body else repeat])
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks():
