@@ -145,7 +145,7 @@ def describe_forecast(forecast: Forecast, plan: Plan) -> Iterator[str]:
         "stops, which trials are confirmed, and what is proposed once results are in"
     )
     if plan.engine == "comet":
-        yield "note: Comet proposes when it is asked; networks drawn from its space stand for all but the baseline"
+        yield "note: Comet proposes when it is asked; networks drawn from its space stand for what it will propose"
     for fault in forecast.faults:
         yield f"note: a network could not be probed: {fault}"
     remedy = "take fewer --workers or a smaller --image-size"

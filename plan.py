@@ -159,6 +159,7 @@ def settings(plan: Plan, data: Data) -> dict[str, Any]:
         "goal": asdict(space.goal),
         "engine": plan.engine,
         "algorithm": space.algorithm,
+        "baseline": space.baseline is not None,
         "parameters": space.content["parameters"],
         # Machines that share a sweep must come to the same numbers.
         **({"versions": origin()["versions"]} if plan.sweep.storage else {}),
@@ -211,6 +212,8 @@ def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: 
     if search_id:
         content = known_keys(patiently(partial(read_search, search_id), Sweep.patience, say))
     space = load_space(options.config, SEARCHABLE, METRICS, lambda values: configure(values, fixed), content)
+    if not options.baseline:
+        space = replace(space, baseline=None)
     return space if options.seed is None else replace(space, seed=options.seed)
 
 
@@ -222,7 +225,7 @@ def _budget(options: argparse.Namespace, space: Space, search_id: str) -> int:
         trials = None
     if trials is None:
         # A search that exists at Comet is carried out whole, and the baseline is none of its proposals.
-        trials = space.num_trials + bool(search_id and space.content["spec"].get("maxCombo"))
+        trials = space.num_trials + (space.first_proposed if search_id and space.max_combo else 0)
     if trials < 1:
         raise ValueError(f"{options.config}: spec.maxCombo is 0; set it, or give --trials with 1 or more")
     return int(trials)
@@ -242,6 +245,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--engine", choices=("optuna", "comet"), default="optuna", help="who proposes parameters (default: optuna)")
     add("--name", help="the run's folder below runs/; an existing one is resumed (default: the config's name)")
     add("--trials", type=positive, help="budget, the baseline included (default: spec.maxCombo)")
+    add("--no-baseline", dest="baseline", action="store_false", help="do not begin with the README network")
     add("--epochs", type=positive, help=f"at most, for each trial (default: {DEFAULTS['epochs']})")
     add("--image-size", type=positive, help=f"pixels (default: {DEFAULTS['image_size']})")
     add("--seed", type=whole, help="of proposals, weights and order (default: spec.seed)")

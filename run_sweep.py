@@ -145,7 +145,8 @@ def describe_start(ledger: Ledger) -> Iterator[str]:
     """Say what the search knows of an earlier sweep."""
     if not (earlier := ledger.earlier):
         return
-    again = "its winner is to be tried again, as trial 1" if earlier.winner else "its winner was the baseline"
+    first = ledger.sweep.space.first_proposed
+    again = f"its winner is to be tried again, as trial {first}" if earlier.winner else "its winner was the baseline"
     yield f"warm start: the search knows {len(earlier.trials)} trials of {earlier.name}; {again}"
     if others := earlier.differences(ledger.study.user_attrs["settings"]):
         what = "what configurations that both try differ by is added to its results"
@@ -157,7 +158,7 @@ def show_ranking(ledger: Ledger) -> list[Ranked]:
     goal, path = ledger.sweep.space.goal, ledger.sweep.folder / "ranking.csv"
     ranking = rank(ledger.trials(), goal)
     write_ranking(path, ranking, goal)
-    print_ranking(console, ranking, goal, path)
+    print_ranking(console, ranking, goal, path, baseline=ledger.sweep.space.baseline is not None)
     return ranking
 
 
@@ -315,7 +316,8 @@ def show_plan(plan: Plan) -> list[Parameters]:
     table = Table(title="first trials", title_justify="left")
     for title in ("trial", "parameters", "weights", "mult-adds"):
         table.add_column(title, justify="left" if title == "parameters" else "right")
-    num_shown = 1 if plan.engine == "comet" else min(NUM_SHOWN, sweep.num_trials)  # Comet tells when it is asked
+    # Comet tells when it is asked.
+    num_shown = sweep.space.first_proposed if plan.engine == "comet" else min(NUM_SHOWN, sweep.num_trials)
     proposals = first_proposals(sweep.space, num_shown, plan.earlier)
     for number, parameters in enumerate(proposals):
         shape, _ = configure(parameters, plan.fixed)
@@ -323,7 +325,8 @@ def show_plan(plan: Plan) -> list[Parameters]:
             f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in parameters.items()
         )
         table.add_row(str(number), values, f"{count_parameters(shape):,}", f"{count_mult_adds(shape) / 1e9:.2f} G")
-    console.print(table)
+    if proposals:
+        console.print(table)
     return proposals
 
 

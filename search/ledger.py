@@ -430,9 +430,9 @@ class Ledger:
             num_started = _num_started(self._trials())
             sampler = self.sweep.sampler(num_started)
             assert isinstance(sampler, CometSampler)
-            if 0 < num_started < self.budget() and not sampler.reserve(self.study):
+            if self.sweep.space.first_proposed <= num_started < self.budget() and not sampler.reserve(self.study):
                 self.study.set_user_attr(SEARCH_ENDED, num_started)
-                self._say(f"Comet's search is over after {num_started} trials, the baseline included")
+                self._say(f"Comet's search is over after {num_started} trials")
             with self.locks.exclusively("claim"):
                 trial = self._start(self._trials())
                 if trial:
@@ -452,13 +452,14 @@ class Ledger:
             return None
 
     def _enqueue(self, number: int) -> None:
-        """Make trial 0 the README configuration, also where the space does not hold it, and trial 1 what won before."""
+        """Begin with the baseline, also where the space does not hold it, then go on with what won before."""
         space = self.sweep.space
-        if number == 0 and not space.holds_baseline:
-            self.study.enqueue_trial({}, user_attrs={"parameters": space.baseline})
-        elif number == 0:
-            self.study.enqueue_trial(space.baseline)
-        elif number == 1 and self.earlier and self.earlier.winner:
+        if number == 0 and space.baseline is not None:
+            if space.baseline_is_outside:
+                self.study.enqueue_trial({}, user_attrs={"parameters": space.baseline})
+            else:
+                self.study.enqueue_trial(space.baseline)
+        elif number == space.first_proposed and self.earlier and self.earlier.winner:
             self.study.enqueue_trial(self.earlier.winner)
 
     def _complete(self, trial: optuna.Trial) -> FrozenTrial:

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from search.ledger import RETRY_SECONDS, SEARCH, Ledger, Owner, insisting, locks_of
 from search.storage import LedgerError, is_passing, note_storage, open_storage
-from search.study import CONFIRMS, REPEAT, Sweep, parameters_of
+from search.study import CONFIRMS, REPEAT, Sweep, parameters_of, settings_of
 from search.warm_start import WARM_START, Earlier
 
 __all__ = ["create_confirmation", "create_ledger", "open_ledger"]
@@ -42,9 +42,9 @@ def create_ledger(
         if sweep.storage:
             note_storage(sweep.folder, sweep.storage)
         with locks_of(sweep, storage, study).exclusively("claim"):
-            known = study.user_attrs.get("settings")
+            known = settings_of(study)
             begun = sweep.storage or study.get_trials(deepcopy=False) or study.user_attrs.get(SEARCH)
-            if known is None or not begun:
+            if "settings" not in study.user_attrs or not begun:
                 study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex))
                 if earlier:
                     study.set_user_attr(WARM_START, asdict(earlier))  # it may be deleted, or go on, while this one runs

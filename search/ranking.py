@@ -27,7 +27,7 @@ class Ranked:
     """One line of a ranking."""
 
     rank: int  # from 1
-    trial: int  # its number; 0 is the baseline
+    trial: int  # its number
     state: str  # complete, pruned, failed or unfinished
     value: float | None  # of the goal; of an unfinished or pruned trial, what it had reached
     val_accuracy: float | None  # 0 to 1, at the epoch that counts
@@ -58,12 +58,13 @@ def winner_of(ranking: Sequence[Ranked]) -> Ranked | None:
     return ranking[0] if ranking and ranking[0].state == "complete" else None
 
 
-def print_ranking(console: Console, ranking: Sequence[Ranked], goal: Goal, path: Path) -> None:
+def print_ranking(console: Console, ranking: Sequence[Ranked], goal: Goal, path: Path, baseline: bool) -> None:
     """Show a ranking as wide as the terminal allows, why trials failed, and where the rest stands (`path`, the CSV)."""
-    table = _table(ranking, goal, parameter_names(ranking))
+    title = "ranking, best first" + ("; trial 0 is the README baseline" if baseline else "")
+    table = _table(title, ranking, goal, parameter_names(ranking))
     options = console.options.update(max_width=10_000)
     shows_all = Measurement.get(console, options, table).maximum <= console.width
-    console.print(table if shows_all else _table(ranking, goal, []))
+    console.print(table if shows_all else _table(title, ranking, goal, []))
     lines = [f"trial {line.trial} failed: {line.reason}" for line in ranking if line.state == "failed"]
     if not shows_all and ranking:
         values = " ".join(f"{name}={_text(value, '.3g')}" for name, value in ranking[0].parameters.items())
@@ -72,8 +73,8 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], goal: Goal, path:
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def _table(ranking: Sequence[Ranked], goal: Goal, names: Sequence[str]) -> Table:
-    table = Table(title="ranking, best first; trial 0 is the README baseline", title_justify="left", box=SIMPLE)
+def _table(title: str, ranking: Sequence[Ranked], goal: Goal, names: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE)
     for name in ("rank", "trial", "state", goal.metric, "val acc", "epochs", "seconds", *names):
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
     for line in ranking:

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from search.confirm import print_candidates
-from search.ranking import WIDE, print_ranking, rank, write_ranking
+from search.ranking import WIDE, print_ranking, write_ranking
 from search.sections import (
     Record,
     candidates_table,
@@ -30,7 +30,6 @@ from search.sections import (
     sentences,
     status,
 )
-from search.space import Goal
 from search.storage import LedgerError
 from search.study import open_study
 
@@ -177,15 +176,13 @@ def main() -> None:
     try:
         study = open_study(folder)
         page = write_page(folder, champion_of(study, BEST_MODEL))
-        goal = Goal(**study.user_attrs["settings"]["goal"])
-        ranking = rank(study.get_trials(deepcopy=False), goal)
-        write_ranking(folder / "ranking.csv", ranking, goal)
+        record = read(folder)
+        write_ranking(folder / "ranking.csv", record.ranking, record.goal)
     except (ValueError, OSError, LedgerError) as error:
         parser.exit(2, f"{error}\n")
     console = Console(width=None if sys.stdout.isatty() else WIDE)
-    print_ranking(console, ranking, goal, folder / "ranking.csv")
-    record = read(folder)
-    print_candidates(console, record.candidates, goal)
+    print_ranking(console, record.ranking, record.goal, folder / "ranking.csv", record.baseline)
+    print_candidates(console, record.candidates, record.goal)
     for sentence in sentences(record, None):
         console.print(sentence, highlight=False, soft_wrap=True, markup=False)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)

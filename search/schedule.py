@@ -58,20 +58,20 @@ class Duration:
 def simulate(sweep: Sweep, costs: Sequence[Cost], num_workers: int, confirm: int, repeats: int) -> list[Duration]:
     """Play a sweep through again and again; return the durations, the shortest first.
 
-    `costs` are those of its first trials; where it has more, the others cost what chance picks among these, the
-    baseline (the first) left out. `confirm` of the best are then trained `repeats` times again, unpruned.
+    `costs` are those of its first trials; where it has more, the others cost what chance picks among these, a
+    baseline left out. `confirm` of the best are then trained `repeats` times again, unpruned.
     """
-    random = np.random.default_rng(sweep.space.seed)
+    random, first = np.random.default_rng(sweep.space.seed), sweep.space.first_proposed
     rounds = max(1, min(MAX_ROUNDS, REPORTS // (sweep.num_trials * sweep.epochs)))
     durations = []
     for _ in range(rounds):
-        picked = random.integers(min(1, len(costs) - 1), len(costs), sweep.num_trials - len(costs))
+        picked = random.integers(min(first, len(costs) - 1), len(costs), sweep.num_trials - len(costs))
         drawn = [*costs, *(costs[index] for index in picked)]
         luck, gain = math.sqrt(1 - GAIN**2) * random.normal(size=len(drawn)), GAIN * _sizes(drawn)
         part = partial(play, sweep.title, num_workers=num_workers)
         search = list(part(sweep.make_pruner(), drawn, partial(_made_up, (luck - gain).tolist(), random)))
         complete = [epoch.trial for epoch in search if epoch.state == TrialState.COMPLETE]
-        gain[0] = 0  # the baseline begins as well as others of its size, but nobody has tuned how it ends
+        gain[:first] = 0  # the baseline begins as well as others of its size, but nobody has tuned how it ends
         best = sorted(complete, key=lambda number: float(luck[number] - gain[number]))
         runs = [drawn[number] for number in best[:confirm]] * repeats
         confirmation = list(part(NopPruner(), runs, partial(_made_up, [0.0] * len(runs), random)))

@@ -13,7 +13,7 @@ from search.confirm import Candidate, gain_over_baseline, read_outcomes
 from search.evidence import Interval, mean_interval, model_gap
 from search.ranking import Ranked, parameter_names, rank, winner_of
 from search.space import Goal
-from search.study import CANDIDATES, PROMOTION, open_confirmation, open_study, state_of
+from search.study import CANDIDATES, PROMOTION, open_confirmation, open_study, settings_of, state_of
 
 __all__ = [
     "Record",
@@ -61,6 +61,7 @@ class Record:
 
     folder: Path
     goal: Goal
+    baseline: bool  # whether trial 0 is the README configuration
     trials: Sequence[FrozenTrial]
     runs: Sequence[FrozenTrial]  # of the confirmation
     ranking: Sequence[Ranked]
@@ -101,11 +102,13 @@ class Record:
 def read(folder: Path) -> Record:
     study = open_study(folder)
     confirmation = open_confirmation(folder)
-    goal = Goal(**study.user_attrs["settings"]["goal"])
+    settings = settings_of(study)
+    goal = Goal(**settings["goal"])
     trials = study.get_trials(deepcopy=False)
     return Record(
         folder=folder,
         goal=goal,
+        baseline=settings["baseline"],
         trials=trials,
         runs=confirmation.get_trials(deepcopy=False) if confirmation else [],
         ranking=rank(trials, goal),
@@ -135,7 +138,8 @@ def cards(record: Record, champion: Mapping[str, Any] | None) -> Iterator[Card]:
         low, high = figures["accuracy_interval"]
         text = f"{100 * low:.1f} to {100 * high:.1f} % of {figures['pictures']} sealed pictures"
         yield Card("test accuracy of the winner", f"{figures['accuracy']:.1%}", text, wins=True)
-    yield from _baseline(record)
+    if record.baseline:
+        yield from _baseline(record)
     seconds = sum(trial.user_attrs.get("seconds", 0) for trial in (*record.trials, *record.runs))
     text = f"of training by all workers; {_hours(_span(record))} from first start to last end"
     yield Card("cost", _hours(seconds), text)

@@ -61,18 +61,32 @@ class Space:
     algorithm: Literal["bayes", "random", "grid"]
     parameters: Mapping[str, Range | Values]
     goal: Goal
-    num_trials: int  # the budget, the baseline included; 0 where the file gives none
+    max_combo: int  # the budget in the file; 0 where it gives none
     seed: int
     grid_size: int
-    baseline: Parameters  # the README configuration, in the space's own terms
+    baseline: Parameters | None  # the README configuration, in the space's own terms; None: it is not tried
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
         return {name: parameter.distribution() for name, parameter in self.parameters.items()}
 
     @property
-    def holds_baseline(self) -> bool:
-        return all(_contains(d, self.baseline[name]) for name, d in self.distributions.items())
+    def num_trials(self) -> int:
+        """Return the budget, the baseline included; 0 where the file gives none."""
+        if self.algorithm == "grid" and not self.max_combo:
+            return self.first_proposed + math.prod(len(p.grid(self.grid_size)) for p in self.parameters.values())
+        return self.max_combo
+
+    @property
+    def first_proposed(self) -> int:
+        """Return the number of the first trial that is proposed: 1 after the baseline, else 0."""
+        return 0 if self.baseline is None else 1
+
+    @property
+    def baseline_is_outside(self) -> bool:
+        """Say whether there is a baseline that the space does not hold."""
+        baseline = self.baseline
+        return baseline is not None and not all(_contains(d, baseline[name]) for name, d in self.distributions.items())
 
     def values_of(self, name: str) -> list[Any]:
         """Return the ends, or the values, of a searched parameter; nothing where it is not searched."""
@@ -93,7 +107,7 @@ class Space:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # A baseline outside the space has no parameters in the ledger; only `group` looks past such a trial.
-            return TPESampler(seed=seed, multivariate=True, group=not self.holds_baseline)
+            return TPESampler(seed=seed, multivariate=True, group=self.baseline_is_outside)
 
     def suggest(self, trial: optuna.Trial) -> None:
         """Have every parameter of `trial` proposed and recorded; those that are stay as they are."""
@@ -132,17 +146,13 @@ def load_space(
         raise ValueError(f"{path}: unknown parameter {unknown[0]!r}; known are {', '.join(sorted(defaults))}")
     if file.trials != 1:
         raise ValueError(f"{path}: trials is {file.trials}; set it to 1: repeats of equal parameters are not run")
-    if file.algorithm == "grid" and not file.spec.max_combo:
-        max_combo = 1 + math.prod(len(p.grid(file.spec.grid_size)) for p in file.parameters.values())
-    else:
-        max_combo = file.spec.max_combo
     space = Space(
         content=content,
         name=file.name or path.stem,
         algorithm=file.algorithm,
         parameters=file.parameters,
         goal=_goal(path, file.spec, metrics),
-        num_trials=max_combo,
+        max_combo=file.spec.max_combo,
         seed=file.spec.seed or 0,
         grid_size=file.spec.grid_size,
         baseline={name: _plain(defaults[name]) for name in file.parameters},

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
@@ -22,6 +22,7 @@ __all__ = [
     "open_confirmation",
     "open_study",
     "parameters_of",
+    "settings_of",
     "state_of",
 ]
 
@@ -124,6 +125,11 @@ def open_confirmation(folder: Path) -> optuna.Study | None:
         return optuna.load_study(study_name=f"{folder.name} confirmation", storage=open_storage(folder))
     except KeyError:
         return None
+
+
+def settings_of(study: optuna.Study) -> dict[str, Any]:
+    """Return what a sweep was made with. Those that do not say whether they began with the baseline did."""
+    return {"baseline": True, **study.user_attrs.get("settings", {})}
 
 
 def parameters_of(trial: FrozenTrial) -> Parameters:

@@ -134,7 +134,7 @@ class Tracker:
         sweep, goal = self.tracking.sweep, self.tracking.sweep.space.goal
         parameters = parameters_of(trial)
         ticket = trial.user_attrs.get(TICKET, {})
-        baseline = trial.number == 0 and sweep.part == "search"
+        baseline = trial.number < sweep.space.first_proposed and sweep.part == "search"
         self._send(
             "open",
             key=self.tracking.key(trial.number),

@@ -16,7 +16,8 @@ from search.study import CANDIDATES, Sweep, open_study
 __all__ = ["WARM_START", "Earlier", "InformedStudy", "earlier_of", "first_proposals", "noted_earlier", "read_earlier"]
 
 WARM_START = "warm_start"  # the setting of that name, and the user attribute of the study
-NO_MATTER = {"seed", "pruner", "engine", "algorithm", "versions", WARM_START}  # settings that leave results comparable
+# Settings that leave results comparable.
+NO_MATTER = {"seed", "pruner", "engine", "algorithm", "baseline", "versions", WARM_START}
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,14 @@ class InformedStudy(optuna.Study):
 def first_proposals(space: Space, count: int, earlier: Earlier | None = None) -> list[Parameters]:
     """Return the parameters of a sweep's first trials, as long as no result of its own can have influenced them."""
     study = InformedStudy(optuna.create_study(direction=space.goal.direction), space, earlier)
-    proposals = [space.baseline]
-    params, distributions = (space.baseline, space.distributions) if space.holds_baseline else ({}, {})
-    study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
+    proposals = []
+    if space.baseline is not None:
+        params, distributions = ({}, {}) if space.baseline_is_outside else (space.baseline, space.distributions)
+        study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
+        proposals.append(space.baseline)
     if earlier and earlier.winner:
         study.enqueue_trial(earlier.winner)
-    for number in range(1, count):
+    for number in range(space.first_proposed, count):
         study.sampler = space.sampler(number + (earlier.num_proposed if earlier else 0))
         trial = study.ask()
         space.suggest(trial)

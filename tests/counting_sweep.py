@@ -110,6 +110,7 @@ def parse():
     parser.add_argument("--tracking", default="off")
     parser.add_argument("--engine", default="optuna")
     parser.add_argument("--algorithm", default="bayes")
+    parser.add_argument("--no-baseline", action="store_true")
     parser.add_argument("--patience", type=float, default=600.0)
     parser.add_argument("--finish", type=float, default=20.0)
     parser.add_argument("--notify", action="store_true")
@@ -132,6 +133,8 @@ def main():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as run_sweep.py, whatever a shell in the background says
     changes = GRID if options.algorithm == "grid" else {"algorithm": options.algorithm}
     sweep = make_sweep(options.folder, options.num_trials, options.pruner, **changes)
+    if options.no_baseline:
+        sweep = replace(sweep, space=replace(sweep.space, baseline=None))
     storage = validated_storage(options.storage)
     sweep = replace(sweep, patience=options.patience, storage=storage, artifacts=options.artifacts, keep=options.keep)
     search.watch.STOPPED_SECONDS = options.stopped

@@ -130,13 +130,27 @@ def test_comet_proposes_and_shows_every_trial(tmp_path, server, environment, alg
     assert len(server.requests) == num_requests
 
 
+def test_comet_proposes_every_trial_where_there_is_no_baseline(tmp_path, server, environment):
+    folder = tmp_path / "runs/all"
+    options = ("--engine", "comet", "--no-baseline", "--tracking", "online")
+    run(folder, 4, 2, *options, environment=environment)
+    trials = assert_exact(folder, 4)
+    (search,) = server.searches.values()
+    assert sorted(a["pid"] for a in search.assignments) == sorted(t.user_attrs[TICKET]["pid"] for t in trials)
+    assert all(0 <= trial.params["x"] <= 1 for trial in trials)
+    for experiment in experiments_of(server, folder).values():
+        assert "baseline" not in experiment.tags
+        assert experiment.others["Name"] == f"all {experiment.others['trial']:04}"
+        assert not experiment.others["baseline"]
+
+
 @pytest.mark.slow
-def test_search_that_ends_before_the_budget_ends_the_sweep(tmp_path, server, environment):
+@pytest.mark.parametrize(("options", "number"), [((), 9), (("--no-baseline",), 8)])
+def test_search_that_ends_before_the_budget_ends_the_sweep(tmp_path, server, environment, options, number):
     folder = tmp_path / "runs/short"
-    run(folder, 12, 2, "--engine", "comet", "--algorithm", "grid", environment=environment)  # of 8 points
-    assert_exact(folder, 9)
-    run(folder, 12, 2, "--engine", "comet", "--algorithm", "grid", environment=environment)
-    assert_exact(folder, 9)
+    for _ in (1, 2):
+        run(folder, 12, 2, "--engine", "comet", "--algorithm", "grid", *options, environment=environment)  # of 8 points
+        assert_exact(folder, number)
 
 
 @pytest.mark.slow
@@ -367,8 +381,11 @@ def sweep_options(photographs):
 
 
 @pytest.mark.slow
-def test_comet_optimize_runs_all_its_jobs_as_one_sweep(tmp_path, server, environment, write_space, sweep_options):
-    command = [*COMET, "optimize", "-j", "2", ROOT / "run_sweep.py", write_space(), "--", *sweep_options]
+@pytest.mark.parametrize(("options", "number"), [((), 4), (("--no-baseline",), 3)])  # the baseline is none of Comet's
+def test_comet_optimize_runs_all_its_jobs_as_one_sweep(
+    tmp_path, server, environment, write_space, sweep_options, options, number
+):
+    command = [*COMET, "optimize", "-j", "2", ROOT / "run_sweep.py", write_space(), "--", *sweep_options, *options]
     home = tmp_path / "home"
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -377,7 +394,7 @@ def test_comet_optimize_runs_all_its_jobs_as_one_sweep(tmp_path, server, environ
     (folder,) = (home / "runs").iterdir()
     assert folder.name.endswith(search.id[:8])
     trials = open_study(folder).get_trials()
-    assert len(trials) == 4  # the baseline is none of Comet's
+    assert len(trials) == number
     assert {trial.user_attrs["worker"]["slot"] for trial in trials} == {0, 1}
     shown = experiments_of(server, folder)
     assert {experiment.others["optimizer_id"] for experiment in shown.values()} == {search.id}

@@ -13,7 +13,7 @@ from search.opening import create_ledger
 from search.space import Space
 from search.storage import LedgerError
 from search.study import open_study, parameters_of
-from tests.counting_sweep import make_sweep
+from tests.counting_sweep import GRID, make_sweep
 
 GOAL = {"goal": "loss", "epochs": 4}
 
@@ -39,6 +39,34 @@ def test_baseline_in_the_space_is_known_to_the_sampler(tmp_path):
     space = {"parameters": {"x": {"type": "float", "min": 0, "max": 3}}}
     claim = create_ledger(make_sweep(tmp_path / "runs/one", 3, **space), GOAL).take(0, "cpu")
     assert claim.trial.params == {"x": 2.0}
+
+
+def search_without_a_baseline(folder, num_trials=0, **changes):
+    sweep = make_sweep(folder, num_trials, **changes)
+    space = replace(sweep.space, baseline=None)
+    ledger = create_ledger(replace(sweep, space=space, num_trials=num_trials or space.num_trials), GOAL)
+    while claim := ledger.take(0, "cpu"):
+        finish(ledger, claim, (claim.trial.params["x"] - 0.3) ** 2)
+    return [trial.params["x"] for trial in ledger.trials()]
+
+
+@pytest.mark.parametrize("algorithm", ["bayes", "random"])
+def test_without_a_baseline_every_trial_is_proposed(tmp_path, algorithm):
+    tried = search_without_a_baseline(tmp_path / "runs/one", 14, algorithm=algorithm)
+    assert len(tried) == len(set(tried)) == 14
+    assert all(0 <= x <= 1 for x in tried)
+
+
+def test_without_a_baseline_a_grid_takes_as_many_trials_as_it_has_points(tmp_path):
+    tried = search_without_a_baseline(tmp_path / "runs/one", **GRID, spec={"metric": "best_loss"})
+    assert sorted(tried) == pytest.approx([n / 7 for n in range(8)])
+
+
+def test_sweep_that_does_not_say_how_it_began_began_with_the_baseline(ledger):
+    ledger.take(0, "cpu").release()
+    create_ledger(ledger.sweep, {**GOAL, "baseline": True})
+    with pytest.raises(ValueError, match="baseline was True, is False"):
+        create_ledger(ledger.sweep, {**GOAL, "baseline": False})
 
 
 def test_budget_is_spent_exactly_whoever_asks(ledger):

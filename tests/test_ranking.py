@@ -8,6 +8,7 @@ from rich.console import Console
 from search.opening import create_ledger
 from search.ranking import print_ranking, rank, winner_of, write_ranking
 from search.report import main
+from search.sections import cards, read
 from search.space import Goal
 from tests.counting_sweep import make_sweep
 
@@ -71,7 +72,7 @@ def test_csv_has_one_row_per_trial_with_the_contracts_columns(ledger, tmp_path):
 def test_parameters_are_shown_where_there_is_room(ledger, width, shown):
     console = Console(width=width)
     with console.capture() as captured:
-        print_ranking(console, rank(ledger.trials(), LOSS), LOSS, Path("ranking.csv"))
+        print_ranking(console, rank(ledger.trials(), LOSS), LOSS, Path("ranking.csv"), baseline=True)
     lines = captured.get().splitlines()
     header = next(line for line in lines if "rank " in line and "trial" in line and "state" in line)
     assert header.endswith(" x  ") is shown
@@ -86,6 +87,17 @@ def test_command_ranks_a_sweep_at_any_time(ledger, monkeypatch, capsys, tmp_path
     main()
     assert "complete" in capsys.readouterr().out
     assert (tmp_path / "runs/one/ranking.csv").exists()
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+def test_trial_0_is_called_the_baseline_only_where_it_is(ledger, monkeypatch, capsys, tmp_path, baseline):
+    ledger.study.set_user_attr("settings", {**ledger.study.user_attrs["settings"], "baseline": baseline})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["report", "one"])
+    main()
+    assert ("trial 0 is the README baseline" in capsys.readouterr().out) is baseline
+    titles = [card.title for card in cards(read(tmp_path / "runs/one"), None)]
+    assert ("README baseline (trial 0)" in titles) is baseline
 
 
 def test_command_refuses_an_unknown_run(monkeypatch, capsys, tmp_path):

@@ -108,6 +108,19 @@ def test_smaller_sweep_is_extended_but_not_under_other_settings(home, small, pho
         assert_weights_are_of_the_best_epoch(home / f"runs/small/trials/{number:04}", photographs)
 
 
+def test_sweep_without_the_readme_network(home, small, capsys):
+    assert run_sweep.main([*small, "--no-baseline"]) == 0
+    said, trials = capsys.readouterr().out, open_study(Path("runs/small")).get_trials()
+    assert "baseline" not in said
+    assert [trial.params["body_width"] in (4, 8) for trial in trials] == [True] * 3
+    assert run_sweep.main(small) == 2
+    assert "other settings (baseline was False, is True); give another --name" in capsys.readouterr().err
+    warm = ["--name", "next", "--warm-start", "small", "--no-baseline", "--trials", "1"]
+    assert run_sweep.main([*small, *warm]) == 0
+    assert "its winner is to be tried again, as trial 0\n" in capsys.readouterr().out
+    assert open_study(Path("runs/next")).get_trials()[0].params in [trial.params for trial in trials]
+
+
 def champion_of_another_sweep_is_named_and_kept(home, finished, capsys):
     champion = home / "best_model/model.safetensors"
     model, header = load_model(champion)

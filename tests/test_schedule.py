@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from optuna.trial import TrialState
@@ -49,6 +51,8 @@ def test_simulation_draws_the_trials_that_nobody_knows_and_confirms_the_best(mak
     assert {d.search for d in durations} == {1005.0}  # the baseline is tried once
     assert {d.confirmation for d in durations} == {1.0, 1000.0}
     assert [d.total for d in durations] == sorted(d.total for d in durations)
+    without = replace(make(6), space=replace(make(6).space, baseline=None))
+    assert len({d.search for d in simulate(without, [baseline, other], 1, confirm=1, repeats=1)}) > 1
     assert simulate(make(3), [other], 1, confirm=0, repeats=1)[0].total == 3
 
 

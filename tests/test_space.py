@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import optuna
 import pytest
@@ -120,6 +120,7 @@ def test_grid_is_the_product_of_its_bins(write_space):
     space = load(write_space(algorithm="grid", parameters=parameters, spec={"gridSize": 5}))
     assert space.parameters["learning_rate"].grid(5) == pytest.approx([1e-4, 1e-3, 1e-2])
     assert space.num_trials == 3 * 3 * 2 + 1  # and the baseline
+    assert replace(space, baseline=None).num_trials == 3 * 3 * 2
 
 
 @pytest.mark.parametrize("algorithm", ["bayes", "random", "grid"])
@@ -133,21 +134,24 @@ def test_first_proposal_is_the_readme_configuration(write_space):
     space = load(write_space(parameters={**WIDTH, "share_body": ["true", "false"]}))
     assert space.baseline == {"stem_width": 64, "share_body": "true"}
     assert first_proposals(space, 1) == [space.baseline]
-    assert not space.holds_baseline
+    assert space.baseline_is_outside
+    without = replace(space, baseline=None)
+    assert not without.baseline_is_outside
+    assert first_proposals(without, 2)[1] == first_proposals(space, 2)[1]
 
 
 @pytest.mark.parametrize(
-    ("parameter", "holds"),
+    ("parameter", "outside"),
     [
-        ({"type": "integer", "min": 2, "max": 64}, True),
-        ({"type": "integer", "min": 2, "max": 63}, False),
-        ({"type": "discrete", "values": [32, 64, 96]}, True),
-        ({"type": "discrete", "values": [30, 60, 90]}, False),
-        ({"type": "discrete", "values": [2, 3, 64]}, True),
+        ({"type": "integer", "min": 2, "max": 64}, False),
+        ({"type": "integer", "min": 2, "max": 63}, True),
+        ({"type": "discrete", "values": [32, 64, 96]}, False),
+        ({"type": "discrete", "values": [30, 60, 90]}, True),
+        ({"type": "discrete", "values": [2, 3, 64]}, False),
     ],
 )
-def test_space_knows_whether_it_holds_the_baseline(write_space, parameter, holds):
-    assert one(write_space, "stem_width", parameter).holds_baseline is holds
+def test_space_knows_whether_it_holds_the_baseline(write_space, parameter, outside):
+    assert one(write_space, "stem_width", parameter).baseline_is_outside is outside
 
 
 def test_tpe_learns_beside_a_baseline_outside_the_space(write_space):

@@ -13,7 +13,7 @@ from search.ranking import rank
 from search.report import write_page
 from search.space import Goal
 from search.storage import validated_storage
-from search.study import CANDIDATES
+from search.study import CANDIDATES, parameters_of
 from search.warm_start import first_proposals, noted_earlier, read_earlier
 from tests.counting_sweep import EPOCHS, make_sweep
 
@@ -153,13 +153,14 @@ def test_the_confirmed_winner_is_tried_again_and_the_baseline_only_once(make, co
     assert read_earlier(cold.sweep.folder, inside).winner == min(cold.trials(), key=distance).params
 
 
-@pytest.mark.parametrize("baseline", [BASELINE, dict.fromkeys(NAMES, 0.5)], ids=["outside", "inside"])
+@pytest.mark.parametrize("baseline", [BASELINE, dict.fromkeys(NAMES, 0.5), None], ids=["outside", "inside", "none"])
 def test_a_dry_run_shows_what_the_sweep_then_proposes(make, cold, baseline):
     earlier, sweep = read_earlier(cold.sweep.folder, cold.sweep.space), make("warm", 6)
     ledger = begun(replace(sweep, space=replace(sweep.space, baseline=baseline)), earlier)
     claims = [ledger.take(slot, "cpu") for slot in range(6)]
     shown = first_proposals(ledger.sweep.space, 6, earlier)
-    assert shown == [baseline, *(claim.trial.params for claim in claims[1:])]
+    assert shown == [parameters_of(claim.trial) for claim in claims]
+    assert earlier.winner == shown[0 if baseline is None else 1]
 
 
 def test_sweep_of_the_same_seed_does_not_repeat_what_a_short_one_tried_at_random(make, tmp_path):
