@@ -30,6 +30,7 @@ from torchvision.datasets import ImageFolder
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.peers.tutorial import plain_network
 from catdog.data import Pictures
 from catdog.device import has_bfloat16
 from catdog.model import CNN, ModelConfig, build_model
@@ -58,7 +59,7 @@ def main() -> None:
         images, labels = prepare(Path(folder), BATCH * (SKIPPED + max(batches for _, batches in NETWORKS.values())))
         for name in options.networks:
             config, num_batches = NETWORKS[name]
-            tutorial = tutorial_rates(build_model(config), Path(folder), num_batches)
+            tutorial = tutorial_rates(plain_network(config), Path(folder), num_batches)
             with ProcessPoolExecutor(1, get_context("spawn")) as ours:  # of its own: train() tunes its process
                 ours.submit(prepare_ours, config, resized(images, config.image_size), labels, num_batches).result()
                 rounds = [
@@ -97,7 +98,6 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 def tutorial_rates(model: CNN, folder: Path, num_batches: int) -> Iterator[float]:
     """Yield one rate a round; the first batches, while the loader's processes start, are not counted."""
-    model = model.to(memory_format=torch.contiguous_format)
     size = model.config.image_size
     transform = transforms.Compose([transforms.Resize((size, size)), transforms.ToTensor()])
     data = ImageFolder(str(folder), transform)

@@ -1,4 +1,4 @@
-"""A step is fast by bfloat16, channels-last tensors and a fused optimizer; it learns what a plain one learns."""
+"""A step is fast by bfloat16, channels-last, fewer passes and a fused optimizer; it learns what a plain one learns."""
 
 from dataclasses import replace
 from statistics import fmean, stdev
@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 
+from benchmarks.peers.tutorial import plain_network
 from catdog.data import MEAN, STD, Pictures
 from catdog.evaluate import evaluate
 from catdog.model import ModelConfig, build_model
@@ -27,7 +28,7 @@ def sides():
 def plain(seed, training):
     """Train as a tutorial does: float32, channels first, an optimizer that loops over the weights."""
     torch.manual_seed(seed)
-    model = build_model(SHAPE, seed).to(memory_format=torch.contiguous_format).train()
+    model = plain_network(SHAPE, seed).train()
     optimizer = torch.optim.Adam(model.parameters(), RECIPE.learning_rate, foreach=False, fused=False)
     x = (training.images[training.rows] / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
     x, y = x.permute(0, 3, 1, 2).contiguous(), training.y

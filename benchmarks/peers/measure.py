@@ -61,10 +61,11 @@ def measure(peer, task, seed, environment, *, small):
 def command_of(peer, task, folder, seed):
     python = [sys.executable, "-m"]
     match peer:
-        case "a":
+        case "a" | "f":
             options = {"data": task.data, "image-size": task.image_size, "epochs": task.epochs, "trials": task.trials}
             options |= {"seed": seed, "workers": NUM_WORKERS, "name": "sweep", "confirm": 0, "promote": "never"}
             words = [f"--{name}={value}" for name, value in {**options, "tracking": "off"}.items()]
+            words += ["--no-baseline"] if peer == "a" else []
             return [sys.executable, ROOT / "run_sweep.py", task.space, *words]
         case "b":
             return [*python, "benchmarks.peers.optuna_study", folder / "task.json"]

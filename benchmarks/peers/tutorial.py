@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from catdog.model import ModelConfig, build_model
+from catdog.block import Block
+from catdog.model import CNN, ModelConfig, build_model
 
 SHAPE = ("stem_width", "body_width", "body_repeats", "dropout")
 NUM_LOADERS = 0  # in the training process, which is DataLoader's default and fastest where each has one core
@@ -57,8 +58,16 @@ def transform_of(augmentation, size):
 
 def make_network(parameters, image_size):
     shape = {name: parameters[name] for name in SHAPE}
-    config = ModelConfig(**shape, share_body=parameters["share_body"] == "true", image_size=image_size)
-    return build_model(config).to(memory_format=torch.contiguous_format)
+    return plain_network(ModelConfig(**shape, share_body=parameters["share_body"] == "true", image_size=image_size))
+
+
+def plain_network(config: ModelConfig, seed: int = 0) -> CNN:
+    """Build the network of PyTorch's layers and nothing of ours, channels first."""
+    model = build_model(config, seed)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Block):
+            model.set_submodule(name, nn.Sequential(*module))
+    return model.to(memory_format=torch.contiguous_format)
 
 
 def make_scheduler(parameters, optimizer, num_steps):
