@@ -1,6 +1,7 @@
 """What a trial is: parameters of optimizer.json -> a network, trained and kept, with how it did on each picture.
 
-This file, forecast.py, judge.py, plan.py and run_sweep.py know both packages: `search` drives what `catdog` does.
+This file, forecast.py, judge.py, plan.py, probe.py and run_sweep.py know both packages: `search` drives what `catdog`
+does.
 """
 
 import os

@@ -21,6 +21,7 @@ from objective import DEFAULTS, METRICS, SEARCHABLE, cast, configure, first_devi
 from search.artifacts import validated_artifacts
 from search.backends import Backend, LokyBackend
 from search.comet import has_api_key, patiently, read_search
+from search.live import count
 from search.schema import known_keys
 from search.space import Parameters, Space, load_space
 from search.storage import noted_storage, validated_storage
@@ -29,11 +30,12 @@ from search.sweep import Limits, places
 from search.warm_start import Earlier, noted_earlier, read_earlier
 from search.worker import Place
 
-__all__ = ["Plan", "command", "complain", "make_plan", "parse", "settings"]
+__all__ = ["Plan", "command", "complain", "count_cores", "make_plan", "parse", "settings"]
 
 Engine = Literal["optuna", "comet"]
 
 RUNS = Path("runs")
+AUTO = "auto"
 NAME = r"[\w][\w.-]*"  # of a sweep
 SEARCH_ID = r"[0-9a-f]{32}"  # how Comet names a search
 
@@ -46,6 +48,7 @@ class Plan:
     source: str  # of pictures
     fixed: Parameters  # of every trial: epochs, image_size
     where: list[Place]
+    is_dealt: bool  # whether the number of workers on each device is settled; else it is to be tried
     backend: Backend  # what starts workers there
     device: str  # of this machine, where the winner is judged
     engine: Engine
@@ -101,6 +104,7 @@ def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
         options.data,
         fixed,
         where,
+        options.workers_per_device != AUTO,
         backend,
         devices[0],
         engine,
@@ -120,13 +124,29 @@ def _here(
     """Deal workers onto the devices of this machine."""
     if options.ray_address:
         raise ValueError("--ray-address is for --backend ray; give both or neither")
+    if options.workers_per_device == AUTO:
+        return _to_be_tried(options, devices), LokyBackend()
     if options.workers_per_device and devices == ["cpu"]:
-        raise ValueError("--workers-per-device is about GPUs; for the CPU give --workers")
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        raise ValueError("--workers-per-device is about GPUs, but for auto; for the CPU give --workers")
+    num_cores = count_cores()
     room = num_cores if devices == ["cpu"] else len(devices) * (options.workers_per_device or 1)
     if options.workers and options.workers_per_device and options.workers > room:
         raise ValueError(f"--workers is {options.workers}; with this --workers-per-device there is room for {room}")
     return places(devices, options.workers or room, num_cores), LokyBackend()
+
+
+def _to_be_tried(options: argparse.Namespace, devices: list[str]) -> list[Place]:
+    """Put a worker on each device, until it is known how many these are worth."""
+    if options.workers and "COMET_OPTIMIZER_PROCESS_JOBS" not in os.environ:  # comet optimize has a -j of its own
+        raise ValueError("--workers-per-device auto finds the number of workers; leave out --workers")
+    if len({device.split(":")[0] for device in devices}) > 1:
+        raise ValueError("--workers-per-device auto is for devices of one kind; leave the CPU out of --devices")
+    return places(devices, len(devices), count_cores())
+
+
+def count_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _on_ray(
@@ -137,8 +157,10 @@ def _on_ray(
         raise ValueError("--devices is for --backend loky; on a cluster Ray deals out the GPUs")
     if options.dry_run:
         raise ValueError("--dry-run tries networks on this machine; leave out --backend ray")
+    if options.workers_per_device == AUTO:
+        raise ValueError("--workers-per-device auto tries networks on this machine; with --backend ray give a number")
     try:
-        from search.cluster import Home, RayBackend, connect, count, share_out  # noqa: PLC0415 - an extra
+        from search.cluster import Home, RayBackend, connect, share_out  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ValueError("--backend ray needs Ray; pip install 'ray>=2.50' (extra cluster)") from error
     nodes = connect(options.ray_address, single=not sweep.storage)
@@ -252,8 +274,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--devices", default="auto", help="auto, cpu or cuda:0,cuda:1,... (default: every GPU, else the CPU)")
     jobs = os.environ.get("COMET_OPTIMIZER_PROCESS_JOBS")  # comet optimize -j
     add("--workers", type=positive, default=jobs, help="processes (default: one per GPU, else one per core)")
-    text = "on each GPU (default: 1)"
-    add("--workers-per-device", type=positive, metavar="K", help=text)
+    text = (
+        "on each GPU (default: 1); auto: as many as train fastest together, also on the CPU, which takes a minute once"
+    )
+    add("--workers-per-device", type=_number_or_auto, metavar="K", help=text)
     text = "ray: over the machines of a Ray cluster; loky: on this one (default: loky)"
     add("--backend", choices=("loky", "ray"), default="loky", help=text)
     text = "of the Ray cluster's head node (default: what Ray finds, else a cluster of this machine alone)"
@@ -309,6 +333,10 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return seconds
+
+
+def _number_or_auto(text: str) -> int | str:
+    return text if text == AUTO else _number_from(1, text)
 
 
 def _number_from(least: int, text: str) -> int:

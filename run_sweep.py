@@ -27,12 +27,13 @@ from forecast import describe_forecast, forecast
 from judge import BEST_MODEL, champion_of, holder_of, name_of, name_of_model, promote_weights, record_of, sentences_of
 from objective import TrainTrial, configure, origin
 from plan import Plan, command, complain, make_plan, parse, settings
-from search.artifacts import Artifacts
+from probe import deal, network_of
+from search.artifacts import Artifacts, weights_to_remove
 from search.champion import CHAMPION, require_writable
 from search.comet import create_search, patiently
 from search.confirm import Candidate, begin_confirmation, candidates_of, print_candidates
 from search.ledger import Ledger
-from search.live import live_view
+from search.live import count, live_view
 from search.opening import create_ledger
 from search.process import all_imported
 from search.ranking import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
@@ -49,6 +50,7 @@ all_imported()
 
 REGISTERED = "catdog"  # the champions' name in Comet's Model Registry
 NUM_SHOWN = 10  # trials in a dry run
+NUM_TRIED = 4  # networks on which a device's workers are tried
 
 console = Console(width=None if sys.stdout.isatty() else WIDE)
 
@@ -65,7 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         plan = make_plan(options, say)
         if options.dry_run:
-            show_forecast(plan, show_plan(plan))
+            plan = deal_workers(plan)
+            show_plan(plan)
+            show_forecast(plan)
             return 0
         plan = replace(plan, source=locate(plan.source))
         data = load_data(plan.source, plan.fixed["image_size"])
@@ -75,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
             ledger = create_ledger(plan.sweep, settings(plan, data), note, plan.earlier)
             if plan.engine == "comet":
                 ledger = join_search(plan, ledger)
-            return carry_out(plan, data, ledger)
+            return carry_out(deal_workers(plan), data, ledger)
     except ValueError as error:
         return complain(2, str(error))
     except MemoryError as error:
@@ -133,12 +137,23 @@ def announce(plan: Plan, data: Data, ledger: Ledger) -> None:
         say("note: Comet can only notify with --tracking online")
     for sentence in describe_start(ledger):
         say(sentence)
-    num_begun, num_asked = len(ledger.trials()), ledger.sweep.num_trials
-    if num_begun > num_asked:
+    for sentence in describe_rest(ledger):
+        say(sentence)
+
+
+def describe_rest(ledger: Ledger) -> Iterator[str]:
+    """Say what there is of a sweep that was begun before."""
+    trials, num_asked, name = ledger.trials(), ledger.sweep.num_trials, ledger.sweep.name
+    ended = [trial for trial in trials if trial.state.is_finished()]
+    if len(trials) > num_asked:
         more = f"more than the {num_asked} asked for; those that ended count"
-        say(f"note: {ledger.sweep.name} has {num_begun} trials already, {more}")
+        yield f"note: {name} has {len(trials)} trials already, {more}"
+    if num_lost := len(weights_to_remove(ledger.sweep, ended)):
+        yield f"note: --keep {ledger.sweep.keep} removes the weights of {count(num_lost, 'trial')}"
     if ledger.num_unfinished() <= 0:
-        say(f"nothing left to search: all {num_begun} trials of {ledger.sweep.name} have ended")
+        yield f"nothing left to search: all {len(trials)} trials of {name} have ended"
+    elif trials:
+        yield f"going on with {name}: {len(ended)} of {count(num_asked, 'trial')} ended before"
 
 
 def describe_start(ledger: Ledger) -> Iterator[str]:
@@ -303,8 +318,8 @@ def mult_adds(plan: Plan, parameters: Mapping[str, Any]) -> float:
     return count_mult_adds(configure(parameters, plan.fixed)[0])
 
 
-def show_plan(plan: Plan) -> list[Parameters]:
-    """Print what a sweep would do, and the size of its first trials; return their parameters."""
+def show_plan(plan: Plan) -> None:
+    """Print what a sweep would do, and the size of its first trials."""
     sweep = plan.sweep
     proposer = f"{sweep.space.algorithm} by {'the Comet Optimizer' if plan.engine == 'comet' else 'Optuna'}"
     say(f"sweep {sweep.name}: {sweep.num_trials} trials of at most {sweep.epochs} epochs, {proposer}")
@@ -312,7 +327,8 @@ def show_plan(plan: Plan) -> list[Parameters]:
     again = f"the best {plan.confirm} again, with {plan.confirm_seeds} fresh seeds each" if plan.confirm else "nothing"
     say(f"confirmed: {again}; promote: {plan.promote}")
     say(f"data: {describe_source(plan.source)}; tracking: {plan.tracking}")
-    say(f"workers: {', '.join(f'{place.device} ({place.threads} threads)' for place in plan.where)}")
+    workers = [f"{place.device} ({count(place.threads, 'thread')})" for place in plan.where]
+    say(f"workers: {', '.join(workers)}")
     table = Table(title="first trials", title_justify="left")
     for title in ("trial", "parameters", "weights", "mult-adds"):
         table.add_column(title, justify="left" if title == "parameters" else "right")
@@ -327,19 +343,30 @@ def show_plan(plan: Plan) -> list[Parameters]:
         table.add_row(str(number), values, f"{count_parameters(shape):,}", f"{count_mult_adds(shape) / 1e9:.2f} G")
     if proposals:
         console.print(table)
-    return proposals
 
 
-def show_forecast(plan: Plan, proposals: list[Parameters]) -> None:
+def show_forecast(plan: Plan) -> None:
     """Print what a sweep would cost."""
-    if plan.engine == "comet":
-        space = replace(plan.sweep.space, algorithm="random")
-        proposals = first_proposals(space, min(NUM_SHOWN, plan.sweep.num_trials))
-    say("training these networks for a few seconds each, to see what the sweep would cost; nothing of it is kept")
+    say("training the first networks for a few seconds each, to see what the sweep would cost; nothing of it is kept")
     with console.status("decoding pictures") as status:
-        outlook = forecast(plan, proposals, status.update)
+        outlook = forecast(plan, drawn_proposals(plan, NUM_SHOWN), status.update)
     for sentence in describe_forecast(outlook, plan):
         say(sentence)
+
+
+def deal_workers(plan: Plan) -> Plan:
+    """Find out how many workers a device is worth, where that is wanted."""
+    if plan.is_dealt:
+        return plan
+    networks = dict.fromkeys(map(network_of, drawn_proposals(plan, NUM_TRIED)))
+    with console.status("trying how many workers a device is worth") as status:
+        return deal(replace(plan, source=locate(plan.source)), list(networks), say, status.update)
+
+
+def drawn_proposals(plan: Plan, number: int) -> list[Parameters]:
+    """Return a sweep's first trials; where Comet proposes, which tells when it is asked, what it may propose."""
+    space = replace(plan.sweep.space, algorithm="random") if plan.engine == "comet" else plan.sweep.space
+    return first_proposals(space, min(number, plan.sweep.num_trials), plan.earlier)
 
 
 def say(text: str) -> None:

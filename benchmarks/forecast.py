@@ -25,8 +25,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import run_sweep
-from forecast import forecast, private_memory
+from forecast import forecast
 from plan import make_plan, parse
+from probe import private_memory
 from search.warm_start import first_proposals
 
 QUICK = ["--image-size", "64", "--epochs", "3", "--trials", "12", "--name", "quick"]

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 __all__ = ["Block"]
 
@@ -23,7 +24,8 @@ class Block(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         convolution, norm = self[0], cast("nn.BatchNorm2d", self[2])
-        if not (self.training and x.device.type == "cpu" and bool((norm.weight > 0).all())):
+        plain = not self.training or x.device.type != "cpu" or torch.are_deterministic_algorithms_enabled()
+        if plain or not bool((norm.weight > 0).all()):
             return cast("Tensor", super().forward(x))  # type: ignore[no-untyped-call]
         return cast("Tensor", _Tail.apply(convolution(x), norm.weight, norm.bias, norm))
 
@@ -32,8 +34,9 @@ class _Tail(torch.autograd.Function):
     """ReLU -> BatchNorm -> MaxPool2, where BatchNorm's weight is above 0.
 
     The largest of four numbers is then the largest before and after BatchNorm: it is applied to a quarter of them, and
-    the sums in its gradient run over a quarter. Each result is PyTorch's own but for the last bits; of equal
-    numbers another one may get the gradient.
+    the sums in its gradient run over a quarter. Each result is that of the layers but for the last bits; of numbers
+    that BatchNorm makes equal in bfloat16 another one may get the gradient. (PyTorch counts max_unpool2d among what is
+    not deterministic; with windows that do not overlap it is.)
     """
 
     @staticmethod
@@ -51,6 +54,7 @@ class _Tail(torch.autograd.Function):
         return _affine(pooled, scale, bias - mean * scale)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, pooled, index, weight, mean, inverse = ctx.saved_tensors
         _, of_weight, of_bias = aten.native_batch_norm_backward(

@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from catdog.device import free_memory
+from catdog.device import gpu_memory
 from catdog.folder import CLASSES, Listing, Photograph, list_photographs, read_picture
 from catdog.synthetic import synthetic
 
@@ -71,7 +71,7 @@ class Pictures:
     def to(self, device: str) -> "Pictures":
         """Copy these rows to a GPU that has room for them; else the shared array is used where it lies."""
         num_bytes = len(self) * self.images[0].numel()
-        if torch.device(device).type == "cpu" or num_bytes > ROOM_ON_GPU * free_memory(device):
+        if torch.device(device).type == "cpu" or num_bytes > ROOM_ON_GPU * gpu_memory(device)[0]:
             return self
         rows = torch.arange(len(self), device=device)
         return Pictures(self.images[self.rows].to(device), self.labels[self.rows].to(device), rows)

@@ -11,7 +11,7 @@ __all__ = [
     "autocast",
     "describe_device",
     "find_devices",
-    "free_memory",
+    "gpu_memory",
     "has_bfloat16",
     "is_out_of_memory",
     "is_process_lost",
@@ -57,9 +57,9 @@ def peak_memory(device: str) -> int:
     return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0
 
 
-def free_memory(device: str) -> int:
-    """Return how many bytes of a GPU are free."""
-    return torch.cuda.mem_get_info(device)[0]
+def gpu_memory(device: str) -> tuple[int, int]:
+    """Return how many bytes of a GPU are free, and how many it has; 0 and 0 for the CPU."""
+    return torch.cuda.mem_get_info(device) if device.startswith("cuda") else (0, 0)
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

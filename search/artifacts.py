@@ -16,7 +16,15 @@ from search.ledger import Claim, Ledger
 from search.ranking import ordered
 from search.study import Sweep
 
-__all__ = ["FILES", "Artifacts", "checkpoint_of", "remove_checkpoints", "remove_weights", "validated_artifacts"]
+__all__ = [
+    "FILES",
+    "Artifacts",
+    "checkpoint_of",
+    "remove_checkpoints",
+    "remove_weights",
+    "validated_artifacts",
+    "weights_to_remove",
+]
 
 FILES = "files"  # user attribute of a trial: its files' names in the store, by their names in its folder
 WEIGHTS = "model.safetensors"
@@ -62,6 +70,12 @@ def remove_weights(
         if store:
             store.remove(trial, WEIGHTS)
         removed.add(trial.number)
+
+
+def weights_to_remove(sweep: Sweep, ended: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials whose weights are there and will be removed, as others are better."""
+    surplus = ordered(ended, sweep.space.goal)[sweep.keep :]
+    return [trial for trial in surplus if (sweep.trial_folder(trial.number) / WEIGHTS).exists()]
 
 
 class Artifacts:

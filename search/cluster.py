@@ -23,6 +23,7 @@ from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from search.backends import Job, Process, WorkerDiedError
+from search.live import count
 from search.worker import Place
 
 __all__ = ["Home", "RayBackend", "Share", "connect", "share_out"]
@@ -66,10 +67,6 @@ class Share:
         """Return one place for each worker; which device it is will be told by Ray."""
         device = "a GPU of the cluster" if self.num_gpus else "a CPU of the cluster"
         return [Place(slot, device, self.threads, alone=True) for slot in range(self.num_workers)]
-
-
-def count(number: float, noun: str) -> str:
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
 def connect(address: str, *, single: bool) -> list[tuple[float, float]]:

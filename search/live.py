@@ -17,7 +17,7 @@ from search.ledger import Ledger
 from search.ranking import ordered
 from search.study import state_of
 
-__all__ = ["duration", "live_view", "seconds_left"]
+__all__ = ["count", "duration", "live_view", "seconds_left"]
 
 
 @contextmanager
@@ -160,3 +160,8 @@ def duration(seconds: float) -> str:
     """Write seconds as people read them: 3 min 10 s, 2 h 5 min."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def count(number: float, noun: str) -> str:
+    """Write a number of things: 1 worker, 2 workers, 0.5 GPUs."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"

@@ -35,6 +35,16 @@ def pictures(request, block):
     return torch.randn(6, 3, *request.param).to(memory_format=torch.channels_last)
 
 
+def test_block_is_one_function_where_it_learns_on_a_cpu(block):
+    x = torch.randn(2, 3, 4, 4)
+    assert block(x).grad_fn.name() == "_TailBackward"
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert block(x).grad_fn.name() == "MaxPool2DWithIndicesBackward0"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_block_and_its_gradient_are_those_of_its_layers(block, pictures):
     plain = plain_outcome(block, pictures, torch.float32)
     for mine, theirs in zip(outcome(block, block, pictures, torch.float32), plain, strict=True):

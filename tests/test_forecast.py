@@ -1,12 +1,9 @@
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from forecast import Forecast, describe_forecast, forecast, private_memory
+from forecast import Forecast, describe_forecast, forecast
 from plan import make_plan, parse
 
 TINY = {"stem_width": 2, "body_width": 4, "batch_size": 8}
@@ -46,16 +43,3 @@ def test_what_a_sweep_costs_is_said_in_a_few_sentences(plan):
     assert fault == "note: a network could not be probed: RuntimeError: too large"
     assert memory.startswith("note: that is more than the ")
     assert memory.endswith("take fewer --workers or a smaller --image-size")
-
-
-def test_private_memory_is_that_of_all_processes():
-    before = private_memory(os.getpid())
-    code = "import sys; data = bytearray(200 * 2**20); print(flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
-        own, all_together = private_memory(process.pid), private_memory(os.getpid())
-        process.stdin.close()
-    assert 200 * 2**20 < own < 300 * 2**20
-    assert all_together > before + 190 * 2**20
-    assert private_memory(process.pid) == 0

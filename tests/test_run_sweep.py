@@ -103,9 +103,13 @@ def test_smaller_sweep_is_extended_but_not_under_other_settings(home, small, pho
     assert "other settings (epochs was 2, is 3); give another --name" in capsys.readouterr().err
     champion_of_another_sweep_is_named_and_kept(home, [*small, "--trials", "1"], capsys)
     assert run_sweep.main([*small, "--trials", "2"]) == 0
+    assert "going on with small: 1 of 2 trials ended before" in capsys.readouterr().out
     assert len(states()) == 2
     for number in range(2):
         assert_weights_are_of_the_best_epoch(home / f"runs/small/trials/{number:04}", photographs)
+    assert run_sweep.main([*small, "--trials", "2", "--keep", "1"]) == 0
+    assert "note: --keep 1 removes the weights of 1 trial" in capsys.readouterr().out
+    assert len(list(home.glob("runs/small/trials/*/model.safetensors"))) == 1
 
 
 def test_sweep_without_the_readme_network(home, small, capsys):
@@ -208,7 +212,8 @@ BAD = {
     "no budget": (["--trials", "0"], "argument --trials: '0' is no whole number from 1 on"),
     "no number": (["--epochs", "many"], "argument --epochs: 'many' is no whole number from 1 on"),
     "address without Ray": (["--ray-address", "head"], "--ray-address is for --backend ray; give both or neither"),
-    "workers per CPU": (["--workers-per-device", "2", "--devices", "cpu"], "is about GPUs; for the CPU give --workers"),
+    "workers per CPU": (["--workers-per-device", "2", "--devices", "cpu"], "but for auto; for the CPU give --workers"),
+    "workers twice": (["--workers-per-device", "auto"], "auto finds the number of workers; leave out --workers"),
     "unknown option": (["--gpu"], "unrecognized arguments: --gpu; --help lists the options"),
     "warm start from nothing": (["--warm-start", "none"], "--warm-start: runs/none holds no sweep; name one of runs/"),
     "warm start from itself": (["--warm-start", "small"], "--warm-start is 'small'; give the name of another sweep"),
