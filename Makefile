@@ -8,7 +8,7 @@ app: .venv/installed  ## the champion as a web page, at http://127.0.0.1:7860
 	$(PYTHON) -m catdog.app
 
 test: .venv/installed  ## the tests, with the coverage of our own lines
-	$(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow and not alone" --cov --cov-report=term --cov-fail-under=90
+	$(PYTHON) -m pytest -n 3 --dist worksteal -m "not slow and not alone" --cov --cov-report=term --cov-fail-under=90
 
 test-slow: .venv/installed  ## the tests that take minutes: all that Comet can do to a sweep, the app under load
 	$(PYTHON) -m pytest -n 4 --dist worksteal -m slow

@@ -130,6 +130,7 @@ def test_comet_proposes_and_shows_every_trial(tmp_path, server, environment, alg
     assert len(server.requests) == num_requests
 
 
+@pytest.mark.slow
 def test_comet_proposes_every_trial_where_there_is_no_baseline(tmp_path, server, environment):
     folder = tmp_path / "runs/all"
     options = ("--engine", "comet", "--no-baseline", "--tracking", "online")
@@ -381,11 +382,8 @@ def sweep_options(photographs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("options", "number"), [((), 4), (("--no-baseline",), 3)])  # the baseline is none of Comet's
-def test_comet_optimize_runs_all_its_jobs_as_one_sweep(
-    tmp_path, server, environment, write_space, sweep_options, options, number
-):
-    command = [*COMET, "optimize", "-j", "2", ROOT / "run_sweep.py", write_space(), "--", *sweep_options, *options]
+def test_comet_optimize_runs_all_its_jobs_as_one_sweep(tmp_path, server, environment, write_space, sweep_options):
+    command = [*COMET, "optimize", "-j", "2", ROOT / "run_sweep.py", write_space(), "--", *sweep_options]
     home = tmp_path / "home"
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -394,7 +392,7 @@ def test_comet_optimize_runs_all_its_jobs_as_one_sweep(
     (folder,) = (home / "runs").iterdir()
     assert folder.name.endswith(search.id[:8])
     trials = open_study(folder).get_trials()
-    assert len(trials) == number
+    assert len(trials) == 4  # the baseline is none of Comet's
     assert {trial.user_attrs["worker"]["slot"] for trial in trials} == {0, 1}
     shown = experiments_of(server, folder)
     assert {experiment.others["optimizer_id"] for experiment in shown.values()} == {search.id}
@@ -412,13 +410,13 @@ def test_search_that_exists_at_comet_is_joined_by_its_id(tmp_path, server, envir
         [*COMET, "optimize", write_space()], cwd=home, env=environment, capture_output=True, text=True, check=True
     )
     command = [sys.executable, ROOT / "run_sweep.py", created.stdout.split()[-1], *sweep_options, "--tracking", "off"]
-    command += ["--trials", "2"]
+    command += ["--no-baseline"]  # so that they are exactly Comet's three
     for _ in (1, 2):
         done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         (search,) = server.searches.values()
-        assert [assignment["status"] for assignment in search.assignments] == ["completed"]
-    assert "nothing left to search" in done.stdout
+        assert [assignment["status"] for assignment in search.assignments] == ["completed"] * 3
+    assert "nothing left to search: all 3 trials" in done.stdout
     assert server.experiments == {}
 
 

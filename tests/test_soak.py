@@ -6,5 +6,5 @@ from tests.soak.__main__ import soak
 
 
 def test_random_faults_cost_no_trial(tmp_path):
-    faults = soak(tmp_path, faults=5, trials=6, workers=2, each=5, seed=time.time_ns() % 2**32)
-    assert 0 < faults.total() <= 5
+    faults = soak(tmp_path, faults=3, trials=5, workers=2, each=3, seed=time.time_ns() % 2**32)
+    assert 0 < faults.total() <= 3
