@@ -1,5 +1,6 @@
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +28,16 @@ def test_batches_that_are_read_ahead_are_those_that_lie_on_the_device(pictures, 
         assert torch.equal(labels, their_labels)
         assert images[:, 0, 0, 0].tolist() == rows.tolist()
         assert labels.tolist() == (rows % 2).tolist()
+
+
+def test_batches_of_a_mapped_file_are_its_pictures(tmp_path):
+    whole = np.arange(64 * 3 * 40 * 40, dtype=np.uint32).astype(np.uint8).reshape(64, 40, 40, 3)
+    np.save(tmp_path / "images.npy", whole)
+    images = torch.from_numpy(np.load(tmp_path / "images.npy", mmap_mode="c"))
+    split = torch.split(torch.randperm(64), 4)  # more batches than are announced at once
+    taken = list(batches(Pictures(images, torch.arange(64), torch.arange(64)), split, torch.device("cpu")))
+    assert [labels.tolist() for _, labels in taken] == [rows.tolist() for rows in split]
+    assert all(np.array_equal(pictures.numpy(), whole[labels.numpy()]) for pictures, labels in taken)
 
 
 def test_no_more_is_read_ahead_than_a_few_batches(pictures, split):
