@@ -41,7 +41,7 @@ from search.report import kept_up_to_date, write_page
 from search.space import Parameters
 from search.storage import LedgerError, first_line
 from search.study import CONFIRMS, open_confirmation
-from search.sweep import TimeUpError, sole_owner
+from search.sweep import TimeUpError, sole_owner, stop_by_signals
 from search.sweep import run_sweep as search
 from search.tracking import Model, Tracking, notify, settle
 from search.warm_start import first_proposals
@@ -57,8 +57,7 @@ console = Console(width=None if sys.stdout.isatty() else WIDE)
 
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status: 0 done, 1 failed, 2 the user's input, 130 interrupted."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    stop_by_signals()
     options = parse(arguments)
     if os.environ.get("COMET_OPTIMIZER_PROCESS_ID", "0") != "0":  # comet optimize -j starts us once per job
         say("the first process of this comet optimize runs the workers of all")

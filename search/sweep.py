@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from errno import ENOSPC
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 from filelock import FileLock, Timeout
 
@@ -22,7 +23,7 @@ from search.tracking import Tracking
 from search.watch import TICK_SECONDS, Worker, give_up_stuck, kill_stopped, look_after, rests
 from search.worker import Objective, Place, work
 
-__all__ = ["Limits", "TimeUpError", "places", "run_sweep", "sole_owner"]
+__all__ = ["Limits", "TimeUpError", "places", "run_sweep", "sole_owner", "stop_by_signals"]
 
 LOOK_SECONDS = 3.0  # how often places without a worker are looked at
 STOPS = (signal.SIGINT, signal.SIGTERM)  # what a person sends
@@ -44,6 +45,7 @@ class Limits:
 
 
 NO_LIMITS = Limits()
+ASKED_TO_STOP = threading.Event()  # by a signal
 LOKY = LokyBackend()
 
 
@@ -80,6 +82,8 @@ def run_sweep(
     try:
         while ledger.num_unfinished():
             now = time.monotonic()
+            if ASKED_TO_STOP.is_set():
+                raise KeyboardInterrupt
             if limits.until is not None and now > limits.until:
                 raise TimeUpError
             if now - looked > LOOK_SECONDS:  # places are idle at the start, and when others left a trial behind
@@ -105,6 +109,21 @@ def run_sweep(
     finally:
         over.set()
         _kill(workers)
+
+
+def stop_by_signals() -> None:
+    """Have Ctrl-C and SIGTERM raise KeyboardInterrupt, at the latest within `run_sweep`.
+
+    Python drops what a handler raises where it interrupts a finalizer or a callback of a weak reference.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        ASKED_TO_STOP.set()
+        signal.default_int_handler(number, frame)
+
+    ASKED_TO_STOP.clear()
+    for number in STOPS:
+        signal.signal(number, stop)
 
 
 @contextmanager

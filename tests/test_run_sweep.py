@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,28 @@ def test_bad_input_is_one_sentence_and_creates_nothing(home, small, capsys, case
     assert message in complained
     assert complained.count("\n") == 1
     assert not list(home.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_that_comes_within_a_finalizer_is_not_lost(home, small, capsys, monkeypatch, number):
+    class Interrupted:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    @contextmanager
+    def view(ledger, console):
+        yield Interrupted  # made, and deleted, each time the view is to move
+
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda error: dropped.append(error.exc_type))
+    monkeypatch.setattr(run_sweep, "live_view", view)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert run_sweep.main([*small, "--trials", "1"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "interrupted; nothing is lost" in capsys.readouterr().err
+    assert dropped == [KeyboardInterrupt]
 
 
 def test_ray_that_is_not_installed_is_one_sentence(home, small, capsys, monkeypatch):
