@@ -274,9 +274,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--devices", default="auto", help="auto, cpu or cuda:0,cuda:1,... (default: every GPU, else the CPU)")
     jobs = os.environ.get("COMET_OPTIMIZER_PROCESS_JOBS")  # comet optimize -j
     add("--workers", type=positive, default=jobs, help="processes (default: one per GPU, else one per core)")
-    text = (
-        "on each GPU (default: 1); auto: as many as train fastest together, also on the CPU, which takes a minute once"
-    )
+    text = "on each GPU (default: 1); auto: as many as are worth it, which is tried once, on the CPU too"
     add("--workers-per-device", type=_number_or_auto, metavar="K", help=text)
     text = "ray: over the machines of a Ray cluster; loky: on this one (default: loky)"
     add("--backend", choices=("loky", "ray"), default="loky", help=text)
