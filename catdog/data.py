@@ -213,8 +213,11 @@ def _fingerprint(source: str, decoded: _Decoded, rows: np.ndarray) -> str:
 
 def _contradictory(decoded: _Decoded) -> np.ndarray:
     """Mark pictures whose very content is called a cat in one place and a dog in another."""
-    as_cat, as_dog = (decoded.hashes[decoded.readable & (decoded.labels == label)] for label in (0, 1))
-    return np.isin(decoded.hashes, np.intersect1d(as_cat, as_dog))
+    contents, which = np.unique(decoded.hashes, return_inverse=True)
+    called = np.zeros((len(CLASSES), len(contents)), dtype=bool)
+    called[decoded.labels[decoded.readable], which[decoded.readable]] = True
+    both: np.ndarray = called[0] & called[1]
+    return both[which]
 
 
 def _split_off(decoded: _Decoded, among: np.ndarray, share: float, salt: str) -> np.ndarray:
@@ -222,9 +225,10 @@ def _split_off(decoded: _Decoded, among: np.ndarray, share: float, salt: str) ->
     marked = np.zeros(len(among), dtype=bool)
     for label in range(len(CLASSES)):
         of_class = among & (decoded.labels == label)
-        contents = np.unique(decoded.hashes[of_class])
-        order = sorted(contents, key=lambda content: hashlib.sha256(salt.encode() + b" " + content).digest())
-        marked |= of_class & np.isin(decoded.hashes, order[: round(share * len(order))])
+        contents, which = np.unique(decoded.hashes[of_class], return_inverse=True)
+        salted = (hashlib.sha256(salt.encode() + b" " + content).digest() for content in contents)
+        rank = np.fromiter(salted, dtype="S32", count=len(contents)).argsort().argsort()
+        marked[of_class] = rank[which] < round(share * len(contents))
     return marked
 
 
@@ -249,15 +253,16 @@ def _folder(source: str) -> Path:
 
 def _decode(size: int, part: str, listing: Listing | None) -> _Decoded:
     """Return the cached pictures of one part, decoding or drawing them where they are not there yet."""
+    identity = hashlib.sha256(json.dumps([FORMAT, size]).encode())
     if listing is None:
-        identity: list[Any] = [NUM_DRAWN[part], part]
+        identity.update(json.dumps([NUM_DRAWN[part], part]).encode())
         build = partial(_draw, size=size, part=part)
     else:
         photographs = listing.test if part == "test" else (*listing.training, *listing.validation)
-        identity = [_stamp(listing.folder, photograph) for photograph in photographs]
+        for photograph in photographs:
+            identity.update(json.dumps(_stamp(listing.folder, photograph)).encode())
         build = partial(_decode_files, photographs=photographs, size=size, notes=list(listing.notes))
-    key = hashlib.sha256(json.dumps([FORMAT, size, identity]).encode()).hexdigest()[:24]
-    folder = _built_once(cache_folder() / f"{part}-{size}px-{key}", build)
+    folder = _built_once(cache_folder() / f"{part}-{size}px-{identity.hexdigest()[:24]}", build)
     about = json.loads((folder / "about.json").read_text())
     images = np.load(folder / "images.npy", mmap_mode="c")  # copy-on-write: torch wants a writable array
     columns = np.load(folder / "columns.npz")
@@ -312,27 +317,29 @@ def _decode_files(folder: Path, photographs: Sequence[Photograph], size: int, no
     shape = (len(photographs), size, size, 3)
     images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
     _reserve(folder / "images.npy")
+    hashes = np.zeros(len(photographs), dtype="S64")
 
-    def decode(row: int) -> tuple[str, bool]:
+    def decode(row: int) -> None:
         try:
             content = Path(photographs[row].path).read_bytes()
         except OSError as error:
             if error.errno not in (ENOENT, EACCES, ELOOP):
                 raise  # the disk's fault, which may pass; a picture is not left out for it
-            return "", False
+            return
         try:
             images[row] = np.asarray(read_picture(content, size))
         except MemoryError:
             raise
         except Exception:  # noqa: BLE001 - Pillow's decoders raise anything on a broken file; it is left out and named
-            return "", False
-        return hashlib.sha256(content).hexdigest(), True
+            return
+        hashes[row] = hashlib.sha256(content).hexdigest()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the interpreter's lock
         rows = range(len(photographs))
         parts = (rows[first : first + AT_ONCE] for first in range(0, len(rows), AT_ONCE))
-        outcomes = (outcome for part in parts for outcome in pool.map(decode, part))
-        hashes, readable = zip(*_progress("decoding", len(photographs), outcomes), strict=True)
+        for _ in _progress("decoding", len(photographs), (done for part in parts for done in pool.map(decode, part))):
+            pass
+    readable = hashes != b""
     images.flush()
     broken = [p.path for p, good in zip(photographs, readable, strict=True) if not good]
     if len(broken) == len(photographs):
@@ -352,7 +359,11 @@ def _reserve(path: Path) -> None:
 
 
 def _save_columns(
-    folder: Path, labels: Sequence[int] | np.ndarray, hashes: Sequence[str], readable: Sequence[bool], notes: list[str]
+    folder: Path,
+    labels: Sequence[int] | np.ndarray,
+    hashes: Sequence[str] | np.ndarray,
+    readable: Sequence[bool] | np.ndarray,
+    notes: list[str],
 ) -> None:
     np.savez(
         folder / "columns.npz",

@@ -157,9 +157,9 @@ def test_search_that_ends_before_the_budget_ends_the_sweep(tmp_path, server, env
 @pytest.mark.slow
 def test_killed_worker_and_killed_parent_double_nothing_in_comet(tmp_path, server, environment):
     folder = tmp_path / "runs/killed"
-    options = ("--engine", "comet", "--tracking", "online", "--pruner", "none", "--seconds", 0.5)
+    options = ("--engine", "comet", "--tracking", "online", "--pruner", "none", "--seconds", 1)
     process = start(folder, 5, 2, *options, environment=environment)
-    while not any(experiment.metrics for experiment in server.experiments.values()):
+    while not any(experiment.metrics for experiment in list(server.experiments.values())):
         time.sleep(0.05)
     time.sleep(3)  # metrics are sent every other second: some are there, some are not
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
