@@ -37,6 +37,7 @@ Engine = Literal["optuna", "comet"]
 RUNS = Path("runs")
 AUTO = "auto"
 NAME = r"[\w][\w.-]*"  # of a sweep
+FIXED = ("epochs", "image_size")  # of every trial, where they are not searched
 SEARCH_ID = r"[0-9a-f]{32}"  # how Comet names a search
 
 
@@ -64,24 +65,16 @@ class Plan:
 def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
     """Validate everything the user wrote, before anything is created. Raises ValueError, one sentence."""
     began = time.monotonic()
-    given = {name: getattr(options, name) for name in ("epochs", "image_size")}
+    given = {name: getattr(options, name) for name in FIXED}
     fixed = {name: DEFAULTS[name] if value is None else value for name, value in given.items()}
     configure({}, fixed)
     search_id = _search_id(options)
     engine: Engine = "comet" if search_id else options.engine
     tracking = _tracking(options.tracking, engine)
     space = _space(options, search_id, fixed, say)
-    for name, value in given.items():
-        if name in space.parameters and value is not None:
-            raise ValueError(f"{options.config}: {name} is searched; leave out --{name.replace('_', '-')}")
-    sizes = space.values_of("image_size") or [fixed["image_size"]]
-    for depth in space.values_of("body_repeats"):
-        configure({"image_size": min(sizes), "body_repeats": depth}, fixed)
     devices = find_devices(options.devices)
     epochs = max(cast("epochs", n) for n in [fixed["epochs"], *space.values_of("epochs")])
-    name = options.name if options.name is not None else (f"{space.name}-{search_id[:8]}" if search_id else space.name)
-    if not re.fullmatch(NAME, name):
-        raise ValueError(f"--name is {name!r}; use letters, digits, '.', '_' and '-'")
+    name = _name(options, space, search_id)
     if options.keep < max(1, options.confirm):
         raise ValueError(
             f"--keep is {options.keep}; the best {max(1, options.confirm)} are needed for the confirmation"
@@ -229,11 +222,24 @@ def _tracking(wanted: str, engine: str) -> Literal["online", "offline", "off"]:
     return wanted  # type: ignore[return-value]  # argparse has checked it
 
 
+def _name(options: argparse.Namespace, space: Space, search_id: str) -> str:
+    name = options.name if options.name is not None else (f"{space.name}-{search_id[:8]}" if search_id else space.name)
+    if not re.fullmatch(NAME, name):
+        raise ValueError(f"--name is {name!r}; use letters, digits, '.', '_' and '-'")
+    return str(name)
+
+
 def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: Callable[[str], None]) -> Space:
     content: Mapping[str, Any] | None = None
     if search_id:
         content = known_keys(patiently(partial(read_search, search_id), Sweep.patience, say))
     space = load_space(options.config, SEARCHABLE, METRICS, lambda values: configure(values, fixed), content)
+    for name in FIXED:
+        if name in space.parameters and getattr(options, name) is not None:
+            raise ValueError(f"{options.config}: {name} is searched; leave out --{name.replace('_', '-')}")
+    sizes = space.values_of("image_size") or [fixed["image_size"]]
+    for depth in space.values_of("body_repeats"):
+        configure({"image_size": min(sizes), "body_repeats": depth}, fixed)
     if not options.baseline:
         space = replace(space, baseline=None)
     return space if options.seed is None else replace(space, seed=options.seed)
@@ -289,8 +295,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--timeout", type=_seconds, metavar="SECONDS", help="stop then; the same command goes on")
     text = "fail a trial none of whose epochs ends for so long"
     add("--trial-timeout", type=_seconds, metavar="SECONDS", help=text)
-    text = "what stops poor trials early (default: hyperband)"
     add("--keep", type=positive, default=10, metavar="K", help="trials whose weights are kept (default: 10)")
+    text = "what stops poor trials early (default: hyperband)"
     add("--pruner", choices=("hyperband", "median", "none"), default="hyperband", help=text)
     text = "experiments at Comet (default: auto, which is online with an API key, else offline)"
     add("--tracking", choices=("auto", "online", "offline", "off"), default="auto", help=text)
