@@ -28,7 +28,7 @@ class Injector:
     rng: random.Random
 
     def kill_worker(self):
-        return self.signal_workers(signal.SIGKILL, 1)
+        return self.signal_workers(signal.SIGKILL, 1) if self.program.bears_a_death() else None
 
     def signal_workers(self, number, times):
         victims = self.program.workers()[:]
@@ -66,7 +66,7 @@ class Injector:
             return None
         victim, cost = self.rng.choice(workers), 1
         os.kill(victim, signal.SIGSTOP)
-        if self.rng.random() < 0.5 and len(workers) > 1:
+        if self.rng.random() < 0.5 and len(workers) > 1 and self.program.bears_a_death():
             with suppress(ProcessLookupError):
                 os.kill(self.rng.choice([pid for pid in workers if pid != victim]), signal.SIGKILL)
             cost += 1
@@ -131,7 +131,7 @@ class Injector:
     def refuse_memory(self):
         """Let a worker have no more memory than it has, until it is ended for that."""
         victims = self.program.workers()
-        if not victims:
+        if not victims or not self.program.bears_a_death():
             return None
         victim = self.rng.choice(victims)
         with suppress(ProcessLookupError, FileNotFoundError):

@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 
 from catdog.model import load_model
 from catdog.synthetic import draw
+from search.ledger import MAX_DEATHS
 from search.study import open_confirmation, open_study
 from tests.test_sweep import workers_of
 
@@ -45,6 +46,7 @@ class Program:
     num_workers: int
     process: subprocess.Popen | None = None
     statuses: Counter = field(default_factory=Counter)  # with which it ended early
+    deaths: Counter = field(default_factory=Counter)  # of workers, at most, by the trial and epoch that they were at
 
     name = ""
     patience = 300.0  # seconds that it may take from the last fault to its end
@@ -86,6 +88,10 @@ class Program:
     def look(self):
         """Read what anybody may read at any moment."""
 
+    def bears_a_death(self):
+        """Say whether a worker may die by chance without its trial being rightly given up; then it is to die."""
+        return True
+
     def said(self):
         """Return the last that it said."""
         return (self.home / "log.txt").read_text()[-2000:]
@@ -103,6 +109,14 @@ class Program:
 
 class Ours(Program):
     """What the two programs of ours have in common."""
+
+    def bears_a_death(self):
+        trials = open_study(self.folder).get_trials(deepcopy=False)
+        running = {(trial.number, trial.last_step) for trial in trials if trial.state == TrialState.RUNNING}
+        if any(self.deaths[at] >= MAX_DEATHS - 1 for at in running):
+            return False
+        self.deaths.update(running)  # whose worker it will be is not known
+        return True
 
     def look(self):
         trials = open_study(self.folder).get_trials(deepcopy=False)
