@@ -1,5 +1,8 @@
-.PHONY: sweep test test-slow soak app check bench
+.PHONY: help sweep test test-slow soak app check bench
 PYTHON := .venv/bin/python
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## /make \1	/p' Makefile | expand -t 18
 
 sweep: .venv/installed  ## 12 trials on drawn pictures: a ranked table and a promoted model in a few minutes
 	$(PYTHON) run_sweep.py --image-size 64 --epochs 3 --trials 12 --name quick

@@ -12,10 +12,10 @@ from catdog.device import gpu_memory
 from objective import configure
 from plan import Plan
 from probe import Probe, network_of, num_judged, probe
-from search.live import duration
 from search.schedule import Cost, simulate
 from search.space import Parameters
 from search.tracking import Row
+from search.wording import duration
 
 __all__ = ["Forecast", "describe_forecast", "forecast"]
 
@@ -74,16 +74,19 @@ def forecast(plan: Plan, proposals: Sequence[Parameters], show: Callable[[str], 
 
 def describe_forecast(forecast: Forecast, plan: Plan) -> Iterator[str]:
     """Say what a sweep will cost, and what speaks against it."""
+    around = forecast.seconds - forecast.search - forecast.confirmation
     parts = f"trials {duration(forecast.search)}"
     if plan.confirm:
         parts += f", confirmation {duration(forecast.confirmation)}"
+    parts += f", start and end {duration(around)}"
     memory = f"; peak memory about {_gigabytes(forecast.memory)}" if forecast.memory else ""
     workers = "this worker" if len(plan.where) == 1 else f"these {len(plan.where)} workers"
     yield f"expected: about {duration(forecast.seconds)} on {workers} ({parts}){memory}"
-    yield (
-        f"as luck has it {duration(forecast.low)} to {duration(forecast.high)}: nobody knows yet whom the pruner "
-        "stops, which trials are confirmed, and what is proposed once results are in"
-    )
+    if duration(forecast.low) != duration(forecast.high):
+        yield (
+            f"as luck has it {duration(forecast.low)} to {duration(forecast.high)}: nobody knows yet whom the pruner "
+            "stops, which trials are confirmed, and what is proposed once results are in"
+        )
     if plan.engine == "comet":
         yield "note: Comet proposes when it is asked; networks drawn from its space stand for what it will propose"
     for fault in forecast.faults:

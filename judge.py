@@ -21,6 +21,7 @@ from search.confirm import Candidate
 from search.evidence import Comparison, Outcomes, accuracy_interval, compare
 from search.study import CANDIDATES, PROMOTION, open_study
 from search.tracking import experiment_url
+from search.wording import short
 
 __all__ = [
     "BEST_MODEL",
@@ -293,7 +294,7 @@ def _decide(challenger: _Contestant, champion: _Contestant, comparison: Comparis
         return True, f"{challenger.name} is better {beside}"
     if comparison.verdict == "worse":
         return False, f"{challenger.name} is worse {beside}"
-    cost = f"{challenger.mult_adds / 1e9:.2f} G against {champion.mult_adds / 1e9:.2f} G mult-adds"
+    cost = f"{short(challenger.mult_adds)} against {short(champion.mult_adds)} mult-adds"
     if challenger.mult_adds < champion.mult_adds:
         return True, f"{challenger.name} is tied and cheaper ({cost}) {beside}"
     return False, f"{challenger.name} is no better and no cheaper ({cost}) {beside}"

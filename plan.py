@@ -21,13 +21,13 @@ from objective import DEFAULTS, METRICS, SEARCHABLE, cast, configure, first_devi
 from search.artifacts import validated_artifacts
 from search.backends import Backend, LokyBackend
 from search.comet import has_api_key, patiently, read_search
-from search.live import count
 from search.schema import known_keys
 from search.space import Parameters, Space, load_space
 from search.storage import noted_storage, validated_storage
 from search.study import Sweep
 from search.sweep import Limits, places
 from search.warm_start import Earlier, noted_earlier, read_earlier
+from search.wording import count
 from search.worker import Place
 
 __all__ = ["Plan", "command", "complain", "count_cores", "make_plan", "parse", "settings"]
@@ -38,6 +38,7 @@ RUNS = Path("runs")
 AUTO = "auto"
 NAME = r"[\w][\w.-]*"  # of a sweep
 FIXED = ("epochs", "image_size")  # of every trial, where they are not searched
+IN_ADDRESS = r"(?<=:)[^:/@]+(?=@)"  # the password, which is for no screen and no log
 SEARCH_ID = r"[0-9a-f]{32}"  # how Comet names a search
 
 
@@ -67,7 +68,7 @@ def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
     began = time.monotonic()
     given = {name: getattr(options, name) for name in FIXED}
     fixed = {name: DEFAULTS[name] if value is None else value for name, value in given.items()}
-    configure({}, fixed)
+    _require_usable(fixed, options.baseline)
     search_id = _search_id(options)
     engine: Engine = "comet" if search_id else options.engine
     tracking = _tracking(options.tracking, engine)
@@ -222,6 +223,16 @@ def _tracking(wanted: str, engine: str) -> Literal["online", "offline", "off"]:
     return wanted  # type: ignore[return-value]  # argparse has checked it
 
 
+def _require_usable(fixed: Parameters, baseline: bool) -> None:
+    """Raise ValueError where the README network, or without it even the most modest one, cannot be made."""
+    configure({"body_repeats": 1}, fixed)
+    if baseline:
+        try:
+            configure({}, fixed)
+        except ValueError as error:
+            raise ValueError(f"{error}; the README network is trial 0: --no-baseline leaves it out") from error
+
+
 def _name(options: argparse.Namespace, space: Space, search_id: str) -> str:
     name = options.name if options.name is not None else (f"{space.name}-{search_id[:8]}" if search_id else space.name)
     if not re.fullmatch(NAME, name):
@@ -233,6 +244,8 @@ def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: 
     content: Mapping[str, Any] | None = None
     if search_id:
         content = known_keys(patiently(partial(read_search, search_id), Sweep.patience, say))
+    elif (RUNS / options.config).is_dir() and not options.config.exists():
+        raise ValueError(f"{options.config} is a sweep and no search space; --name {options.config} goes on with it")
     space = load_space(options.config, SEARCHABLE, METRICS, lambda values: configure(values, fixed), content)
     for name in FIXED:
         if name in space.parameters and getattr(options, name) is not None:
@@ -321,6 +334,7 @@ def command(options: argparse.Namespace) -> str:
     """Return the command that goes on with this one: by the search's id, where `comet optimize` gave it to us."""
     search_id = os.environ.get("COMET_OPTIMIZER_ID")
     arguments = [argument for argument in sys.argv if not search_id or argument != str(options.config)]
+    arguments = [re.sub(IN_ADDRESS, "***", argument) for argument in arguments]
     return shlex.join(["python", *arguments, *([search_id] if search_id else [])])
 
 
@@ -340,7 +354,9 @@ def _seconds(text: str) -> float:
 
 
 def _number_or_auto(text: str) -> int | str:
-    return text if text == AUTO else _number_from(1, text)
+    if text != AUTO and not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a whole number from 1 on")
+    return text if text == AUTO else int(text)
 
 
 def _number_from(least: int, text: str) -> int:

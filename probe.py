@@ -146,12 +146,15 @@ def deal(plan: Plan, networks: Sequence[Network], say: Callable[[str], None], sh
     file = cache_folder() / f"workers-{hashlib.sha256(repr(tried).encode()).hexdigest()[:16]}"
     is_kept = os.access(file.parent, os.W_OK)
     with FileLock(f"{file}.lock") if is_kept else nullcontext():  # two that try at once would measure each other
-        number = _noted_number(file)
-        if not number:
-            number = _best_number(plan, data, networks, say, show)
-            if is_kept:
-                write_file(file, str(number).encode())
-    say(f"workers: {number} on {'each of ' if len(devices) > 1 else ''}{', '.join(map(describe_device, devices))}")
+        noted = _noted_number(file)
+        if not noted:
+            say("workers: trying how many a device is worth, which takes a while")
+        number = noted or _best_number(plan, data, networks, say, show)
+        if is_kept and not noted:
+            write_file(file, str(number).encode())
+    found = f", as was found before; without {file} it is tried again" if noted else ""
+    each = "each of " if len(devices) > 1 else ""
+    say(f"workers: {number} on {each}{', '.join(map(describe_device, devices))}{found}")
     return replace(plan, where=places(devices, number * len(devices), count_cores()), is_dealt=True)
 
 

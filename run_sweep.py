@@ -33,18 +33,19 @@ from search.champion import CHAMPION, require_writable
 from search.comet import create_search, patiently
 from search.confirm import Candidate, begin_confirmation, candidates_of, print_candidates
 from search.ledger import Ledger
-from search.live import count, live_view
-from search.opening import create_ledger
+from search.live import live_view
+from search.opening import create_ledger, require_settings
 from search.process import all_imported
 from search.ranking import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
 from search.report import kept_up_to_date, write_page
 from search.space import Parameters
-from search.storage import LedgerError, first_line
-from search.study import CONFIRMS, open_confirmation
+from search.storage import LedgerError, first_line, noted_storage
+from search.study import CONFIRMS, open_confirmation, open_study
 from search.sweep import TimeUpError, sole_owner, stop_by_signals
 from search.sweep import run_sweep as search
-from search.tracking import Model, Tracking, notify, settle
+from search.tracking import Model, Tracking, how_to_upload, notify, settle
 from search.warm_start import first_proposals
+from search.wording import count, short
 
 all_imported()
 
@@ -66,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         plan = make_plan(options, say)
         if options.dry_run:
+            show_begun(plan)
             plan = deal_workers(plan)
             show_plan(plan)
             show_forecast(plan)
@@ -101,7 +103,7 @@ def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
     with news_of(ledger, tracking):
         with kept_up_to_date(ledger.sweep.folder):
             try:
-                with live_view(ledger, console) as show:
+                with live_view(ledger, console, plan.confirm * plan.confirm_seeds) as show:
                     search(ledger, objective, plan.where, show, tracking, plan.limits, plan.backend)
             finally:
                 ranking = show_ranking(ledger)
@@ -117,6 +119,8 @@ def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
         say(f"report: {write_page(ledger.sweep.folder, champion)}")
         for part in filter(None, (ledger, runs)):
             tell_comet(part, make_tracking(plan, part, code), None if fault else registration(part, ledger.uid()))
+        if plan.tracking == "offline" and (archives := how_to_upload(ledger.sweep)):
+            say(f"Comet: {archives}")
     if fault:
         return complain(2, fault)
     if candidates:
@@ -321,7 +325,7 @@ def show_plan(plan: Plan) -> None:
     """Print what a sweep would do, and the size of its first trials."""
     sweep = plan.sweep
     proposer = f"{sweep.space.algorithm} by {'the Comet Optimizer' if plan.engine == 'comet' else 'Optuna'}"
-    say(f"sweep {sweep.name}: {sweep.num_trials} trials of at most {sweep.epochs} epochs, {proposer}")
+    say(f"sweep {sweep.name}: {count(sweep.num_trials, 'trial')} of at most {count(sweep.epochs, 'epoch')}, {proposer}")
     say(f"goal: {sweep.space.goal.direction} {sweep.space.goal.metric}; pruner: {sweep.pruner}")
     again = f"the best {plan.confirm} again, with {plan.confirm_seeds} fresh seeds each" if plan.confirm else "nothing"
     say(f"confirmed: {again}; promote: {plan.promote}")
@@ -339,9 +343,20 @@ def show_plan(plan: Plan) -> None:
         values = " ".join(
             f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in parameters.items()
         )
-        table.add_row(str(number), values, f"{count_parameters(shape):,}", f"{count_mult_adds(shape) / 1e9:.2f} G")
+        table.add_row(str(number), values, f"{count_parameters(shape):,}", short(count_mult_adds(shape)))
     if proposals:
         console.print(table)
+
+
+def show_begun(plan: Plan) -> None:
+    """Say how far a sweep of that name is. Raises ValueError where it was made with other settings."""
+    folder = plan.sweep.folder
+    if not (noted_storage(folder) or (folder / "ledger.db").exists()):
+        return
+    study = open_study(folder)
+    require_settings(plan.sweep, study, settings(plan, load_data(locate(plan.source), plan.fixed["image_size"])))
+    states = [trial.state.is_finished() for trial in study.get_trials(deepcopy=False)]
+    say(f"note: {plan.sweep.name} was begun before and {sum(states)} of its trials have ended; this is about all of it")
 
 
 def show_forecast(plan: Plan) -> None:

@@ -1,6 +1,7 @@
 """What trials leave behind: what of it is kept, and how it gets from machine to machine."""
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -165,20 +166,20 @@ class Artifacts:
 
 
 def validated_artifacts(address: str) -> str:
-    """Return an address that can be opened. Raises ValueError, one sentence, for one that cannot."""
-    if address:
+    """Return an address that can be opened; make nothing. Raises ValueError, one sentence, for one that cannot."""
+    if address.startswith("s3://"):
         _open(address)
+    elif address:
+        there = next(path for path in (Path(address).absolute(), *Path(address).absolute().parents) if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise ValueError(f"--artifacts {address} is no folder that can be made; {there} stands in its way")
     return address
 
 
 def _open(address: str) -> Any:
     if not address.startswith("s3://"):
-        path = Path(address)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--artifacts {address} is no folder that can be made ({error.strerror})") from error
-        return FileSystemArtifactStore(path)
+        Path(address).mkdir(parents=True, exist_ok=True)
+        return FileSystemArtifactStore(address)
     try:
         import boto3  # noqa: F401, PLC0415 - an extra
         from optuna.artifacts import Boto3ArtifactStore  # noqa: PLC0415

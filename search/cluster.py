@@ -23,7 +23,7 @@ from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from search.backends import Job, Process, WorkerDiedError
-from search.live import count
+from search.wording import count
 from search.worker import Place
 
 __all__ = ["Home", "RayBackend", "Share", "connect", "share_out"]

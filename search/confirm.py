@@ -31,6 +31,7 @@ from search.opening import create_confirmation
 from search.ranking import rank, winner_of
 from search.space import Goal, Parameters
 from search.study import CONFIRMS, parameters_of
+from search.wording import short
 
 __all__ = [
     "OUTCOMES",
@@ -197,7 +198,7 @@ def print_candidates(console: Console, candidates: Sequence[Candidate], goal: Go
     for candidate in candidates:
         low, high = candidate.interval or (math.nan, math.nan)
         runs = " ".join(f"{value:.4f}" for value in candidate.values)
-        figures = (f"{candidate.mean:.4f}", f"{low:.4f} to {high:.4f}", runs, f"{candidate.cost / 1e9:.2f} G")
+        figures = (f"{candidate.mean:.4f}", f"{low:.4f} to {high:.4f}", runs, short(candidate.cost))
         table.add_row(str(candidate.trial), *figures, candidate.standing)
     console.print(table)
 

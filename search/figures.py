@@ -88,8 +88,13 @@ def parallel_coordinates(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure
 
 def importances(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure | None:
     """Draw how much each parameter decides over being among the best tenth (PED-ANOVA, Watanabe et al., IJCAI 2023)."""
+    seen: dict[str, set[object]] = {}
+    for trial in trials:
+        for name, value in trial.params.items():
+            seen.setdefault(name, set()).add(value)
+    varied = [name for name, values in seen.items() if len(values) > 1]  # the others decide nothing
     evaluator = PedAnovaImportanceEvaluator()
-    draw = partial(plot_param_importances, evaluator=evaluator, target_name=goal.metric)
+    draw = partial(plot_param_importances, evaluator=evaluator, params=varied, target_name=goal.metric)
     return _of_optuna(draw, trials, goal)
 
 
@@ -99,6 +104,9 @@ def slices(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure | None:
     if figure:
         names = {name for trial in trials for name in trial.params}
         figure.update_layout(width=max(900, 260 * len(names)))
+        figure.update_xaxes(nticks=4)
+        for axis in figure.select_xaxes(lambda axis: axis.title.text in _whole(trials)):
+            axis.update(tickformat="d")
     return figure
 
 
@@ -112,6 +120,12 @@ def confusion_matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]], tit
     figure.data[0].colorscale = "Blues"
     figure.update_layout(title=title, yaxis={"autorange": "reversed"}, width=420, height=360)
     return figure
+
+
+def _whole(trials: Sequence[FrozenTrial]) -> set[str]:
+    """Name the parameters that are whole numbers in all trials."""
+    names = {name for trial in trials for name in trial.params}
+    return {name for name in names if all(isinstance(trial.params.get(name, 0), int) for trial in trials)}
 
 
 def _since(trial: FrozenTrial) -> datetime:

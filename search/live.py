@@ -1,6 +1,7 @@
 """What a person sees while a sweep runs: a table that redraws itself, or plain lines where there is no terminal."""
 
 import heapq
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,14 +17,18 @@ from rich.text import Text
 from search.ledger import Ledger
 from search.ranking import ordered
 from search.study import state_of
+from search.wording import duration
 
-__all__ = ["count", "duration", "live_view", "seconds_left"]
+__all__ = ["live_view", "seconds_left"]
 
 
 @contextmanager
-def live_view(ledger: Ledger, console: Console) -> Iterator[Callable[[], None]]:
-    """Yield a function that shows the ledger as it stands; call it as often as the view shall move."""
-    clock = _Clock(ledger)
+def live_view(ledger: Ledger, console: Console, num_runs: int = 0) -> Iterator[Callable[[], None]]:
+    """Yield a function that shows the ledger as it stands; call it as often as the view shall move.
+
+    `num_runs` are to confirm its best trials afterwards; the time left is theirs too.
+    """
+    clock = _Clock(ledger, num_runs)
     if console.is_terminal:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             yield lambda: live.update(_view(ledger, clock), refresh=True)
@@ -35,7 +40,8 @@ def live_view(ledger: Ledger, console: Console) -> Iterator[Callable[[], None]]:
 class _Clock:
     """What this call has seen of the trials that run, epoch by epoch: that and the ledger give the time left."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, num_runs: int) -> None:
+        self.num_runs = num_runs
         self.old_notice = ledger.notice()
         self.epochs: dict[int, list[tuple[float, int]]] = {}  # of a running trial: when its number was seen to change
         self.num_workers = 1
@@ -50,15 +56,21 @@ class _Clock:
                 seen.append((now, trial.last_step or 0))
         finished = [trial for trial in trials if trial.state.is_finished()]
         num_waiting = max(0, ledger.budget() - len(finished) - len(running))
-        if not running and not num_waiting:
+        if not running and not num_waiting and not self.num_runs:
             return "done"
+        unpruned = [trial for trial in finished if trial.state == TrialState.COMPLETE]
         seconds = seconds_left(
-            [trial.user_attrs["seconds"] for trial in finished if "seconds" in trial.user_attrs],
+            _seconds(finished),
             [(now - self.epochs[trial.number][0][0], self._whole(trial.number, ledger)) for trial in running],
             num_waiting,
             self.num_workers,
         )
-        return "time left unknown" if seconds is None else f"about {duration(seconds)} left"
+        if seconds is None:
+            return "time left unknown"
+        if self.num_runs:
+            whole = fmean(_seconds(unpruned) or _seconds(finished) or [seconds])
+            seconds += math.ceil(self.num_runs / self.num_workers) * whole
+        return f"about {duration(seconds)} left{', confirmation included' if self.num_runs else ''}"
 
     def _whole(self, number: int, ledger: Ledger) -> float | None:
         """Return the seconds that a trial takes from when it was first seen, unpruned; None before its first epoch."""
@@ -70,6 +82,10 @@ class _Clock:
     def news(self, ledger: Ledger) -> str | None:
         """Return the latest notice, where it was left during this call."""
         return None if (notice := ledger.notice()) == self.old_notice else notice
+
+
+def _seconds(trials: Sequence[FrozenTrial]) -> list[float]:
+    return [trial.user_attrs["seconds"] for trial in trials if "seconds" in trial.user_attrs]
 
 
 def seconds_left(
@@ -98,7 +114,7 @@ class _Lines:
 
     def __init__(self, ledger: Ledger, clock: _Clock, console: Console) -> None:
         self.ledger, self.clock, self.console = ledger, clock, console
-        self.seen = {trial.number: trial.state for trial in ledger.trials()}
+        self.seen = {trial.number: trial.state for trial in ledger.trials() if trial.state.is_finished()}
         self.notice: str | None = None
 
     def show(self) -> None:
@@ -110,7 +126,7 @@ class _Lines:
         summary = _summary(self.ledger, trials, self.clock) if news else ""  # looks at all trials
         for trial in news:
             self.seen[trial.number] = trial.state
-            what = "started" if trial.state == TrialState.RUNNING else _outcome(trial)
+            what = _beginning(trial) if trial.state == TrialState.RUNNING else _outcome(trial)
             line = f"{self.ledger.sweep.label(trial)} {what}; {summary}"
             self.console.print(line, highlight=False, soft_wrap=True)
 
@@ -150,18 +166,11 @@ def _summary(ledger: Ledger, trials: Sequence[FrozenTrial], clock: _Clock) -> st
     return f"{counts}; {best}; {clock.left(ledger, trials)}"
 
 
+def _beginning(trial: FrozenTrial) -> str:
+    return f"goes on after epoch {trial.last_step}" if trial.last_step else "started"
+
+
 def _outcome(trial: FrozenTrial) -> str:
     if trial.state == TrialState.COMPLETE:
         return f"completed with {trial.value:.4f}"
     return trial.user_attrs.get("reason") or state_of(trial)
-
-
-def duration(seconds: float) -> str:
-    """Write seconds as people read them: 3 min 10 s, 2 h 5 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
-
-
-def count(number: float, noun: str) -> str:
-    """Write a number of things: 1 worker, 2 workers, 0.5 GPUs."""
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"

@@ -15,7 +15,7 @@ from search.storage import LedgerError, is_passing, note_storage, open_storage
 from search.study import CONFIRMS, REPEAT, Sweep, parameters_of, settings_of
 from search.warm_start import WARM_START, Earlier
 
-__all__ = ["create_confirmation", "create_ledger", "open_ledger"]
+__all__ = ["create_confirmation", "create_ledger", "open_ledger", "require_settings"]
 
 
 def create_ledger(
@@ -42,22 +42,30 @@ def create_ledger(
         if sweep.storage:
             note_storage(sweep.folder, sweep.storage)
         with locks_of(sweep, storage, study).exclusively("claim"):
-            known = settings_of(study)
             begun = sweep.storage or study.get_trials(deepcopy=False) or study.user_attrs.get(SEARCH)
             if "settings" not in study.user_attrs or not begun:
+                if any(sweep.folder.glob("trials/*/history.csv")):
+                    raise ValueError(
+                        f"{sweep.folder} has trials, but their ledger is gone; put it back, or give another --name"
+                    )
                 study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex))
                 if earlier:
                     study.set_user_attr(WARM_START, asdict(earlier))  # it may be deleted, or go on, while this one runs
                 study.set_user_attr("settings", dict(settings))
                 (sweep.folder / "sweep.json").write_text(json.dumps(settings, indent=2))  # for people; nothing reads it
-            elif changed := [key for key in settings if known.get(key) != settings[key]]:
-                differences = ", ".join(_difference(key, known.get(key), settings[key]) for key in changed)
-                raise ValueError(
-                    f"{sweep.folder} holds a sweep with other settings ({differences}); give another --name"
-                )
+            else:
+                require_settings(sweep, study, settings)
     finally:
         storage.engine.dispose()
     return Ledger(sweep, on_wait)
+
+
+def require_settings(sweep: Sweep, study: optuna.Study, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming them, where the sweep was made with other settings."""
+    known = settings_of(study)
+    if changed := [key for key in settings if known.get(key) != settings[key]]:
+        differences = ", ".join(_difference(key, known.get(key), settings[key]) for key in changed)
+        raise ValueError(f"{sweep.folder} holds a sweep with other settings ({differences}); give another --name")
 
 
 @insisting
@@ -99,6 +107,8 @@ def _difference(key: str, was: Any, now: Any) -> str:
     if isinstance(was, Mapping) and isinstance(now, Mapping):
         changed = [entry for entry in {**was, **now} if was.get(entry) != now.get(entry)]
         return ", ".join(_difference(f"{key}.{entry}", was.get(entry), now.get(entry)) for entry in changed)
+    if was is None or now is None:
+        return f"{key} is {'new' if was is None else 'gone'}"
     return f"{key} was {_short(was)}, is {_short(now)}"
 
 

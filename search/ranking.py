@@ -60,6 +60,9 @@ def winner_of(ranking: Sequence[Ranked]) -> Ranked | None:
 
 def print_ranking(console: Console, ranking: Sequence[Ranked], goal: Goal, path: Path, baseline: bool) -> None:
     """Show a ranking as wide as the terminal allows, why trials failed, and where the rest stands (`path`, the CSV)."""
+    if not ranking:
+        console.print("no trial was begun yet")
+        return
     title = "ranking, best first" + ("; trial 0 is the README baseline" if baseline else "")
     table = _table(title, ranking, goal, parameter_names(ranking))
     options = console.options.update(max_width=10_000)

@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +16,7 @@ from threading import Event, Thread
 from time import monotonic
 from typing import Any
 
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from search.confirm import print_candidates
@@ -32,6 +33,7 @@ from search.sections import (
 )
 from search.storage import LedgerError
 from search.study import open_study
+from search.wording import count
 
 __all__ = ["kept_up_to_date", "write_page"]
 
@@ -121,7 +123,7 @@ def _figures(record: Record) -> Iterator[_Figure]:
         ),
         (
             "Importances",
-            f"{SHOWN} How much a parameter decides over being among the best tenth.",
+            f"{SHOWN} How much a parameter decides over being among the best tenth{_caution(trials)}.",
             figures.importances(trials, goal),
         ),
         ("Slices", f"{SHOWN} The darker, the later.", figures.slices(trials, goal)),
@@ -136,6 +138,11 @@ def _figures(record: Record) -> Iterator[_Figure]:
             yield _Figure(title, "Too few trials for this picture.", "")
         else:
             yield _Figure(title, text, _html(figure, title))
+
+
+def _caution(trials: Sequence[FrozenTrial]) -> str:
+    num = sum(trial.state == TrialState.COMPLETE and bool(trial.params) for trial in trials)
+    return f", which of {count(num, 'complete trial')} is one alone: no more than a hint" if num < 20 else ""
 
 
 def _matrices(record: Record) -> list[str]:

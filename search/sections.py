@@ -14,6 +14,7 @@ from search.evidence import Interval, mean_interval, model_gap
 from search.ranking import Ranked, parameter_names, rank, winner_of
 from search.space import Goal
 from search.study import CANDIDATES, PROMOTION, open_confirmation, open_study, settings_of, state_of
+from search.wording import short
 
 __all__ = [
     "Record",
@@ -182,7 +183,7 @@ def candidates_table(record: Record) -> Table:
         low, high = candidate.interval or (math.nan, math.nan)
         cells = [_number(candidate.trial, "d"), *(_number(v, ".4f") for v in (candidate.mean, low, high))]
         cells.append(_word(" ".join(f"{value:.4f}" for value in candidate.values)))
-        cells += [_number(candidate.cost / 1e9, ".2f", " G"), _word(candidate.standing)]
+        cells += [Cell(short(candidate.cost), candidate.cost), _word(candidate.standing)]
         rows.append(Row(cells, wins=place == 0))
     return Table(columns, rows)
 

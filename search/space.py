@@ -136,8 +136,8 @@ def load_space(
     """Read and validate `path`, or the `content` of a search of that name at Comet.
 
     `defaults` maps every parameter that may be searched to its README value, `metrics` every column of an epoch to
-    the direction in which it is better; `check` raises ValueError for parameters that no trial could use. Raises
-    ValueError: one sentence that names the file, the key, the value and the remedy.
+    the direction in which it is better; `check` raises ValueError for parameters of which no trial could be made.
+    Raises ValueError: one sentence that names the file, the key, the value and the remedy.
     """
     if content is None:
         content = read_file(path)
@@ -145,7 +145,7 @@ def load_space(
     if unknown := sorted(set(file.parameters) - set(defaults)):
         raise ValueError(f"{path}: unknown parameter {unknown[0]!r}; known are {', '.join(sorted(defaults))}")
     if file.trials != 1:
-        raise ValueError(f"{path}: trials is {file.trials}; set it to 1: repeats of equal parameters are not run")
+        raise ValueError(f"{path}: trials is {file.trials}; set it to 1: --confirm trains the best again")
     space = Space(
         content=content,
         name=file.name or path.stem,
@@ -157,12 +157,13 @@ def load_space(
         grid_size=file.spec.grid_size,
         baseline={name: _plain(defaults[name]) for name in file.parameters},
     )
+    inside = {name: parameter.extremes()[0] for name, parameter in file.parameters.items()}
     for name, parameter in file.parameters.items():
         if isinstance(parameter, Range) and parameter.type != "integer" and type(defaults[name]) is int:
             raise ValueError(f"{path}: parameters.{name}.type is {parameter.type!r}; set it to 'integer'")
         for value in parameter.extremes():
             try:
-                check({name: value})
+                check({**inside, name: value})
             except ValueError as error:
                 raise ValueError(f"{path}: parameters.{name}: {error}") from error
     return space

@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.comet import ENVIRONMENT, TICKET
 from search.study import CONFIRMS, Sweep, parameters_of, state_of
+from search.wording import count
 
 __all__ = ["Model", "Row", "Tracker", "Tracking", "notify", "outcome_of", "settle"]
 
@@ -204,7 +205,7 @@ class Tracker:
 def settle(tracking: Tracking, trials: Sequence[FrozenTrial], model: Model | None, say: Callable[[str], None]) -> str:
     """Tell Comet whatever it does not know yet of finished trials, and of the promoted `model`.
 
-    Return a sentence for the user: where the experiments are, or how they get there.
+    Return a sentence for the user: where the experiments are.
     """
     finished = [trial for trial in trials if trial.state.is_finished()]
     left = [trial for trial in finished if not tracking.is_settled(trial.number)]
@@ -218,7 +219,7 @@ def settle(tracking: Tracking, trials: Sequence[FrozenTrial], model: Model | Non
         for trial in left:
             tracker.publish(trial, model if model and trial.number == model.trial else None)
         seconds = len(left) * tracking.patience / 4 + SECONDS_FOR_A_MODEL * bool(model)
-        say(f"{'sending' if tracking.mode == 'online' else 'archiving'} {len(left)} trials")
+        say(f"{'sending' if tracking.mode == 'online' else 'archiving'} {count(len(left), 'trial')}")
         tracker.finish(seconds)
     if (unfinished := tracking.folder / ".unfinished").is_dir():
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -228,10 +229,17 @@ def settle(tracking: Tracking, trials: Sequence[FrozenTrial], model: Model | Non
         where = "in Comet" if tracking.mode == "online" else "archived"
         return f"{len(missing)} of {len(finished)} trials are not {where} yet ({fault}); the same command sends them"
     if tracking.mode == "offline":
-        command = f"comet upload {tracking.folder}/*.zip"
-        return f"{len(finished)} trials are archived for Comet; with an API key set, this sends them: {command}"
+        return f"{count(len(finished), 'trial')} archived for Comet"
     urls = [outcome_of(tracking.sweep, trial.number).get("url") for trial in finished]
-    return f"{len(finished)} trials are in Comet" + (f": {urls[-1].rpartition('/')[0]}" if urls and urls[-1] else "")
+    where = f": {urls[-1].rpartition('/')[0]}" if urls and urls[-1] else ""
+    return f"{count(len(finished), 'trial')} in Comet{where}"
+
+
+def how_to_upload(sweep: Sweep) -> str:
+    """Say how the archives of both parts of a sweep get to Comet; nothing where there are none."""
+    folder = sweep.folder / "comet"
+    command = f"comet upload {folder}/*.zip"
+    return f"with an API key set, this sends all of it: {command}" if any(folder.glob("*.zip")) else ""
 
 
 def notify(tracking: Tracking, trials: Sequence[FrozenTrial], news: str) -> None:

@@ -28,7 +28,7 @@ from search.space import load_space
 from search.storage import validated_storage
 from search.study import Sweep
 from search.sweep import Limits, places, run_sweep, sole_owner
-from search.tracking import Model, Tracking, settle
+from search.tracking import Model, Tracking, how_to_upload, settle
 from search.worker import OutOfMemoryError
 
 EPOCHS, EPOCH_SECONDS = 4, 0.15
@@ -168,7 +168,7 @@ def drive(ledger, where, backend, model):
     run_sweep(ledger, count, where, lambda: None, tracking, Limits(trial=options.trial_timeout), backend)
     ledger.report_left()
     if tracking:
-        print(settle(tracking, ledger.trials(), model, print))
+        print(settle(tracking, ledger.trials(), model, print), how_to_upload(ledger.sweep))
 
 
 def model_of(sweep):

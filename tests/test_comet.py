@@ -102,7 +102,7 @@ def test_comet_proposes_and_shows_every_trial(tmp_path, server, environment, alg
     folder = tmp_path / "runs/shown"
     options = ("--engine", "comet", "--algorithm", algorithm, "--tracking", "online", "--failing", 2, "--diverging", 3)
     said = run(folder, 9, 2, *options, "--promoted", 0, environment=environment)
-    assert "9 trials are in Comet" in said
+    assert "9 trials in Comet" in said
     trials = open_study(folder).get_trials()
     assert [trial.number for trial in trials] == list(range(9))
     assert trials[2].user_attrs["reason"] == "RuntimeError: it does not work"
@@ -167,7 +167,7 @@ def test_killed_worker_and_killed_parent_double_nothing_in_comet(tmp_path, serve
     process.kill()
     process.communicate()
     said = run(folder, 5, 2, *options, environment=environment)
-    assert "5 trials are in Comet" in said
+    assert "5 trials in Comet" in said
     trials = assert_exact(folder, 5)
     repeats = sum(count - 1 for count in Counter(epochs_in(folder)).values())
     assert repeats <= 1 + 2  # an epoch per killed worker
@@ -320,7 +320,7 @@ def test_promoted_model_is_registered_once_and_only_when_it_is_there(tmp_path, s
     server.repair()
     for _ in (1, 2):
         said = run(folder, 1, 1, *options, environment=environment)
-        assert "1 trials are in Comet" in said
+        assert "1 trial in Comet" in said
     assert [model["version"] for model in server.models] == ["2026.1123.144512"]
     (experiment,) = server.experiments.values()
     assert [a["content"] for a in experiment.assets if a["type"] == "model-element"] == [b"weights"]

@@ -73,7 +73,7 @@ def test_fault(tmp_path, server, environment, fault, engine):
     again = start(folder, *options, "--finish", 30, environment=environment)
     said = again.communicate()[0]
     assert again.returncode == 0, said
-    assert "3 trials are in Comet" in said
+    assert "3 trials in Comet" in said
     trials = assert_exact(folder, 3)
     assert max(Counter(epochs_in(folder)).values()) == 1
     for number, experiment in experiments_of(server, folder).items():
@@ -98,7 +98,7 @@ def test_disk_full_in_the_folder_of_archives(tmp_path, server, environment, engi
         subprocess.run(["umount", "-l", folder / "comet"], check=True)
     assert "of 4 trials are not archived yet" in said
     assert longest_wait(folder) < LONGEST_WAIT
-    assert "4 trials are archived for Comet" in run(folder, *options, environment=environment)
+    assert "4 trials archived for Comet" in run(folder, *options, environment=environment)
     assert_exact(folder, 4)
     assert len(list(folder.glob("comet/*.zip"))) == 4
     assert max(Counter(epochs_in(folder)).values()) == 1

@@ -350,8 +350,19 @@ def test_other_settings_are_refused_by_name(ledger):
 def test_what_changed_in_a_setting_of_many_entries_is_named(tmp_path):
     sweep = make_sweep(tmp_path / "runs/one", 3)
     create_ledger(sweep, {"parameters": {"x": {"min": 0, "max": 1}, "y": {"min": 0}}}).take(0, "cpu").release()
-    with pytest.raises(ValueError, match=r"\(parameters.x.max was 1, is 2, parameters.z was None, is 3\)"):
+    with pytest.raises(ValueError, match=r"\(parameters.x.max was 1, is 2, parameters.z is new\)"):
         create_ledger(sweep, {"parameters": {"x": {"min": 0, "max": 2}, "y": {"min": 0}, "z": 3}})
+
+
+def test_trials_whose_ledger_is_gone_are_not_taken_for_those_of_a_new_sweep(ledger):
+    (ledger.sweep.folder / "trials/0000").mkdir(parents=True)
+    create_ledger(ledger.sweep, GOAL).take(0, "cpu").release()
+    (ledger.sweep.folder / "trials/0000/history.csv").write_text("epoch,loss")
+    assert create_ledger(ledger.sweep, GOAL)
+    for path in ledger.sweep.folder.glob("ledger.db*"):
+        path.unlink()
+    with pytest.raises(ValueError, match="has trials, but their ledger is gone; put it back, or give another --name"):
+        create_ledger(ledger.sweep, GOAL)
 
 
 def test_ledger_writes_ahead_so_that_readers_never_wait(ledger):

@@ -102,6 +102,10 @@ def test_smaller_sweep_is_extended_but_not_under_other_settings(home, small, pho
     capsys.readouterr()
     assert run_sweep.main([*small, "--trials", "1", "--epochs", "3"]) == 2
     assert "other settings (epochs was 2, is 3); give another --name" in capsys.readouterr().err
+    assert run_sweep.main([*small, "--trials", "1", "--epochs", "3", "--dry-run"]) == 2
+    assert "other settings (epochs was 2, is 3); give another --name" in capsys.readouterr().err
+    assert run_sweep.main(["small"]) == 2
+    assert "small is a sweep and no search space; --name small goes on with it" in capsys.readouterr().err
     champion_of_another_sweep_is_named_and_kept(home, [*small, "--trials", "1"], capsys)
     assert run_sweep.main([*small, "--trials", "2"]) == 0
     assert "going on with small: 1 of 2 trials ended before" in capsys.readouterr().out
@@ -124,6 +128,25 @@ def test_sweep_without_the_readme_network(home, small, capsys):
     assert run_sweep.main([*small, *warm]) == 0
     assert "its winner is to be tried again, as trial 0\n" in capsys.readouterr().out
     assert open_study(Path("runs/next")).get_trials()[0].params in [trial.params for trial in trials]
+
+
+def test_space_of_small_networks_takes_small_pictures(home, small, write_space):
+    depths = {"type": "integer", "min": 2, "max": 3}
+    config = str(write_space(parameters={"body_repeats": depths, "body_width": [4, 8]}))
+    options = [config, *small[1:], "--image-size", "32", "--no-baseline"]
+    assert run_sweep.make_plan(run_sweep.parse(options), print).fixed["image_size"] == 32
+    depths["max"] = 4
+    write_space(parameters={"body_repeats": depths})
+    with pytest.raises(ValueError, match=r"parameters\.body_repeats: image_size 32 is too small for body_repeats 4"):
+        run_sweep.make_plan(run_sweep.parse(options), print)
+
+
+def test_password_of_an_address_is_not_said_again(monkeypatch):
+    options = ["--storage", "postgresql://somebody:secret@host:5432/sweeps", "--name", "a"]
+    monkeypatch.setattr(sys, "argv", ["run_sweep.py", *options])
+    said = run_sweep.command(run_sweep.parse(options))
+    assert "somebody:***@host:5432/sweeps" in said
+    assert "secret" not in said
 
 
 def champion_of_another_sweep_is_named_and_kept(home, finished, capsys):
@@ -195,12 +218,14 @@ def test_interrupted_and_killed_program_is_finished_by_the_same_command(home, sm
 
 def test_dry_run_shows_the_plan_and_its_cost_and_creates_nothing(home, small, write_space, capsys):
     write_space(parameters={"learning_rate": {"type": "float", "min": 0.001, "max": 0.01}})  # one network: one probe
-    assert run_sweep.main([*small, "--dry-run"]) == 0
+    assert run_sweep.main([*small, "--dry-run", "--artifacts", str(home / "store")]) == 0
     said = capsys.readouterr().out
     assert "3 trials of at most 2 epochs, bayes" in said
     assert "(40 pictures to train, 8 to test)" in said
     assert "2,660,226" in said  # the README network at 64 px
-    cost = r"expected: about \d+ min \d+ s on this worker \(trials \d+ min \d+ s\); peak memory about \d\.\d GB"
+    time = r"\d+ min \d+ s"
+    parts = rf"\(trials {time}, start and end {time}\)"
+    cost = rf"expected: about {time} on this worker {parts}; peak memory about \d\.\d GB"
     assert re.search(cost, said)
     assert not list(home.iterdir())
 
@@ -210,6 +235,11 @@ BAD = {
     "missing data": (["--data", "/nowhere"], "data folder /nowhere does not exist"),
     "image too small": (["--image-size", "32"], "image_size 32 is too small for body_repeats 4"),
     "unknown device": (["--devices", "cuda:77"], "unknown device 'cuda:77'; this machine has cpu"),
+    "artifacts in a file": (["--artifacts", "/etc/passwd/here"], "no folder that can be made; /etc/passwd stands in"),
+    "neither number nor auto": (
+        ["--workers-per-device", "some"],
+        "'some' is neither auto nor a whole number from 1 on",
+    ),
     "no budget": (["--trials", "0"], "argument --trials: '0' is no whole number from 1 on"),
     "no number": (["--epochs", "many"], "argument --epochs: 'many' is no whole number from 1 on"),
     "address without Ray": (["--ray-address", "head"], "--ray-address is for --backend ray; give both or neither"),
@@ -245,7 +275,7 @@ def test_signal_that_comes_within_a_finalizer_is_not_lost(home, small, capsys, m
             signal.raise_signal(number)
 
     @contextmanager
-    def view(ledger, console):
+    def view(ledger, console, num_runs):
         yield Interrupted  # made, and deleted, each time the view is to move
 
     dropped = []
