@@ -17,16 +17,17 @@ import sqlalchemy
 
 from catdog.data import Data
 from catdog.device import find_devices
+from catdog.model import MAX_IMAGE_SIZE
 from objective import DEFAULTS, METRICS, SEARCHABLE, cast, configure, first_device, origin
 from search.artifacts import validated_artifacts
 from search.backends import Backend, LokyBackend
 from search.comet import has_api_key, patiently, read_search
 from search.schema import known_keys
 from search.space import Parameters, Space, load_space
-from search.storage import noted_storage, validated_storage
+from search.storage import noted_storage, validated_storage, without_password
 from search.study import Sweep
 from search.sweep import Limits, places
-from search.warm_start import Earlier, noted_earlier, read_earlier
+from search.warm_start import WARM_START, Earlier, noted_earlier, read_earlier
 from search.wording import count
 from search.worker import Place
 
@@ -37,8 +38,8 @@ Engine = Literal["optuna", "comet"]
 RUNS = Path("runs")
 AUTO = "auto"
 NAME = r"[\w][\w.-]*"  # of a sweep
+LENIENT = {"image_size": MAX_IMAGE_SIZE, "body_repeats": 1}  # with which every other value makes a network, if any does
 FIXED = ("epochs", "image_size")  # of every trial, where they are not searched
-IN_ADDRESS = r"(?<=:)[^:/@]+(?=@)"  # the password, which is for no screen and no log
 SEARCH_ID = r"[0-9a-f]{32}"  # how Comet names a search
 
 
@@ -177,6 +178,7 @@ def settings(plan: Plan, data: Data) -> dict[str, Any]:
         "algorithm": space.algorithm,
         "baseline": space.baseline is not None,
         "parameters": space.content["parameters"],
+        **({WARM_START: plan.earlier.name} if plan.earlier else {}),
         # Machines that share a sweep must come to the same numbers.
         **({"versions": origin()["versions"]} if plan.sweep.storage else {}),
     }
@@ -186,7 +188,7 @@ def _storage(folder: Path, wanted: str) -> str:
     """Return the address of the ledger's server; empty for a file. An existing sweep's stays where it is."""
     url, noted = validated_storage(wanted), noted_storage(folder)
     if url and _address(noted) != _address(url) and (noted or (folder / "ledger.db").exists()):
-        where = sqlalchemy.make_url(noted).render_as_string() if noted else "a file in that folder"
+        where = without_password(noted) if noted else "a file in that folder"
         raise ValueError(f"--storage: the ledger of {folder} is {where}; leave --storage out, or give another --name")
     return url or noted
 
@@ -245,14 +247,19 @@ def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: 
     if search_id:
         content = known_keys(patiently(partial(read_search, search_id), Sweep.patience, say))
     elif (RUNS / options.config).is_dir() and not options.config.exists():
-        raise ValueError(f"{options.config} is a sweep and no search space; --name {options.config} goes on with it")
-    space = load_space(options.config, SEARCHABLE, METRICS, lambda values: configure(values, fixed), content)
+        again = f"give its command again, with --name {options.config}"
+        raise ValueError(f"{options.config} is a sweep, no search space; {again}")
+    check = lambda values: configure({**LENIENT, **values}, {})  # noqa: E731 - each value by itself
+    space = load_space(options.config, SEARCHABLE, METRICS, check, content)
     for name in FIXED:
         if name in space.parameters and getattr(options, name) is not None:
             raise ValueError(f"{options.config}: {name} is searched; leave out --{name.replace('_', '-')}")
-    sizes = space.values_of("image_size") or [fixed["image_size"]]
-    for depth in space.values_of("body_repeats"):
-        configure({"image_size": min(sizes), "body_repeats": depth}, fixed)
+    smallest = min(space.values_of("image_size") or [fixed["image_size"]])
+    for depth in space.values_of("body_repeats") or [DEFAULTS["body_repeats"]]:
+        try:
+            configure({"image_size": smallest, "body_repeats": depth}, fixed)
+        except ValueError as error:
+            raise ValueError(f"{options.config}: {error}") from error
     if not options.baseline:
         space = replace(space, baseline=None)
     return space if options.seed is None else replace(space, seed=options.seed)
@@ -334,7 +341,9 @@ def command(options: argparse.Namespace) -> str:
     """Return the command that goes on with this one: by the search's id, where `comet optimize` gave it to us."""
     search_id = os.environ.get("COMET_OPTIMIZER_ID")
     arguments = [argument for argument in sys.argv if not search_id or argument != str(options.config)]
-    arguments = [re.sub(IN_ADDRESS, "***", argument) for argument in arguments]
+    if options.storage:
+        shown = without_password(options.storage)
+        arguments = [argument.replace(options.storage, shown) for argument in arguments]
     return shlex.join(["python", *arguments, *([search_id] if search_id else [])])
 
 

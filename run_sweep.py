@@ -34,13 +34,13 @@ from search.comet import create_search, patiently
 from search.confirm import Candidate, begin_confirmation, candidates_of, print_candidates
 from search.ledger import Ledger
 from search.live import live_view
-from search.opening import create_ledger, require_settings
+from search.opening import begun_study, create_ledger, require_settings
 from search.process import all_imported
 from search.ranking import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
 from search.report import kept_up_to_date, write_page
 from search.space import Parameters
-from search.storage import LedgerError, first_line, noted_storage
-from search.study import CONFIRMS, open_confirmation, open_study
+from search.storage import LedgerError, first_line
+from search.study import CONFIRMS, open_confirmation
 from search.sweep import TimeUpError, sole_owner, stop_by_signals
 from search.sweep import run_sweep as search
 from search.tracking import Model, Tracking, how_to_upload, notify, settle
@@ -103,7 +103,7 @@ def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
     with news_of(ledger, tracking):
         with kept_up_to_date(ledger.sweep.folder):
             try:
-                with live_view(ledger, console, plan.confirm * plan.confirm_seeds) as show:
+                with live_view(ledger, console, num_runs_left(plan, ledger)) as show:
                     search(ledger, objective, plan.where, show, tracking, plan.limits, plan.backend)
             finally:
                 ranking = show_ranking(ledger)
@@ -207,6 +207,13 @@ def num_ended(ledger: Ledger) -> int:
     runs = open_confirmation(ledger.sweep.folder)
     trials = [*ledger.trials(), *(runs.get_trials(deepcopy=False) if runs else [])]
     return sum(trial.state.is_finished() for trial in trials)
+
+
+def num_runs_left(plan: Plan, ledger: Ledger) -> int:
+    """Say how many runs are to confirm the best trials, as far as that can be known before these are."""
+    runs = open_confirmation(ledger.sweep.folder)
+    ended = [run for run in runs.get_trials(deepcopy=False) if run.state.is_finished()] if runs else []
+    return max(0, min(plan.confirm, ledger.sweep.num_trials) * plan.confirm_seeds - len(ended))
 
 
 def tell_comet(ledger: Ledger, tracking: Tracking | None, model: Model | None) -> None:
@@ -350,13 +357,13 @@ def show_plan(plan: Plan) -> None:
 
 def show_begun(plan: Plan) -> None:
     """Say how far a sweep of that name is. Raises ValueError where it was made with other settings."""
-    folder = plan.sweep.folder
-    if not (noted_storage(folder) or (folder / "ledger.db").exists()):
+    if not (study := begun_study(plan.sweep)):
         return
-    study = open_study(folder)
-    require_settings(plan.sweep, study, settings(plan, load_data(locate(plan.source), plan.fixed["image_size"])))
-    states = [trial.state.is_finished() for trial in study.get_trials(deepcopy=False)]
-    say(f"note: {plan.sweep.name} was begun before and {sum(states)} of its trials have ended; this is about all of it")
+    data = load_data(locate(plan.source), plan.fixed["image_size"])
+    require_settings(plan.sweep, study, settings(plan, data))
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    number = count(len(ended), "trial")
+    say(f"note: {plan.sweep.name} was begun before and {number} of it ended; this is about the whole of it")
 
 
 def show_forecast(plan: Plan) -> None:

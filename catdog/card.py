@@ -48,7 +48,7 @@ def _architecture(shape: ModelConfig) -> str:
         f"Blocks of Conv3x3, ReLU, BatchNorm and MaxPool2: 3 -> {shape.stem_width} -> {shape.body_width}, then "
         f"{shape.body_repeats} times {shape.body_width} -> {shape.body_width} ({shared}), dropout {shape.dropout:.3g}, "
         f"one linear layer. Input {shape.image_size} x {shape.image_size} pixels, RGB, stretched to a square.\n"
-        f"{count_parameters(shape):,} parameters, {count_mult_adds(shape) / 1e9:.2f} G mult-adds a picture."
+        f"{count_parameters(shape):,} parameters, {count_mult_adds(shape) / 1e6:,.1f} million mult-adds a picture."
     )
 
 

@@ -170,9 +170,10 @@ def validated_artifacts(address: str) -> str:
     if address.startswith("s3://"):
         _open(address)
     elif address:
-        there = next(path for path in (Path(address).absolute(), *Path(address).absolute().parents) if path.exists())
-        if not (there.is_dir() and os.access(there, os.W_OK)):
-            raise ValueError(f"--artifacts {address} is no folder that can be made; {there} stands in its way")
+        path = Path(address).absolute()
+        there = next(str(above) for above in (path, *path.parents) if os.path.lexists(above))
+        if not (os.path.isdir(there) and os.access(there, os.W_OK)):  # noqa: PTH112 - Path.is_dir raises
+            raise ValueError(f"--artifacts is {address}; {there} is no folder that can be written")
     return address
 
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import optuna
 import plotly.graph_objects as go
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import plot_parallel_coordinate, plot_param_importances, plot_slice
@@ -88,11 +89,11 @@ def parallel_coordinates(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure
 
 def importances(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure | None:
     """Draw how much each parameter decides over being among the best tenth (PED-ANOVA, Watanabe et al., IJCAI 2023)."""
-    seen: dict[str, set[object]] = {}
-    for trial in trials:
-        for name, value in trial.params.items():
-            seen.setdefault(name, set()).add(value)
-    varied = [name for name, values in seen.items() if len(values) > 1]  # the others decide nothing
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.params]
+    names = {name for trial in complete for name in trial.params}
+    varied = sorted(name for name in names if len({trial.params.get(name) for trial in complete}) > 1)
+    if not varied:  # what is the same in all decides nothing
+        return None
     evaluator = PedAnovaImportanceEvaluator()
     draw = partial(plot_param_importances, evaluator=evaluator, params=varied, target_name=goal.metric)
     return _of_optuna(draw, trials, goal)
@@ -104,9 +105,11 @@ def slices(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure | None:
     if figure:
         names = {name for trial in trials for name in trial.params}
         figure.update_layout(width=max(900, 260 * len(names)))
-        figure.update_xaxes(nticks=4)
-        for axis in figure.select_xaxes(lambda axis: axis.title.text in _whole(trials)):
-            axis.update(tickformat="d")
+        kinds = {name: distribution for trial in trials for name, distribution in trial.distributions.items()}
+        for axis in figure.select_xaxes():
+            kind = kinds.get(axis.title.text)
+            if not isinstance(kind, CategoricalDistribution):
+                axis.update(nticks=4, tickformat="d" if isinstance(kind, IntDistribution) else None)
     return figure
 
 
@@ -120,12 +123,6 @@ def confusion_matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]], tit
     figure.data[0].colorscale = "Blues"
     figure.update_layout(title=title, yaxis={"autorange": "reversed"}, width=420, height=360)
     return figure
-
-
-def _whole(trials: Sequence[FrozenTrial]) -> set[str]:
-    """Name the parameters that are whole numbers in all trials."""
-    names = {name for trial in trials for name in trial.params}
-    return {name for name in names if all(isinstance(trial.params.get(name, 0), int) for trial in trials)}
 
 
 def _since(trial: FrozenTrial) -> datetime:

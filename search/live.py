@@ -56,20 +56,17 @@ class _Clock:
                 seen.append((now, trial.last_step or 0))
         finished = [trial for trial in trials if trial.state.is_finished()]
         num_waiting = max(0, ledger.budget() - len(finished) - len(running))
-        if not running and not num_waiting and not self.num_runs:
+        complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
+        if not running and not num_waiting and not (self.num_runs and complete):
             return "done"
-        unpruned = [trial for trial in finished if trial.state == TrialState.COMPLETE]
-        seconds = seconds_left(
-            _seconds(finished),
-            [(now - self.epochs[trial.number][0][0], self._whole(trial.number, ledger)) for trial in running],
-            num_waiting,
-            self.num_workers,
-        )
+        wholes = [self._whole(trial.number, ledger) for trial in running]
+        since = [now - self.epochs[trial.number][0][0] for trial in running]
+        seconds = seconds_left(_seconds(finished), list(zip(since, wholes, strict=True)), num_waiting, self.num_workers)
         if seconds is None:
             return "time left unknown"
         if self.num_runs:
-            whole = fmean(_seconds(unpruned) or _seconds(finished) or [seconds])
-            seconds += math.ceil(self.num_runs / self.num_workers) * whole
+            unpruned = _seconds(complete) or [whole for whole in wholes if whole is not None] or _seconds(finished)
+            seconds += math.ceil(self.num_runs / self.num_workers) * fmean(unpruned)
         return f"about {duration(seconds)} left{', confirmation included' if self.num_runs else ''}"
 
     def _whole(self, number: int, ledger: Ledger) -> float | None:
@@ -114,7 +111,7 @@ class _Lines:
 
     def __init__(self, ledger: Ledger, clock: _Clock, console: Console) -> None:
         self.ledger, self.clock, self.console = ledger, clock, console
-        self.seen = {trial.number: trial.state for trial in ledger.trials() if trial.state.is_finished()}
+        self.seen = {trial.number: _stage(trial) for trial in ledger.trials()}
         self.notice: str | None = None
 
     def show(self) -> None:
@@ -122,11 +119,15 @@ class _Lines:
         if (notice := self.clock.news(self.ledger)) != self.notice:
             self.notice = notice
             self.console.print(f"note: {notice}", highlight=False, soft_wrap=True, markup=False)
-        news = [trial for trial in trials if trial.state not in (self.seen.get(trial.number), TrialState.WAITING)]
+        begun = [trial for trial in trials if trial.state != TrialState.WAITING]
+        news = [trial for trial in begun if _stage(trial) != self.seen.get(trial.number)]
         summary = _summary(self.ledger, trials, self.clock) if news else ""  # looks at all trials
         for trial in news:
-            self.seen[trial.number] = trial.state
-            what = _beginning(trial) if trial.state == TrialState.RUNNING else _outcome(trial)
+            before, _ = self.seen.get(trial.number, (None, ""))
+            self.seen[trial.number] = _stage(trial)
+            what = _outcome(trial)
+            if trial.state == TrialState.RUNNING:
+                what = f"goes on after epoch {trial.last_step or 0}" if before == TrialState.RUNNING else "started"
             line = f"{self.ledger.sweep.label(trial)} {what}; {summary}"
             self.console.print(line, highlight=False, soft_wrap=True)
 
@@ -166,8 +167,9 @@ def _summary(ledger: Ledger, trials: Sequence[FrozenTrial], clock: _Clock) -> st
     return f"{counts}; {best}; {clock.left(ledger, trials)}"
 
 
-def _beginning(trial: FrozenTrial) -> str:
-    return f"goes on after epoch {trial.last_step}" if trial.last_step else "started"
+def _stage(trial: FrozenTrial) -> tuple[TrialState, str]:
+    """Return what changes when a trial is taken, taken over, or ends."""
+    return trial.state, "" if trial.state.is_finished() else trial.user_attrs.get("worker", {}).get("claim", "")
 
 
 def _outcome(trial: FrozenTrial) -> str:

@@ -15,7 +15,7 @@ from search.storage import LedgerError, is_passing, note_storage, open_storage
 from search.study import CONFIRMS, REPEAT, Sweep, parameters_of, settings_of
 from search.warm_start import WARM_START, Earlier
 
-__all__ = ["create_confirmation", "create_ledger", "open_ledger", "require_settings"]
+__all__ = ["begun_study", "create_confirmation", "create_ledger", "open_ledger", "require_settings"]
 
 
 def create_ledger(
@@ -31,6 +31,7 @@ def create_ledger(
     """
     if earlier:
         settings = {**settings, WARM_START: earlier.name}
+    _require_ledger_of_trials(sweep)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     if sweep.storage:
         open_storage(sweep.folder, sweep.storage)  # another Optuna's tables are refused here, in its own words
@@ -42,12 +43,7 @@ def create_ledger(
         if sweep.storage:
             note_storage(sweep.folder, sweep.storage)
         with locks_of(sweep, storage, study).exclusively("claim"):
-            begun = sweep.storage or study.get_trials(deepcopy=False) or study.user_attrs.get(SEARCH)
-            if "settings" not in study.user_attrs or not begun:
-                if any(sweep.folder.glob("trials/*/history.csv")):
-                    raise ValueError(
-                        f"{sweep.folder} has trials, but their ledger is gone; put it back, or give another --name"
-                    )
+            if not _is_begun(sweep, study):
                 study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex))
                 if earlier:
                     study.set_user_attr(WARM_START, asdict(earlier))  # it may be deleted, or go on, while this one runs
@@ -58,6 +54,31 @@ def create_ledger(
     finally:
         storage.engine.dispose()
     return Ledger(sweep, on_wait)
+
+
+def begun_study(sweep: Sweep) -> optuna.Study | None:
+    """Open the study of a sweep for reading, where one of that name was begun; make nothing. Raises ValueError."""
+    _require_ledger_of_trials(sweep)
+    if not (sweep.storage or (sweep.folder / "ledger.db").is_file()):
+        return None
+    try:
+        study = optuna.load_study(study_name=sweep.name, storage=open_storage(sweep.folder, sweep.storage))
+    except KeyError:
+        return None
+    return study if _is_begun(sweep, study) else None
+
+
+def _is_begun(sweep: Sweep, study: optuna.Study) -> bool:
+    """Say whether the settings of a study are there to stay."""
+    begun = sweep.storage or study.get_trials(deepcopy=False) or study.user_attrs.get(SEARCH)
+    return "settings" in study.user_attrs and bool(begun)
+
+
+def _require_ledger_of_trials(sweep: Sweep) -> None:
+    """Raise ValueError where the ledger of trials is gone: a new one would take what they left for its own."""
+    left = (path for name in ("history.csv", "checkpoint*") for path in sweep.folder.glob(f"trials/*/{name}"))
+    if not sweep.storage and not (sweep.folder / "ledger.db").exists() and any(left):
+        raise ValueError(f"{sweep.folder} has trials, but their ledger is gone; put it back, or give another --name")
 
 
 def require_settings(sweep: Sweep, study: optuna.Study, settings: Mapping[str, Any]) -> None:

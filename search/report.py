@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ __all__ = ["kept_up_to_date", "write_page"]
 
 PAGE = "report.html"
 EVERY_SECONDS = 60.0  # while the sweep runs
+ENOUGH = 20  # complete trials, of which the best tenth is more than one or two
 SHOWN = "Complete trials whose parameters lie in the space."
 CONFIG = {"displaylogo": False, "responsive": True}  # of plotly
 SHARE = 0.05  # of the time that writing may take
@@ -142,7 +144,7 @@ def _figures(record: Record) -> Iterator[_Figure]:
 
 def _caution(trials: Sequence[FrozenTrial]) -> str:
     num = sum(trial.state == TrialState.COMPLETE and bool(trial.params) for trial in trials)
-    return f", which of {count(num, 'complete trial')} is one alone: no more than a hint" if num < 20 else ""
+    return f", {math.ceil(num / 10)} of {count(num, 'complete trial')}: no more than a hint" if num < ENOUGH else ""
 
 
 def _matrices(record: Record) -> list[str]:

@@ -1,6 +1,7 @@
 """Where a sweep's ledger lies: a SQLite file in its folder, or a PostgreSQL server that many machines reach."""
 
 import json
+import re
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +56,11 @@ def validated_storage(url: str) -> str:
     return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 
+def without_password(url: str) -> str:
+    """Return an address as it may be shown."""
+    return re.sub(r"(?<=password=)[^&]*", "***", re.sub(r"(?<=://)([^:/@]*):[^@]*(?=@)", r"\1:***", url))
+
+
 def note_storage(folder: Path, url: str) -> None:
     """Write down, for its owner's eyes only, where the ledger of `folder` is."""
     if noted_storage(folder) != url:
@@ -82,7 +88,7 @@ def open_storage(folder: Path, url: str = "", *, locking: bool = False) -> RDBSt
     try:
         return _open_server(url, locking=locking) if url else _open_file(path)
     except (sqlite3.Error, SQLAlchemyError, StorageInternalError) as error:
-        where = sqlalchemy.make_url(url).render_as_string() if url else path
+        where = without_password(url) if url else path
         if any(words in str(error) for words in BROKEN):
             what = f"the ledger {where} is damaged ({first_line(error)})"
             raise ValueError(f"{what}; put back a copy, or give another --name") from error

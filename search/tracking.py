@@ -27,7 +27,7 @@ from search.comet import ENVIRONMENT, TICKET
 from search.study import CONFIRMS, Sweep, parameters_of, state_of
 from search.wording import count
 
-__all__ = ["Model", "Row", "Tracker", "Tracking", "notify", "outcome_of", "settle"]
+__all__ = ["Model", "Row", "Tracker", "Tracking", "experiment_url", "how_to_upload", "notify", "outcome_of", "settle"]
 
 Row = Mapping[str, float]
 
@@ -239,7 +239,7 @@ def how_to_upload(sweep: Sweep) -> str:
     """Say how the archives of both parts of a sweep get to Comet; nothing where there are none."""
     folder = sweep.folder / "comet"
     command = f"comet upload {folder}/*.zip"
-    return f"with an API key set, this sends all of it: {command}" if any(folder.glob("*.zip")) else ""
+    return f"with an API key set, this sends what is archived: {command}" if any(folder.glob("*.zip")) else ""
 
 
 def notify(tracking: Tracking, trials: Sequence[FrozenTrial], news: str) -> None:

@@ -15,5 +15,5 @@ def duration(seconds: float) -> str:
 
 
 def short(number: float) -> str:
-    """Write a large number: 1.25 G, 7.31 M."""
-    return f"{number / 1e9:.2f} G" if number >= 1e9 else f"{number / 1e6:.2f} M"
+    """Write a large number with three digits: 1.25 G, 7.31 M."""
+    return f"{number / 1e9:.3g} G" if number >= 999.5e6 else f"{number / 1e6:.3g} M"

@@ -6,7 +6,7 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from search.live import live_view, seconds_left
+from search.live import _Clock, live_view, seconds_left
 from search.opening import create_ledger
 from search.wording import duration
 from tests.counting_sweep import EPOCHS, make_sweep
@@ -35,12 +35,12 @@ def ledger(tmp_path):
     return create_ledger(make_sweep(tmp_path / "runs/one", 3, pruner="none"), {})
 
 
-def shown(ledger, terminal, num_runs=0, begun=0):
+def shown(ledger, terminal, num_runs=0):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
     claim = ledger.take(0, "cpu")
     with live_view(ledger, console, num_runs) as show:
         show()
-        for epoch in range(begun + 1, EPOCHS + 1):
+        for epoch in range(1, EPOCHS + 1):
             time.sleep(0.05)
             ledger.report(claim.trial, epoch, 1 / epoch)
             show()
@@ -55,23 +55,38 @@ def shown(ledger, terminal, num_runs=0, begun=0):
 
 def test_lines_tell_starts_ends_and_notices_and_the_time_left(ledger):
     lines = shown(ledger, terminal=False).splitlines()
-    assert len(lines) == 3
-    assert lines[0].startswith("trial 0 started; 0 done, 1 running, 2 left")
-    assert lines[1].startswith("trial 0 completed with 0.2500; 1 done, 0 running, 2 left; best_loss 0.2500 (trial 0)")
-    assert lines[1].endswith("about 1 h 0 min left")  # one worker was seen, two trials are left
-    assert lines[2] == "note: a worker died"
+    assert len(lines) == 2  # the trial that was claimed before is no news
+    assert lines[0].startswith("trial 0 completed with 0.2500; 1 done, 0 running, 2 left; best_loss 0.2500 (trial 0)")
+    assert lines[0].endswith("about 1 h 0 min left")  # one worker was seen, two trials are left
+    assert lines[1] == "note: a worker died"
 
 
 def test_runs_to_confirm_are_in_the_time_left(ledger):
     lines = shown(ledger, terminal=False, num_runs=3).splitlines()
-    assert lines[1].endswith("about 2 h 30 min left, confirmation included")  # half an hour each
+    assert lines[0].endswith("about 2 h 30 min left, confirmation included")  # half an hour each
 
 
-def test_trial_that_was_begun_before_is_said_to_go_on(ledger):
-    claim = ledger.take(0, "cpu")
+def test_before_a_result_runs_to_confirm_take_as_long_as_trials_that_run(ledger):
+    clock, claim = _Clock(ledger, num_runs=5), ledger.take(0, "cpu")
+    assert clock.left(ledger, ledger.trials()) == "time left unknown"
+    clock.epochs[0][0] = (clock.epochs[0][0][0] - 900.0, 0)  # its first epoch took a quarter of an hour
     ledger.report(claim.trial, 1, 1.0)
-    claim.release()
-    assert shown(ledger, terminal=False, begun=1).startswith("trial 0 goes on after epoch 1; 0 done, 1 running")
+    # Three quarters of an hour for the rest of it, an hour for each of two trials and of five runs.
+    assert clock.left(ledger, ledger.trials()) == "about 7 h 45 min left, confirmation included"
+
+
+def test_trial_that_is_taken_over_is_said_to_go_on(ledger):
+    console = Console(file=io.StringIO(), width=160)
+    left = ledger.take(0, "cpu")
+    ledger.report(left.trial, 1, 1.0)
+    with live_view(ledger, console) as show:
+        show()
+        left.release()
+        claims = [ledger.take(slot, "cpu") for slot in range(2)]
+        ledger.report(claims[1].trial, 1, 1.0)  # seen after its first epoch, and begun all the same
+        show()
+    lines = console.file.getvalue().splitlines()
+    assert [line.partition(";")[0] for line in lines] == ["trial 0 goes on after epoch 1", "trial 1 started"]
 
 
 def test_table_guesses_from_the_first_epoch_on(ledger):

@@ -105,7 +105,9 @@ def test_smaller_sweep_is_extended_but_not_under_other_settings(home, small, pho
     assert run_sweep.main([*small, "--trials", "1", "--epochs", "3", "--dry-run"]) == 2
     assert "other settings (epochs was 2, is 3); give another --name" in capsys.readouterr().err
     assert run_sweep.main(["small"]) == 2
-    assert "small is a sweep and no search space; --name small goes on with it" in capsys.readouterr().err
+    assert "small is a sweep, no search space; give its command again, with --name small" in capsys.readouterr().err
+    assert run_sweep.main([*small, "--trials", "1", "--dry-run"]) == 0
+    assert "note: small was begun before and 1 trial of it ended; this is about the whole of it" in capsys.readouterr().out
     champion_of_another_sweep_is_named_and_kept(home, [*small, "--trials", "1"], capsys)
     assert run_sweep.main([*small, "--trials", "2"]) == 0
     assert "going on with small: 1 of 2 trials ended before" in capsys.readouterr().out
@@ -137,16 +139,18 @@ def test_space_of_small_networks_takes_small_pictures(home, small, write_space):
     assert run_sweep.make_plan(run_sweep.parse(options), print).fixed["image_size"] == 32
     depths["max"] = 4
     write_space(parameters={"body_repeats": depths})
-    with pytest.raises(ValueError, match=r"parameters\.body_repeats: image_size 32 is too small for body_repeats 4"):
+    with pytest.raises(ValueError, match=r"\.json: image_size 32 is too small for body_repeats 4"):
+        run_sweep.make_plan(run_sweep.parse(options), print)
+    write_space(parameters={"body_width": [4, 8], "schedule": ["linear"]})
+    with pytest.raises(ValueError, match=r"\.json: parameters\.schedule: schedule is 'linear'"):
         run_sweep.make_plan(run_sweep.parse(options), print)
 
 
 def test_password_of_an_address_is_not_said_again(monkeypatch):
-    options = ["--storage", "postgresql://somebody:secret@host:5432/sweeps", "--name", "a"]
+    options = ["--storage", "postgresql://me:se/cr:et@host:5432/sweeps?password=secret", "--data", "/night:v2@home"]
     monkeypatch.setattr(sys, "argv", ["run_sweep.py", *options])
     said = run_sweep.command(run_sweep.parse(options))
-    assert "somebody:***@host:5432/sweeps" in said
-    assert "secret" not in said
+    assert said.endswith("'postgresql://me:***@host:5432/sweeps?password=***' --data /night:v2@home")
 
 
 def champion_of_another_sweep_is_named_and_kept(home, finished, capsys):
@@ -235,7 +239,7 @@ BAD = {
     "missing data": (["--data", "/nowhere"], "data folder /nowhere does not exist"),
     "image too small": (["--image-size", "32"], "image_size 32 is too small for body_repeats 4"),
     "unknown device": (["--devices", "cuda:77"], "unknown device 'cuda:77'; this machine has cpu"),
-    "artifacts in a file": (["--artifacts", "/etc/passwd/here"], "no folder that can be made; /etc/passwd stands in"),
+    "artifacts in a file": (["--artifacts", "/etc/passwd/here"], "/etc/passwd is no folder that can be written"),
     "neither number nor auto": (
         ["--workers-per-device", "some"],
         "'some' is neither auto nor a whole number from 1 on",

@@ -93,10 +93,12 @@ class Injector:
 
     def protect_ledger(self):
         """Make the ledger read-only for a while, in which a worker has to begin."""
+        if not self.program.bears_a_death():
+            return None
         files = list(self.program.folder.glob("*.db*"))
         for file in files:
             file.chmod(0o444)
-        cost = self.kill_worker()
+        cost = self.signal_workers(signal.SIGKILL, 1)
         time.sleep(self.rng.uniform(1, 6))
         for file in files:
             with suppress(FileNotFoundError):

@@ -46,7 +46,7 @@ class Program:
     num_workers: int
     process: subprocess.Popen | None = None
     statuses: Counter = field(default_factory=Counter)  # with which it ended early
-    deaths: Counter = field(default_factory=Counter)  # of workers, at most, by the trial and epoch that they were at
+    deaths: Counter = field(default_factory=Counter)  # of workers, at most, by the trial or run and epoch they were at
 
     name = ""
     patience = 300.0  # seconds that it may take from the last fault to its end
@@ -111,8 +111,9 @@ class Ours(Program):
     """What the two programs of ours have in common."""
 
     def bears_a_death(self):
-        trials = open_study(self.folder).get_trials(deepcopy=False)
-        running = {(trial.number, trial.last_step) for trial in trials if trial.state == TrialState.RUNNING}
+        parts = [open_study(self.folder), open_confirmation(self.folder)]
+        trials = [(part.study_name, trial) for part in parts if part for trial in part.get_trials(deepcopy=False)]
+        running = {(part, trial.number, trial.last_step) for part, trial in trials if trial.state == TrialState.RUNNING}
         if any(self.deaths[at] >= MAX_DEATHS - 1 for at in running):
             return False
         self.deaths.update(running)  # whose worker it will be is not known
