@@ -107,7 +107,7 @@ def test_smaller_sweep_is_extended_but_not_under_other_settings(home, small, pho
     assert run_sweep.main(["small"]) == 2
     assert "small is a sweep, no search space; give its command again, with --name small" in capsys.readouterr().err
     assert run_sweep.main([*small, "--trials", "1", "--dry-run"]) == 0
-    assert "note: small was begun before and 1 trial of it ended; this is about the whole of it" in capsys.readouterr().out
+    assert "note: small was begun before and 1 trial of it ended; this is about" in capsys.readouterr().out
     champion_of_another_sweep_is_named_and_kept(home, [*small, "--trials", "1"], capsys)
     assert run_sweep.main([*small, "--trials", "2"]) == 0
     assert "going on with small: 1 of 2 trials ended before" in capsys.readouterr().out
