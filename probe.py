@@ -13,10 +13,11 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from threading import Event, Thread
 
 import torch
 from filelock import FileLock
@@ -35,7 +36,17 @@ from search.sweep import places, run_sweep
 from search.tracking import Row, Tracking
 from search.worker import Task
 
-__all__ = ["Network", "Probe", "deal", "network_of", "num_judged", "private_memory", "probe", "rate_of"]
+__all__ = [
+    "Network",
+    "Probe",
+    "deal",
+    "network_of",
+    "num_judged",
+    "peak_memory_of",
+    "private_memory",
+    "probe",
+    "rate_of",
+]
 
 Network = tuple[tuple[str, object], ...]
 """The parameters that decide what an epoch costs."""
@@ -45,6 +56,7 @@ NUM_STEPS = {"cpu": 1, "cuda": 16}  # of an epoch of the largest batches; a GPU 
 NO_COST = {"learning_rate", "weight_decay", "label_smoothing", "schedule", "dropout", "seed", "epochs"}  # of a step
 
 STEPS_SHARED = {"cpu": 1, "cuda": 256}  # of an epoch where workers share a GPU: what is between epochs must not count
+LOOK_SECONDS = 0.05  # between looks at memory, which comes and goes within a step
 SHARING = (1, 2, 4, 8)  # workers that are tried on one GPU
 WORTH = 1.05  # more workers are worth their memory where together they are so much faster
 
@@ -119,18 +131,16 @@ def probe(
             ledger.study.enqueue_trial({}, user_attrs={"parameters": dict(network)})
         objective = _Brief(sweep, plan.source, {**plan.fixed, "epochs": 10**6}, data.fingerprint, {}, num_pictures)
         tracking = None if plan.tracking == "off" else Tracking("offline", sweep, ledger.uid(), {})
-        peak = 0
 
-        def watch() -> None:
-            nonlocal peak
-            peak = max(peak, private_memory(os.getpid()))
+        def tell() -> None:
             show(f"probing networks: {len(networks) - ledger.num_unfinished()} of {len(networks)}")
 
         began = time.time()
-        run_sweep(ledger, objective, plan.where, watch, tracking, plan.limits)
+        with peak_memory_of(os.getpid()) as peak:
+            run_sweep(ledger, objective, plan.where, tell, tracking, plan.limits)
         seconds, trials = time.time() - began, ledger.trials()
         rows = [_rows(ledger, trial) for trial in trials]
-    return Probe(began, seconds, min(len(data.training), num_pictures), networks, trials, rows, peak)
+    return Probe(began, seconds, min(len(data.training), num_pictures), networks, trials, rows, peak())
 
 
 def deal(plan: Plan, networks: Sequence[Network], say: Callable[[str], None], show: Callable[[str], None]) -> Plan:
@@ -210,6 +220,25 @@ def network_of(parameters: Parameters) -> Network:
 def num_judged(image_size: int) -> int:
     """Return how many pictures are judged at once."""
     return max(1, BATCH_PIXELS // image_size**2)
+
+
+@contextmanager
+def peak_memory_of(process: int) -> Iterator[Callable[[], int]]:
+    """Watch the private memory of a process in a thread; yield what tells the peak so far, in bytes."""
+    peak, over = 0, Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not over.wait(LOOK_SECONDS):
+            peak = max(peak, private_memory(process))
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: peak
+    finally:
+        over.set()
+        thread.join()
 
 
 def private_memory(process: int) -> int:

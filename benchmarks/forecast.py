@@ -4,7 +4,7 @@
 
 In each round one dry run and then the sweep, `make sweep`'s (12 trials of 3 epochs at 64 px on drawn pictures, 6 runs
 to confirm) where no other options are given. Seconds are those of the whole command. Memory is anonymous pages
-(RssAnon in /proc) of the command and all that it started, the workers' scribes included, summed every 0.2 seconds:
+(RssAnon in /proc) of the command and all that it started, the workers' scribes included, summed every 0.05 seconds:
 what cannot be dropped when memory runs short. Other programs disturb both; so the cores that they had are printed too.
 """
 
@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -27,11 +26,10 @@ sys.path.insert(0, str(ROOT))
 import run_sweep
 from forecast import forecast
 from plan import make_plan, parse
-from probe import private_memory
+from probe import peak_memory_of
 from search.warm_start import first_proposals
 
 QUICK = ["--image-size", "64", "--epochs", "3", "--trials", "12", "--name", "quick"]
-TICK = 0.2  # seconds
 
 
 def busy_seconds():
@@ -44,23 +42,18 @@ def busy_seconds():
 
 def watched(command):
     """Run a command; return its output, its seconds, its peak of memory, the cores that others had meanwhile."""
-    (everybody, ours), began, peak = busy_seconds(), time.perf_counter(), 0
+    (everybody, ours), began = busy_seconds(), time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    said = []
-    reader = threading.Thread(target=lambda: said.append(process.stdout.read()))
-    reader.start()
     try:
-        while process.poll() is None:
-            peak = max(peak, private_memory(process.pid))
-            time.sleep(TICK)
+        with peak_memory_of(process.pid) as peak:
+            said = process.communicate()[0]
     finally:
         process.terminate()
-    reader.join()
     seconds = time.perf_counter() - began
     if process.returncode:
-        sys.exit(said[0])
+        sys.exit(said)
     now = busy_seconds()
-    return said[0], seconds, peak, ((now[0] - everybody) - (now[1] - ours)) / seconds
+    return said, seconds, peak(), ((now[0] - everybody) - (now[1] - ours)) / seconds
 
 
 def predict(options):
