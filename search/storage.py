@@ -117,7 +117,8 @@ def is_passing(error: Exception) -> bool:
         return any(words in str(cause) for words in PASSING)
     if isinstance(cause, InterfaceError | OperationalError):
         return not isinstance(cause.orig, sqlite3.Error) or is_passing(cause.orig)
-    return isinstance(cause, sqlalchemy.exc.TimeoutError)
+    # Optuna goes on in the transaction of a connection that broke while it read trials.
+    return isinstance(cause, sqlalchemy.exc.TimeoutError | sqlalchemy.exc.PendingRollbackError)
 
 
 def _open_file(path: Path) -> RDBStorage:

@@ -86,7 +86,7 @@ def test_workers_have_a_gpu_each_are_replaced_when_they_die_and_go_with_the_comm
     trials = assert_exact(folder, num_trials)
     assert [trial.user_attrs["deaths"]["count"] for trial in trials if "deaths" in trial.user_attrs] == [1]
     assert sum(count - 1 for count in Counter(epochs_in(folder)).values()) <= 5  # one of each that was killed
-    assert {trial.user_attrs["worker"]["device"].split()[1] for trial in trials} == {"cuda:0", "cuda:1"}
+    assert {trial.user_attrs["worker"]["device"].split()[1] for trial in trials} <= {"cuda:0", "cuda:1"}
 
 
 def nodes_of(cluster):

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
 
 from search.artifacts import Artifacts
@@ -136,6 +137,22 @@ def test_connection_that_broke_is_made_again_with_its_locks(postgres, tmp_path, 
     ledger.report(claim.trial, 1, 0.5)
     assert ledger.reread(claim.trial).intermediate_values == {1: 0.5}
     assert opened(Ledger(ledger.sweep)).locks.free([claim.trial]) == []
+
+
+def test_connection_that_breaks_while_trials_are_read_is_made_again(postgres, tmp_path, opened):
+    ledger = opened(create_ledger(server_sweep(postgres, tmp_path / "runs/one"), {}))
+    claim = ledger.take(0, "cpu")
+    ledger.report(claim.trial, 1, 0.5)
+    broken = []
+
+    def break_off(_, __, statement, *___):
+        if "FROM trial_intermediate_values" in statement and not broken:
+            broken.append(statement)
+            cut_off(postgres, claim.trial)
+
+    sqlalchemy.event.listen(ledger.storage.engine, "before_cursor_execute", break_off)
+    assert [trial.intermediate_values for trial in ledger.trials()] == [{1: 0.5}]
+    assert broken
 
 
 def test_server_that_ends_all_sessions_gives_no_trial_away(postgres, tmp_path, opened):
