@@ -27,7 +27,7 @@ from search.space import Parameters, Space, load_space
 from search.storage import noted_storage, validated_storage, without_password
 from search.study import Sweep
 from search.sweep import Limits, places
-from search.warm_start import WARM_START, Earlier, noted_earlier, read_earlier
+from search.warm_start import Earlier, noted_earlier, read_earlier
 from search.wording import count
 from search.worker import Place
 
@@ -178,7 +178,6 @@ def settings(plan: Plan, data: Data) -> dict[str, Any]:
         "algorithm": space.algorithm,
         "baseline": space.baseline is not None,
         "parameters": space.content["parameters"],
-        **({WARM_START: plan.earlier.name} if plan.earlier else {}),
         # Machines that share a sweep must come to the same numbers.
         **({"versions": origin()["versions"]} if plan.sweep.storage else {}),
     }

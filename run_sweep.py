@@ -360,7 +360,7 @@ def show_begun(plan: Plan) -> None:
     if not (study := begun_study(plan.sweep)):
         return
     data = load_data(locate(plan.source), plan.fixed["image_size"])
-    require_settings(plan.sweep, study, settings(plan, data))
+    require_settings(plan.sweep, study, settings(plan, data), plan.earlier)
     ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     number = count(len(ended), "trial")
     say(f"note: {plan.sweep.name} was begun before and {number} of it ended; this is about the whole of it")

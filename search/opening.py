@@ -29,8 +29,7 @@ def create_ledger(
     Raises ValueError, naming them, where the ledger was made with other `settings` (JSON-able), and OSError where
     the folder cannot be written.
     """
-    if earlier:
-        settings = {**settings, WARM_START: earlier.name}
+    settings = _with_earlier(settings, earlier)
     _require_ledger_of_trials(sweep)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     if sweep.storage:
@@ -81,9 +80,15 @@ def _require_ledger_of_trials(sweep: Sweep) -> None:
         raise ValueError(f"{sweep.folder} has trials, but their ledger is gone; put it back, or give another --name")
 
 
-def require_settings(sweep: Sweep, study: optuna.Study, settings: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming them, where the sweep was made with other settings."""
-    known = settings_of(study)
+def _with_earlier(settings: Mapping[str, Any], earlier: Earlier | None) -> Mapping[str, Any]:
+    return {**settings, WARM_START: earlier.name} if earlier else settings
+
+
+def require_settings(
+    sweep: Sweep, study: optuna.Study, settings: Mapping[str, Any], earlier: Earlier | None = None
+) -> None:
+    """Raise ValueError, naming them, where the sweep was made with other settings, or from another `earlier` one."""
+    known, settings = settings_of(study), _with_earlier(settings, earlier)
     if changed := [key for key in settings if known.get(key) != settings[key]]:
         differences = ", ".join(_difference(key, known.get(key), settings[key]) for key in changed)
         raise ValueError(f"{sweep.folder} holds a sweep with other settings ({differences}); give another --name")
