@@ -119,7 +119,8 @@ class _Lines:
         if (notice := self.clock.news(self.ledger)) != self.notice:
             self.notice = notice
             self.console.print(f"note: {notice}", highlight=False, soft_wrap=True, markup=False)
-        begun = [trial for trial in trials if trial.state != TrialState.WAITING]
+        # Whose it is stands in the ledger a moment after it runs.
+        begun = [trial for trial in trials if trial.state.is_finished() or "worker" in trial.user_attrs]
         news = [trial for trial in begun if _stage(trial) != self.seen.get(trial.number)]
         summary = _summary(self.ledger, trials, self.clock) if news else ""  # looks at all trials
         for trial in news:

@@ -89,6 +89,16 @@ def test_trial_that_is_taken_over_is_said_to_go_on(ledger):
     assert [line.partition(";")[0] for line in lines] == ["trial 0 goes on after epoch 1", "trial 1 started"]
 
 
+def test_trial_is_said_to_start_once(ledger):
+    console = Console(file=io.StringIO(), width=160)
+    with live_view(ledger, console) as show:
+        ledger.study.ask()  # it runs, and nobody has noted yet that it is theirs
+        show()
+        assert ledger.take(0, "cpu").trial.number == 0
+        show()
+    assert [line.partition(";")[0] for line in console.file.getvalue().splitlines()] == ["trial 0 started"]
+
+
 def test_table_guesses_from_the_first_epoch_on(ledger):
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown(ledger, terminal=True))
     before, after = text.split("1 of 4", 1)
