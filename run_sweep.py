@@ -23,6 +23,7 @@ from rich.table import Table
 from catdog.data import Data, describe_source, load_data, locate
 from catdog.device import describe_device
 from catdog.model import count_mult_adds, count_parameters
+from catdog.precision import bfloat16_fault
 from forecast import describe_forecast, forecast
 from judge import BEST_MODEL, champion_of, holder_of, name_of, name_of_model, promote_weights, record_of, sentences_of
 from objective import TrainTrial, configure, origin
@@ -134,6 +135,8 @@ def announce(plan: Plan, data: Data, ledger: Ledger) -> None:
     say(f"data: {describe_source(plan.source)}; {len(data.training)} to train, {len(data.validation)} to validate")
     for note in data.notes:
         say(f"note: {note}")
+    if any(place.device == "cpu" for place in plan.where) and (fault := bfloat16_fault()):
+        say(f"note: {fault}")
     if plan.source == "synthetic":
         say("note: these pictures are drawn; for photographs give --data kaggle or --data FOLDER")
     if plan.notify and plan.tracking != "online":

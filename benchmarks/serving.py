@@ -189,8 +189,9 @@ def decode_and_forward(path, files, num=40):
 import sys, time; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 import torch
-from catdog.device import autocast, keep_freed_memory
+from catdog.device import keep_freed_memory
 from catdog.evaluate import normalise
+from catdog.precision import autocast
 from catdog.predict import Classifier
 keep_freed_memory()
 classify, content, taken = Classifier(Path({str(path)!r})), sys.stdin.buffer.read(), []

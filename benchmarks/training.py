@@ -4,8 +4,9 @@
 
 Both train the same network on the same drawn pictures with Adam on every core. The tutorial reads JPEG files with
 ImageFolder and a DataLoader of two processes, in float32, channels first. The limit is the network's convolutions and
-nothing else: forward and backward, to weights and, but for the first, to data, by oneDNN in the precision of ours, with
-weights in the order that is fastest. The median over rounds is printed.
+nothing else: forward and backward, to weights and, but for the first, to data, in the precision of ours. For each layer
+and direction it takes the fastest way: channels first, channels last, with prepacked weights (forward alone), which are
+oneDNN's, and in float32 Winograd's (catdog/winograd.py). Printed are medians over rounds, for oneDNN's ways alone too.
 """
 
 import argparse
@@ -32,10 +33,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.peers.tutorial import plain_network
 from catdog.data import Pictures
-from catdog.device import has_bfloat16
 from catdog.model import CNN, ModelConfig, build_model
+from catdog.precision import bfloat16_fault, uses_bfloat16
 from catdog.synthetic import synthetic
 from catdog.train import TrainConfig, train
+from catdog.winograd import convolve
 
 BATCH, NUM_LOADERS, SKIPPED = 32, 2, 2
 JPEG_SIZE = 384  # pixels of the files of the tutorial; those of the Kaggle set have 383 by geometric mean
@@ -54,7 +56,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=list(NETWORKS))
     options = parser.parse_args()
     print(describe_machine())
-    print(f"{'':15} {'tutorial':>10} {'ours':>10} {'ratio':>7} {'limit':>10} {'share':>7}")
+    print(f"{'':15} {'tutorial':>9} {'ours':>9} {'ratio':>7} {'oneDNN':>9} {'share':>7} {'limit':>9} {'share':>7}")
     with tempfile.TemporaryDirectory() as folder:
         images, labels = prepare(Path(folder), BATCH * (SKIPPED + max(batches for _, batches in NETWORKS.values())))
         for name in options.networks:
@@ -63,19 +65,23 @@ def main() -> None:
             with ProcessPoolExecutor(1, get_context("spawn")) as ours:  # of its own: train() tunes its process
                 ours.submit(prepare_ours, config, resized(images, config.image_size), labels, num_batches).result()
                 rounds = [
-                    (next(tutorial), *(ours.submit(next_of, which).result() for which in ("ours", "limit")))
+                    (next(tutorial), *(ours.submit(next_of, which).result() for which in ("ours", "oneDNN", "limit")))
                     for _ in range(options.rounds)
                 ]
-            slow, fast, limit = (statistics.median(rates) for rates in zip(*rounds, strict=True))
-            ratio, share = (statistics.median(r[1] / r[other] for r in rounds) for other in (0, 2))
-            print(f"{name:15} {slow:10.1f} {fast:10.1f} {ratio:6.2f}x {limit:10.1f} {share:7.1%}", flush=True)
-    print(f"pictures/s, median of {options.rounds} rounds; ratio and share are medians of each round's")
+            slow, fast, onednn, limit = (statistics.median(rates) for rates in zip(*rounds, strict=True))
+            ratio, first, second = (statistics.median(r[1] / r[other] for r in rounds) for other in (0, 2, 3))
+            shares = f"{onednn:9.1f} {first:7.1%} {limit:9.1f} {second:7.1%}"
+            print(f"{name:15} {slow:9.1f} {fast:9.1f} {ratio:6.2f}x {shares}", flush=True)
+    print(f"pictures/s, median of {options.rounds} rounds; ratio and shares are medians of each round's")
 
 
 def describe_machine() -> str:
-    precision = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
+    precision = "bfloat16" if uses_bfloat16(torch.device("cpu")) else "float32"
+    if fault := bfloat16_fault():
+        print(fault)
     return (
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, "
+        f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, "
+        f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, "
         f"python {platform.python_version()}, batch {BATCH}, ours in {precision}"
     )
 
@@ -121,7 +127,8 @@ def tutorial_rates(model: CNN, folder: Path, num_batches: int) -> Iterator[float
 def prepare_ours(config: ModelConfig, images: Tensor, labels: Tensor, num_batches: int) -> None:
     pictures = Pictures(images, labels, torch.arange(len(images)))
     state["ours"] = our_rates(build_model(config), pictures, num_batches)
-    state["limit"] = limit_rates(config, num_batches)
+    state["oneDNN"] = limit_rates(config, num_batches, winograd=False)
+    state["limit"] = limit_rates(config, num_batches, winograd=not uses_bfloat16(torch.device("cpu")))
 
 
 def next_of(which: str) -> float:
@@ -138,38 +145,48 @@ def our_rates(model: CNN, pictures: Pictures, num_batches: int) -> Iterator[floa
         yield epoch.images_per_second
 
 
-def limit_rates(config: ModelConfig, num_batches: int) -> Iterator[float]:
+def limit_rates(config: ModelConfig, num_batches: int, *, winograd: bool) -> Iterator[float]:
     """Yield one rate a round of the network's convolutions alone, a layer after the other."""
     size, width = config.image_size, config.body_width
     widths = [(3, config.stem_width), (config.stem_width, width), *[(width, width)] * config.body_repeats]
-    layers = [convolution(*pair, size >> depth) for depth, pair in enumerate(widths)]
+    ways = [way for depth, pair in enumerate(widths) for way in convolution(*pair, size >> depth, winograd=winograd)]
     while True:
         began = time.perf_counter()
         for _ in range(num_batches):
-            for layer in layers:
-                layer()
+            for way in ways:
+                way()
         yield num_batches * BATCH / (time.perf_counter() - began)
 
 
-def convolution(num_in: int, num_out: int, size: int) -> Callable[[], None]:
-    """Return a layer's convolution, forward and backward: forward in the faster of the ways that oneDNN has."""
-    dtype = torch.bfloat16 if has_bfloat16(torch.device("cpu")) else torch.float32
+def convolution(num_in: int, num_out: int, size: int, *, winograd: bool) -> list[Callable[[], object]]:
+    """Return the fastest forward pass of a layer's convolution, and the fastest backward pass."""
+    dtype = torch.bfloat16 if uses_bfloat16(torch.device("cpu")) else torch.float32
     shapes = [(BATCH, num_in, size, size), (BATCH, num_out, size, size), (num_out, num_in, 3, 3)]
-    x, y, weight = (torch.randn(shape).to(dtype, memory_format=torch.channels_last) for shape in shapes)
+    first = [torch.randn(shape).to(dtype) for shape in shapes]
+    last = [tensor.contiguous(memory_format=torch.channels_last) for tensor in first]
     ones, wanted = (1, 1), [num_in != 3, True, False]  # gradients: to data, weights, bias
+    x, y, weight = last
     onednn = torch.ops.mkldnn
     packed = onednn._reorder_convolution_weight(weight, ones, ones, ones, 1, x.shape)  # noqa: SLF001 - as inductor does
     pointwise = onednn._convolution_pointwise  # noqa: SLF001 - likewise
-    forward = fastest(
+    forward = [
+        lambda: F.conv2d(first[0], first[2], padding=1),
         lambda: F.conv2d(x, weight, padding=1),
         lambda: pointwise(x, packed, None, ones, ones, ones, 1, "none", [], ""),
-    )
+    ]
 
-    def layer() -> None:
-        forward()
-        torch.ops.aten.convolution_backward(y, x, weight, None, ones, ones, ones, False, (0, 0), 1, wanted)
+    def direct(x: Tensor, y: Tensor, weight: Tensor) -> Callable[[], object]:
+        return lambda: torch.ops.aten.convolution_backward(
+            y, x, weight, None, ones, ones, ones, False, (0, 0), 1, wanted
+        )
 
-    return layer
+    backward = [direct(*first), direct(*last)]
+    if winograd:
+        bias, leaves = torch.zeros(num_out), [x.clone().requires_grad_(num_in != 3), weight.clone().requires_grad_()]
+        outcome, moved = convolve(*leaves, bias), [leaf for leaf in leaves if leaf.requires_grad]
+        forward.append(lambda: convolve(x, weight, bias))
+        backward.append(lambda: torch.autograd.grad(outcome, moved, y, retain_graph=True))
+    return [fastest(*forward), fastest(*backward)]
 
 
 def fastest(*ways: Callable[[], object]) -> Callable[[], object]:

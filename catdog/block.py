@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from catdog.winograd import Conv2d
+
 __all__ = ["Block"]
 
 aten = torch.ops.aten
@@ -16,7 +18,7 @@ class Block(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
+            Conv2d(in_channels, out_channels),
             nn.ReLU(inplace=True),
             nn.BatchNorm2d(out_channels),
             nn.MaxPool2d(2),

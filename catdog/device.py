@@ -1,26 +1,20 @@
-"""Which devices this machine has, and which numbers they multiply natively."""
+"""Which devices this machine has, and what becomes of their memory."""
 
 import ctypes
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 
 __all__ = [
-    "Precision",
-    "autocast",
     "describe_device",
     "find_devices",
     "gpu_memory",
-    "has_bfloat16",
     "is_out_of_memory",
     "is_process_lost",
     "keep_freed_memory",
     "peak_memory",
     "release_freed_memory",
 ]
-
-Precision = Literal["auto", "float32", "bfloat16"]
 
 NO_MEMORY = (  # as PyTorch's allocator, oneDNN, CUDA and its libraries say it
     "can't allocate memory",
@@ -60,20 +54,6 @@ def peak_memory(device: str) -> int:
 def gpu_memory(device: str) -> tuple[int, int]:
     """Return how many bytes of a GPU are free, and how many it has; 0 and 0 for the CPU."""
     return torch.cuda.mem_get_info(device) if device.startswith("cuda") else (0, 0)
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Enter bfloat16 arithmetic where it is wanted ("auto": where the device has it); weights stay float32."""
-    wanted = has_bfloat16(device) if precision == "auto" else precision == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Say whether `device` multiplies bfloat16 natively: CUDA from Ampere on, CPUs with AVX-512-BF16 or AMX."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
 def is_process_lost(error: BaseException | None) -> bool:

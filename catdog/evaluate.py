@@ -9,8 +9,8 @@ from torch import Tensor
 
 from catdog.batches import batches
 from catdog.data import MEAN, STD, Pictures
-from catdog.device import Precision, autocast
 from catdog.model import CNN
+from catdog.precision import Precision, autocast
 
 __all__ = ["Scores", "confusion", "evaluate", "losses", "normalise"]
 

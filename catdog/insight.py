@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from catdog.device import autocast
 from catdog.evaluate import normalise
 from catdog.model import CNN, ModelConfig
+from catdog.precision import autocast
 
 __all__ = ["Insight", "Norm", "look", "margin_of"]
 

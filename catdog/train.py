@@ -19,10 +19,11 @@ from torch import Tensor
 from catdog.batches import batches
 from catdog.compiler import put_off_compiler
 from catdog.data import Data, Pictures, load_data, preprocessing
-from catdog.device import Precision, autocast, find_devices, is_process_lost, keep_freed_memory
+from catdog.device import find_devices, is_process_lost, keep_freed_memory
 from catdog.evaluate import evaluate, normalise
 from catdog.graph import Replayed
 from catdog.model import CNN, ModelConfig, add_options, build_model, config_from, save_model, write_file
+from catdog.precision import Precision, autocast, bfloat16_fault
 
 __all__ = ["Epoch", "TrainConfig", "train"]
 
@@ -48,7 +49,7 @@ class TrainConfig:
     schedule: Schedule = "constant"
     augmentation: Augmentation = "none"  # each name adds to the one before: mirror, zoom and shift, light
     label_smoothing: float = 0.0  # 0 <= s < 1
-    precision: Precision = "auto"  # bfloat16 where the device multiplies it natively, else float32
+    precision: Precision = "auto"  # bfloat16 where the device does it well, else float32
     seed: int = 0  # of weights, order, augmentation and dropout
 
     def __post_init__(self) -> None:
@@ -336,6 +337,8 @@ def main() -> None:
         parser.exit(2, f"--output {options.output} is in no folder that exists; make it first\n")
     if shape.classes != len(data.classes):
         parser.exit(2, f"--classes is {shape.classes}; the pictures have {len(data.classes)}\n")
+    if device == "cpu" and recipe.precision == "auto" and bfloat16_fault():
+        print(f"note: {bfloat16_fault()}")
     try:
         _train_and_save(shape, recipe, data, device, options)
     except (FloatingPointError, OSError) as error:

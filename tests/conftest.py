@@ -12,6 +12,7 @@ import torch
 from catdog import data
 from catdog.data import Pictures, load_data, preprocessing
 from catdog.model import ModelConfig, build_model, save_model
+from catdog.precision import bfloat16_fault, verdict_file
 from catdog.reference import make_reference
 from catdog.synthetic import draw, synthetic
 from catdog.train import TrainConfig, train
@@ -33,10 +34,23 @@ SMALL_SPACE = {
 }
 
 
+@pytest.fixture(scope="session")
+def verdict(tmp_path_factory):
+    """What this machine's bfloat16 is worth, found out once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CATDOG_CACHE", str(tmp_path_factory.mktemp("verdict")))
+        bfloat16_fault()
+        file = verdict_file()
+        return (file.name, file.read_text()) if file.exists() else None
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path, monkeypatch, verdict):
     """Keep decoded pictures out of the user's cache."""
     monkeypatch.setenv("CATDOG_CACHE", str(tmp_path / "cache"))
+    if verdict:
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache" / verdict[0]).write_text(verdict[1])
     return tmp_path / "cache"
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from catdog import device
-from catdog.device import find_devices, has_bfloat16
+from catdog.device import find_devices
 from catdog.evaluate import confusion, evaluate, losses, normalise
 from catdog.model import ModelConfig, build_model
 
@@ -48,14 +48,6 @@ def test_unknown_device_is_refused_with_those_there_are(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="unknown device 'cuda:7'; this machine has cpu, cuda:0"):
         find_devices("cuda:7")
-
-
-@pytest.mark.parametrize(
-    ("abilities", "expected"), [({}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)]
-)
-def test_bfloat16_is_used_where_the_processor_has_it(monkeypatch, abilities, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)
-    assert has_bfloat16(torch.device("cpu")) is expected
 
 
 def test_keeping_memory_is_skipped_where_there_is_no_glibc(monkeypatch):

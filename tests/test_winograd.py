@@ -1,0 +1,51 @@
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that the field uses
+
+from catdog.winograd import Conv2d, convolve
+
+
+def outcome(convolution, x, weight, bias):
+    """Return a convolution and its gradients to input, weight and bias, each as float64."""
+    x, weight, bias = (tensor.clone().requires_grad_() for tensor in (x, weight, bias))
+    y = convolution(x, weight, bias)
+    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)).sum().backward()
+    return [tensor.detach().double() for tensor in (y, x.grad, weight.grad, bias.grad)]
+
+
+def direct(x, weight, bias):
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+@pytest.fixture(params=[(3, 32, 32), (40, 8, 8), (5, 7, 14), (2, 4, 5)], ids=str)
+def tensors(request):
+    num, height, width = request.param
+    torch.manual_seed(1)
+    x = torch.randn(num, 32, height, width).to(memory_format=torch.channels_last)
+    return x, torch.randn(48, 32, 3, 3) / 17, torch.randn(48)
+
+
+def test_winograd_convolution_and_its_gradients_are_those_of_a_direct_one_in_float64(tensors):
+    exact = outcome(direct, *(tensor.double() for tensor in tensors))
+    for mine, truth in zip(outcome(convolve, *tensors), exact, strict=True):
+        assert (mine - truth).abs().max() < 2e-4 * truth.std()
+
+
+def test_winograd_convolution_takes_pictures_in_any_layout(tensors):
+    x, weight, bias = tensors
+    y = convolve(x.contiguous(), weight, bias)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, convolve(x, weight, bias), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("channels", "size", "way"), [(32, 8, "winograd"), (16, 8, "direct"), (32, 2, "direct")])
+def test_layer_takes_the_way_that_its_shape_is_worth(channels, size, way):
+    y = Conv2d(channels, 32)(torch.randn(2, channels, size, size))
+    assert (y.grad_fn.name() == "_ConvolutionBackward") == (way == "winograd")
+
+
+def test_layer_under_bfloat16_is_a_direct_convolution():
+    with torch.autocast("cpu", torch.bfloat16):
+        y = Conv2d(32, 32)(torch.randn(2, 32, 8, 8))
+    assert y.dtype == torch.bfloat16
+    assert y.grad_fn.name() == "ConvolutionBackward0"
