@@ -5,7 +5,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /make \1	/p' Makefile | expand -t 18
 
 sweep: .venv/installed  ## 12 trials on drawn pictures: a ranked table and a promoted model in a few minutes
-	$(PYTHON) run_sweep.py --image-size 64 --epochs 3 --trials 12 --name quick
+	$(PYTHON) run_sweep.py configs/quick.json --image-size 64 --epochs 4 --no-baseline
 
 app: .venv/installed  ## the champion as a web page, at http://127.0.0.1:7860
 	$(PYTHON) -m catdog.app

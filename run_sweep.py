@@ -52,6 +52,7 @@ all_imported()
 
 REGISTERED = "catdog"  # the champions' name in Comet's Model Registry
 NUM_SHOWN = 10  # trials in a dry run
+SIZES = ("stem_width", "body_width", "body_repeats", "image_size")  # what decides over the cost of a network
 NUM_TRIED = 4  # networks on which a device's workers are tried
 
 console = Console(width=None if sys.stdout.isatty() else WIDE)
@@ -141,10 +142,25 @@ def announce(plan: Plan, data: Data, ledger: Ledger) -> None:
         say("note: these pictures are drawn; for photographs give --data kaggle or --data FOLDER")
     if plan.notify and plan.tracking != "online":
         say("note: Comet can only notify with --tracking online")
+    if not plan.sweep.space.baseline:
+        say(describe_lack_of_baseline(plan))
     for sentence in describe_start(ledger):
         say(sentence)
     for sentence in describe_rest(ledger):
         say(sentence)
+
+
+def describe_lack_of_baseline(plan: Plan) -> str:
+    """Say that the README network does not take part, and beside what it would be costly."""
+    what = "note: the README network is no trial of this sweep (--no-baseline)"
+    try:
+        cost = count_mult_adds(configure({}, plan.fixed)[0])
+    except ValueError:  # the pictures are too small for it
+        return what
+    space = plan.sweep.space
+    widest = {name: max(space.values_of(name)) for name in SIZES if space.values_of(name)}
+    largest = count_mult_adds(configure(widest, plan.fixed)[0])
+    return f"{what}: it takes {short(cost)} mult-adds an image, the largest of this space {short(largest)}"
 
 
 def describe_rest(ledger: Ledger) -> Iterator[str]:

@@ -2,9 +2,9 @@
 
     python benchmarks/forecast.py [--rounds 3] [OPTIONS OF run_sweep.py]
 
-In each round one dry run and then the sweep, `make sweep`'s (12 trials of 3 epochs at 64 px on drawn pictures, 6 runs
-to confirm) where no other options are given. Seconds are those of the whole command. Memory is anonymous pages
-(RssAnon in /proc) of the command and all that it started, the workers' scribes included, summed every 0.05 seconds:
+In each round one dry run and then the sweep, `make sweep`'s (12 trials of 4 epochs at 64 px on drawn pictures, 6 runs
+to confirm) where no other options are given; give paths in full, it runs in an empty folder. Seconds are those of the
+whole command. Memory is anonymous pages (RssAnon in /proc) of the command and all that it started, the workers' scribes included, summed every 0.05 seconds:
 what cannot be dropped when memory runs short. Other programs disturb both; so the cores that they had are printed too.
 """
 
@@ -29,7 +29,7 @@ from plan import make_plan, parse
 from probe import peak_memory_of
 from search.warm_start import first_proposals
 
-QUICK = ["--image-size", "64", "--epochs", "3", "--trials", "12", "--name", "quick"]
+QUICK = [str(ROOT / "configs/quick.json"), "--image-size", "64", "--epochs", "4", "--no-baseline"]
 
 
 def busy_seconds():
@@ -71,7 +71,7 @@ def main():
     chosen, options = parser.parse_known_args()
     if chosen.predict:
         return predict(options)
-    options = [str(ROOT / "configs/optimizer.json"), *(options or QUICK)]
+    options = options or QUICK
     print(f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}; {' '.join(options[1:])}")
     print(f"{'':8}{'dry run':>9}{'predicted':>11}{'range':>11}{'actual':>9}{'ratio':>7}{'':4}", end="")
     print(f"{'memory predicted':>17}{'actual':>9}{'ratio':>7}{'':4}cores of others")
