@@ -20,7 +20,7 @@ __all__ = ["Conv2d", "convolve"]
 TILE, EDGE = 4, 6  # pixels of a tile of the output, and of the input that it is made of
 ONES = EDGE + 1  # the product that is added to every pixel of its tile of the output
 TILES_AT_ONCE = 128  # transformed together: few enough for the cache, enough rows for a matrix product
-MIN_SIZE, MIN_CHANNELS = 4, 32  # below these a direct convolution is as fast (benchmarks/convolutions.py)
+MIN_TILES, MIN_SIZE, MIN_CHANNELS = 32, 4, 32  # below these a direct convolution is as fast, or faster
 
 INPUT = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
          [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]  # fmt: skip
@@ -37,11 +37,16 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         in_float32 = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        pays = min(x.shape[2:]) >= MIN_SIZE and min(self.in_channels, self.out_channels) >= MIN_CHANNELS
-        if not (in_float32 and pays):
+        if not (in_float32 and self._pays(*x.shape)):
             return super().forward(x)
         assert self.bias is not None
         return convolve(x, self.weight, self.bias)
+
+    def _pays(self, num: int, channels: int, height: int, width: int) -> bool:
+        """Say whether the products that are saved are worth the transforms, of the weights among others."""
+        num_tiles = num * _num_tiles(height) * _num_tiles(width)
+        channels = min(channels, self.out_channels)
+        return num_tiles >= MIN_TILES and min(height, width) >= MIN_SIZE and channels >= MIN_CHANNELS
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
