@@ -20,7 +20,9 @@ __all__ = ["Conv2d", "convolve"]
 TILE, EDGE = 4, 6  # pixels of a tile of the output, and of the input that it is made of
 ONES = EDGE + 1  # the product that is added to every pixel of its tile of the output
 TILES_AT_ONCE = 128  # transformed together: few enough for the cache, enough rows for a matrix product
-MIN_TILES, MIN_SIZE, MIN_CHANNELS = 32, 4, 32  # below these a direct convolution is as fast, or faster
+# Below these a direct convolution is as fast, forward and backward together (benchmarks/convolutions.py).
+MIN_TILES, MIN_SIZE = 32, 4
+MIN_CHANNELS = [32, 64]  # the fewer of those in and out, and the more
 
 INPUT = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
          [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]  # fmt: skip
@@ -37,16 +39,17 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         in_float32 = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not (in_float32 and self._pays(*x.shape)):
+        if not (in_float32 and self.pays(*x.shape)):
             return super().forward(x)
         assert self.bias is not None
         return convolve(x, self.weight, self.bias)
 
-    def _pays(self, num: int, channels: int, height: int, width: int) -> bool:
+    def pays(self, num: int, channels: int, height: int, width: int) -> bool:
         """Say whether the products that are saved are worth the transforms, of the weights among others."""
+        fewer, more = sorted((channels, self.out_channels))
+        has_width = fewer >= MIN_CHANNELS[0] and more >= MIN_CHANNELS[1]
         num_tiles = num * _num_tiles(height) * _num_tiles(width)
-        channels = min(channels, self.out_channels)
-        return num_tiles >= MIN_TILES and min(height, width) >= MIN_SIZE and channels >= MIN_CHANNELS
+        return has_width and min(height, width) >= MIN_SIZE and num_tiles >= MIN_TILES
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -43,12 +43,12 @@ def test_winograd_convolution_takes_pictures_in_any_layout(tensors):
     [(8, 32, 8, "winograd"), (8, 16, 8, "direct"), (99, 32, 2, "direct"), (7, 32, 8, "direct")],
 )
 def test_layer_takes_the_way_that_its_shape_is_worth(num, channels, size, way):
-    y = Conv2d(channels, 32)(torch.randn(num, channels, size, size))
+    y = Conv2d(channels, 64)(torch.randn(num, channels, size, size))
     assert (y.grad_fn.name() == "_ConvolutionBackward") == (way == "winograd")
 
 
 def test_layer_under_bfloat16_is_a_direct_convolution():
     with torch.autocast("cpu", torch.bfloat16):
-        y = Conv2d(32, 32)(torch.randn(8, 32, 8, 8))
+        y = Conv2d(32, 64)(torch.randn(8, 32, 8, 8))
     assert y.dtype == torch.bfloat16
     assert y.grad_fn.name() == "ConvolutionBackward0"
