@@ -21,13 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import search.watch
 from search.backends import LokyBackend
 from search.comet import create_search, patiently
-from search.confirm import begin_confirmation
 from search.ledger import Ledger
-from search.opening import create_ledger
+from search.opening import create_confirmation, create_ledger
 from search.space import load_space
 from search.storage import validated_storage
 from search.study import Sweep
-from search.sweep import Limits, places, run_sweep, sole_owner
+from search.sweep import Limits, places, run_sweep, sole_owner, worker_pool
 from search.tracking import Model, Tracking, how_to_upload, settle
 from search.worker import OutOfMemoryError
 
@@ -103,6 +102,8 @@ def parse():
     parser.add_argument("num_trials", type=int)
     parser.add_argument("num_workers", type=int)
     parser.add_argument("--confirm", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--no-ahead", dest="ahead", action="store_false", help="confirm after the search alone")
     for name in ("deadly", "failing", "diverging", "promoted"):
         parser.add_argument(f"--{name}", type=int, default=-1, help="number of the trial")
     parser.add_argument("--seconds", type=float, default=EPOCH_SECONDS)
@@ -146,9 +147,21 @@ def main():
                 ledger.note_search(patiently(ask, sweep.patience, print))
             ledger = Ledger(replace(sweep, search_id=ledger.search_id()))
         where, backend = placed()
-        drive(ledger, where, backend, model_of(sweep))
-        if options.confirm:
-            drive(begin_confirmation(ledger, options.confirm, 2), where, backend, None)
+        runs = create_confirmation(ledger, options.confirm, options.repeats) if options.confirm else None
+        parts = [(part, tracking_of(part)) for part in (ledger, runs) if part]
+        limits = Limits(trial=options.trial_timeout)
+        with worker_pool(parts if options.ahead else parts[:1], count, where, limits, backend) as pool:
+            pool.complete(ledger, lambda: None)
+            if runs and options.ahead:
+                runs.choose()
+                pool.complete(runs, lambda: None)
+        if runs and not options.ahead:
+            runs.choose()
+            run_sweep(runs, count, where, lambda: None, parts[1][1], limits, backend)
+        for (part, tracking), model in zip(parts, (model_of(sweep), None), strict=False):
+            part.report_left()
+            if tracking:
+                print(settle(tracking, part.trials(), model, print), how_to_upload(part.sweep))
 
 
 def placed():
@@ -161,14 +174,11 @@ def placed():
     return share.places(), RayBackend(Home(str(Path.cwd()), versions, single=True), share, lambda: "cpu")
 
 
-def drive(ledger, where, backend, model):
+def tracking_of(ledger):
+    if options.tracking == "off":
+        return None
     facts = {"cores": os.cpu_count(), "commit": "0123456789abcdef"}
-    tracking = Tracking(options.tracking, ledger.sweep, ledger.uid(), facts, options.notify, options.finish)
-    tracking = None if options.tracking == "off" else tracking
-    run_sweep(ledger, count, where, lambda: None, tracking, Limits(trial=options.trial_timeout), backend)
-    ledger.report_left()
-    if tracking:
-        print(settle(tracking, ledger.trials(), model, print), how_to_upload(ledger.sweep))
+    return Tracking(options.tracking, ledger.sweep, ledger.uid(), facts, options.notify, options.finish)
 
 
 def model_of(sweep):
