@@ -60,7 +60,8 @@ def count(task):
         log = "epochs.log" if task.confirms is None else "confirmation.log"
         with (task.folder.parents[1] / log).open("a") as log:
             log.write(f"{task.number} {epoch} {task.seed} {task.parameters['x']} {time.time()}\n")
-        time.sleep(options.seconds)
+        length = options.lengths[task.number] if task.confirms is None and options.lengths else 1.0
+        time.sleep(length * options.seconds)
         if task.number == options.stuck:
             time.sleep(1000)
         task.check()
@@ -107,6 +108,8 @@ def parse():
     for name in ("deadly", "failing", "diverging", "promoted"):
         parser.add_argument(f"--{name}", type=int, default=-1, help="number of the trial")
     parser.add_argument("--seconds", type=float, default=EPOCH_SECONDS)
+    text = "how long the epochs of each trial of the search are, in --seconds: 1,1,4"
+    parser.add_argument("--lengths", type=lambda text: [float(part) for part in text.split(",")], help=text)
     parser.add_argument("--pruner", default="hyperband")
     parser.add_argument("--tracking", default="off")
     parser.add_argument("--engine", default="optuna")
@@ -193,7 +196,7 @@ options = (
     parse()
     if __name__ == "__main__"
     else argparse.Namespace(
-        deadly=-1, hungry=-1, crowded=-1, failing=-1, diverging=-1, stuck=-1, seconds=0.15, backend="loky"
+        deadly=-1, hungry=-1, crowded=-1, failing=-1, diverging=-1, stuck=-1, seconds=0.15, lengths=None, backend="loky"
     )
 )
 
