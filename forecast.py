@@ -26,7 +26,7 @@ class Forecast:
 
     seconds: float  # from the command to its end
     search: float  # seconds of it, from the first trial to the last
-    confirmation: float  # seconds of it, likewise
+    confirmation: float  # seconds of it, from the last trial on
     low: float  # seconds; chance makes one sweep in ten shorter
     high: float  # seconds; chance makes one sweep in ten longer
     memory: int  # bytes, the peak of `probe.private_memory`
@@ -59,7 +59,7 @@ def forecast(plan: Plan, proposals: Sequence[Parameters], show: Callable[[str], 
     durations = simulate(plan.sweep, known, len(plan.where), plan.confirm, plan.confirm_seeds)
     low, high = (durations[int(share * len(durations))] for share in (0.1, 0.9))
     search, confirmation = fmean(d.search for d in durations), fmean(d.confirmation for d in durations)
-    around = _around(probed, parts=2 if plan.confirm else 1)
+    around = _around(probed)
     return Forecast(
         seconds=search + confirmation + around,
         search=search,
@@ -77,7 +77,7 @@ def describe_forecast(forecast: Forecast, plan: Plan) -> Iterator[str]:
     around = forecast.seconds - forecast.search - forecast.confirmation
     parts = f"trials {duration(forecast.search)}"
     if plan.confirm:
-        parts += f", confirmation {duration(forecast.confirmation)}"
+        parts += f", confirmation {duration(forecast.confirmation)} more"
     parts += f", start and end {duration(around)}"
     memory = f"; peak memory about {_gigabytes(forecast.memory)}" if forecast.memory else ""
     workers = "this worker" if len(plan.where) == 1 else f"these {len(plan.where)} workers"
@@ -117,14 +117,14 @@ def _cost(trial: FrozenTrial, rows: Sequence[Row], data: Data, num_trained: int,
     )
 
 
-def _around(probed: Probe, parts: int) -> float:
+def _around(probed: Probe) -> float:
     """Return the seconds of a sweep outside of its trials, from those of the miniature."""
     trials = probed.trials
     start = min(trial.datetime_start.timestamp() for trial in trials if trial.datetime_start) - probed.began
     last = max(trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete)
     end = probed.began + probed.seconds - last
     # The program starts as its workers do; the test pictures, card and report at the end take about as long again.
-    return (2 + parts) * start + parts * end
+    return 3 * start + end
 
 
 def _device_memory(probed: Probe) -> dict[str, int]:

@@ -32,18 +32,18 @@ from probe import deal, network_of
 from search.artifacts import Artifacts, weights_to_remove
 from search.champion import CHAMPION, require_writable
 from search.comet import create_search, patiently
-from search.confirm import Candidate, begin_confirmation, candidates_of, print_candidates
+from search.confirm import Candidate, candidates_of, print_candidates
 from search.ledger import Ledger
 from search.live import live_view
-from search.opening import begun_study, create_ledger, require_settings
+from search.opening import begun_study, create_confirmation, create_ledger, require_settings
 from search.process import all_imported
 from search.ranking import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
 from search.report import kept_up_to_date, write_page
+from search.runs import Runs
 from search.space import Parameters
 from search.storage import LedgerError, first_line
 from search.study import CONFIRMS, open_confirmation
-from search.sweep import TimeUpError, sole_owner, stop_by_signals
-from search.sweep import run_sweep as search
+from search.sweep import TimeUpError, WorkerPool, sole_owner, stop_by_signals, worker_pool
 from search.tracking import Model, Tracking, how_to_upload, notify, settle
 from search.warm_start import first_proposals
 from search.wording import count, short
@@ -101,16 +101,20 @@ def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
     announce(plan, data, ledger)
     code = {**origin(), "sweep": ledger.uid()}
     objective = TrainTrial(ledger.sweep, plan.source, plan.fixed, data.fingerprint, code)
-    tracking = make_tracking(plan, ledger, code)
-    with news_of(ledger, tracking):
-        with kept_up_to_date(ledger.sweep.folder):
+    runs = begin_runs(plan, ledger)
+    parts = [(part, make_tracking(plan, part, code)) for part in (ledger, runs) if part]
+    with news_of(*parts[0]):
+        with (
+            kept_up_to_date(ledger.sweep.folder),
+            worker_pool(parts, objective, plan.where, plan.limits, plan.backend) as pool,
+        ):
             try:
-                with live_view(ledger, console, num_runs_left(plan, ledger)) as show:
-                    search(ledger, objective, plan.where, show, tracking, plan.limits, plan.backend)
+                with live_view(ledger, console, num_runs_left(plan, runs), runs) as show:
+                    pool.complete(ledger, show)
             finally:
                 ranking = show_ranking(ledger)
             bring_files(ledger)
-            candidates, runs = confirm(plan, ledger, objective, code) if winner_of(ranking) else ([], None)
+            candidates = confirm(plan, ledger, runs, pool) if winner_of(ranking) else []
         fault = ""
         try:
             if candidates:
@@ -119,8 +123,9 @@ def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
         except ValueError as error:  # the winner stays where it is; what was found is reported all the same
             fault, champion = str(error), None
         say(f"report: {write_page(ledger.sweep.folder, champion)}")
-        for part in filter(None, (ledger, runs)):
-            tell_comet(part, make_tracking(plan, part, code), None if fault else registration(part, ledger.uid()))
+        for part, shown in parts:
+            if part.trials():
+                tell_comet(part, shown, None if fault else registration(part, ledger.uid()))
         if plan.tracking == "offline" and (archives := how_to_upload(ledger.sweep)):
             say(f"Comet: {archives}")
     if fault:
@@ -228,16 +233,22 @@ def num_ended(ledger: Ledger) -> int:
     return sum(trial.state.is_finished() for trial in trials)
 
 
-def num_runs_left(plan: Plan, ledger: Ledger) -> int:
+def begin_runs(plan: Plan, ledger: Ledger) -> Runs | None:
+    """Open the ledger's part for confirming, where anything is to be confirmed, or was: that counts."""
+    if not (plan.confirm or open_confirmation(ledger.sweep.folder)):
+        return None
+    return create_confirmation(ledger, plan.confirm, plan.confirm_seeds)
+
+
+def num_runs_left(plan: Plan, runs: Runs | None) -> int:
     """Say how many runs are to confirm the best trials, as far as that can be known before these are."""
-    runs = open_confirmation(ledger.sweep.folder)
-    ended = [run for run in runs.get_trials(deepcopy=False) if run.state.is_finished()] if runs else []
-    return max(0, min(plan.confirm, ledger.sweep.num_trials) * plan.confirm_seeds - len(ended))
+    ended = sum(run.state.is_finished() for run in runs.counted(runs.trials())) if runs else 0
+    return max(0, min(plan.confirm, plan.sweep.num_trials) * plan.confirm_seeds - ended)
 
 
 def tell_comet(ledger: Ledger, tracking: Tracking | None, model: Model | None) -> None:
     """Send what Comet has not got yet: results to its Optimizer, experiments, the promoted model."""
-    if ledger.budget() < ledger.sweep.num_trials:
+    if ledger.sweep.search_id and ledger.budget() < ledger.sweep.num_trials:
         say(f"Comet's search was over after {ledger.budget()} trials; it has nothing more to try")
     if num_left := ledger.report_left():
         say(f"Comet's Optimizer has not taken {num_left} results yet; the same command sends them")
@@ -278,28 +289,25 @@ def make_tracking(plan: Plan, ledger: Ledger, code: Mapping[str, Any]) -> Tracki
     return Tracking(plan.tracking, ledger.sweep, ledger.uid(), facts, plan.notify)
 
 
-def confirm(
-    plan: Plan, ledger: Ledger, objective: TrainTrial, code: Mapping[str, Any]
-) -> tuple[list[Candidate], Ledger | None]:
-    """Train the best few configurations again with fresh seeds; return who may win, the winner first."""
-    runs = None
-    if plan.confirm or open_confirmation(ledger.sweep.folder):  # what was confirmed before counts
-        runs = begin_confirmation(ledger, plan.confirm, plan.confirm_seeds)
-        if runs.num_unfinished():
-            left, num = runs.num_unfinished(), len(runs.trials())
-            say(f"confirming the best configurations with fresh seeds: {left} of {num} runs left")
-        tracking = make_tracking(plan, runs, code)
+def confirm(plan: Plan, ledger: Ledger, runs: Runs | None, pool: WorkerPool) -> list[Candidate]:
+    """Have the best few configurations trained again with fresh seeds; return who may win, the winner first."""
+    if runs:
+        runs.choose()
+        counted = runs.counted(runs.trials())
+        if left := sum(not run.state.is_finished() for run in counted):
+            say(f"confirming the best configurations with fresh seeds: {left} of {len(counted)} runs left")
         with live_view(runs, console) as show:
-            search(runs, objective, plan.where, show, tracking, plan.limits, plan.backend)
+            pool.complete(runs, show)
         bring_files(runs)
-        for run in runs.trials():
+        for run in runs.counted(runs.trials()):
             if run.state == TrialState.FAIL:
                 reason, trial = run.user_attrs.get("reason"), run.user_attrs[CONFIRMS]
                 say(f"{runs.sweep.label(run)} failed: {reason}; trial {trial} is no candidate")
-    candidates = candidates_of(ledger, runs.trials() if runs else [], partial(mult_adds, plan))
+    found = runs.counted(runs.trials()) if runs else []
+    candidates = candidates_of(ledger, found, partial(mult_adds, plan))
     ledger.note_candidates([asdict(candidate) for candidate in candidates])
     print_candidates(console, candidates, ledger.sweep.space.goal)
-    return candidates, runs
+    return candidates
 
 
 def check_best_model(plan: Plan) -> None:

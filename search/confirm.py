@@ -3,7 +3,6 @@
 The best of many noisy trials looks better than it is. A run with a seed that no trial had owes nothing to that luck.
 """
 
-import json
 import math
 import zipfile
 from collections.abc import Callable, Sequence
@@ -29,8 +28,9 @@ from search.evidence import (
 from search.ledger import Ledger
 from search.opening import create_confirmation
 from search.ranking import rank, winner_of
+from search.runs import Runs
 from search.space import Goal, Parameters
-from search.study import CONFIRMS, parameters_of
+from search.study import CONFIRMS, REPEAT, parameters_of
 from search.wording import short
 
 __all__ = [
@@ -67,16 +67,11 @@ class Candidate:
         return sweep_folder / part / f"{number:04}"
 
 
-def begin_confirmation(ledger: Ledger, num_configurations: int, num_repeats: int) -> Ledger:
+def begin_confirmation(ledger: Ledger, num_configurations: int, num_repeats: int) -> Runs:
     """Have the best complete trials trained `num_repeats` times again; return the ledger's part for that."""
-    trials = ledger.trials()
-    best: dict[str, FrozenTrial] = {}  # by parameters: a configuration that was tried twice is one
-    for line in rank(trials, ledger.sweep.space.goal):
-        if line.state == "complete":
-            parameters = {name: value for name, value in line.parameters.items() if name != "seed"}
-            best.setdefault(json.dumps(parameters, sort_keys=True), trials[line.trial])
-    chosen, repeats = list(best.values())[:num_configurations], range(1, num_repeats + 1)
-    return create_confirmation(ledger, [(trial, n) for n in repeats for trial in chosen])
+    runs = create_confirmation(ledger, num_configurations, num_repeats)
+    runs.choose()
+    return runs
 
 
 def candidates_of(ledger: Ledger, runs: Sequence[FrozenTrial], cost: Callable[[Parameters], float]) -> list[Candidate]:
@@ -137,7 +132,7 @@ class _Confirmed:
 def _confirmed(folder: Path, runs: Sequence[FrozenTrial], goal: Goal) -> list[_Confirmed]:
     """Return the configurations of `runs`, the best mean first."""
     of_trial: dict[int, list[FrozenTrial]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: (run.user_attrs[REPEAT], run.number)):
         of_trial.setdefault(run.user_attrs[CONFIRMS], []).append(run)
     whole = {
         number: again for number, again in of_trial.items() if all(run.state == TrialState.COMPLETE for run in again)

@@ -28,7 +28,7 @@ from search.storage import LedgerError, first_line, is_passing, note_down, open_
 from search.study import CANDIDATES, PROMOTION, Sweep
 from search.warm_start import InformedStudy, earlier_of
 
-__all__ = ["Claim", "Ledger", "Owner", "insisting", "locks_of"]
+__all__ = ["NOTICE", "Claim", "Ledger", "Owner", "insisting", "locks_of"]
 
 MAX_DEATHS = 3  # of workers on one trial, with no epoch finished in between
 MAX_MACHINES = 10  # that went while they had it, likewise
@@ -125,6 +125,10 @@ class Ledger:
         if not self.sweep.search_id:
             return self.sweep.num_trials
         return min(self.sweep.num_trials, int(self.study.user_attrs.get(SEARCH_ENDED, self.sweep.num_trials)))
+
+    def counted(self, trials: Sequence[FrozenTrial]) -> Sequence[FrozenTrial]:
+        """Return those of all trials that belong to the budget: an earlier command may have wanted more."""
+        return trials[: self.budget()]
 
     def num_unfinished(self) -> int:
         """Count the trials that are still to be started or ended."""
@@ -322,7 +326,7 @@ class Ledger:
             self.study.sampler = self.sweep.sampler(trial.number)  # which wants to hear of it
             self.study.tell(trial.number, value, state, skip_if_finished=True)
             return
-        if state == TrialState.PRUNED and isinstance(trial, FrozenTrial):
+        if state == TrialState.PRUNED and isinstance(trial, FrozenTrial) and trial.intermediate_values:
             value = trial.intermediate_values[max(trial.intermediate_values)]  # as Study.tell has it
         # What Study.tell does, without its reading the whole trial before and after.
         with suppress(UpdateFinishedTrialError):
@@ -339,12 +343,12 @@ class Ledger:
         deaths["machines" if machine else "count"] += 1
         self._note(trial, deaths=deaths)
         with self._locked(trial) as locked:  # else whoever is to take it over next finds that out
-            failed = locked and self._fail_if_deadly(self.storage.get_trial(trial._trial_id))
+            failed = locked and self._end_if_hopeless(self.storage.get_trial(trial._trial_id))
         what = "it is given up" if failed else "others go on with it"
         whose = f"the worker of {self.sweep.label(trial)}"
         self._say(f"{machine} has gone, with {whose}; {what}" if machine else f"{whose} died{how}; {what}")
 
-    def _fail_if_deadly(self, trial: FrozenTrial) -> bool:
+    def _end_if_hopeless(self, trial: FrozenTrial) -> bool:
         """Fail a locked trial whose workers have died too often in one epoch; say whether it was failed."""
         deaths = trial.user_attrs.get("deaths", {})
         num, num_machines = deaths.get("count", 0), deaths.get("machines", 0)
@@ -399,7 +403,7 @@ class Ledger:
             if not self._try_lock(trial):
                 continue
             try:
-                if not self._fail_if_deadly(self.storage.get_trial(trial._trial_id)):
+                if not self._end_if_hopeless(self.storage.get_trial(trial._trial_id)):
                     self.informed.sampler = self._proposer(trial.number)
                     return optuna.Trial(self.informed, trial._trial_id)
             except BaseException:
@@ -418,7 +422,11 @@ class Ledger:
             return None
         if num_started == len(trials):  # else a process died after it had enqueued one
             self._enqueue(num_started)
-        self.informed.sampler = self._proposer(num_started)
+        return self._ask(num_started)
+
+    def _ask(self, number: int) -> optuna.Trial:
+        """Start trial `number`: the first that was enqueued, else one that is proposed now."""
+        self.informed.sampler = self._proposer(number)
         trial = self.informed.ask()
         locked = self.locks.try_lock(trial)
         assert locked, "nobody else can know a trial that was just made"

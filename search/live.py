@@ -23,12 +23,15 @@ __all__ = ["live_view", "seconds_left"]
 
 
 @contextmanager
-def live_view(ledger: Ledger, console: Console, num_runs: int = 0) -> Iterator[Callable[[], None]]:
+def live_view(
+    ledger: Ledger, console: Console, num_runs: int = 0, runs: Ledger | None = None
+) -> Iterator[Callable[[], None]]:
     """Yield a function that shows the ledger as it stands; call it as often as the view shall move.
 
-    `num_runs` are to confirm its best trials afterwards; the time left is theirs too.
+    `num_runs` are to confirm its best trials afterwards; the time left is theirs too. They are counted among `runs`
+    when workers have no trial left.
     """
-    clock = _Clock(ledger, num_runs)
+    clock = _Clock(ledger, num_runs, runs)
     if console.is_terminal:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             yield lambda: live.update(_view(ledger, clock), refresh=True)
@@ -40,8 +43,8 @@ def live_view(ledger: Ledger, console: Console, num_runs: int = 0) -> Iterator[C
 class _Clock:
     """What this call has seen of the trials that run, epoch by epoch: that and the ledger give the time left."""
 
-    def __init__(self, ledger: Ledger, num_runs: int) -> None:
-        self.num_runs = num_runs
+    def __init__(self, ledger: Ledger, num_runs: int, runs: Ledger | None = None) -> None:
+        self.num_runs, self.runs = num_runs, runs
         self.old_notice = ledger.notice()
         self.epochs: dict[int, list[tuple[float, int]]] = {}  # of a running trial: when its number was seen to change
         self.num_workers = 1
@@ -155,7 +158,7 @@ def _view(ledger: Ledger, clock: _Clock) -> Group:
 
 def _summary(ledger: Ledger, trials: Sequence[FrozenTrial], clock: _Clock) -> str:
     sweep, budget = ledger.sweep, ledger.budget()
-    trials = trials[:budget]  # an earlier command may have wanted more
+    trials = ledger.counted(trials)
     num_finished = sum(trial.state.is_finished() for trial in trials)
     num_running = sum(trial.state == TrialState.RUNNING for trial in trials)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -165,6 +168,9 @@ def _summary(ledger: Ledger, trials: Sequence[FrozenTrial], clock: _Clock) -> st
         best = f"{sweep.space.goal.metric} {winner.value:.4f} ({sweep.label(winner)})"
     num_left = budget - num_finished - num_running
     counts = f"{num_finished} done, {num_running} running, {num_left} left"
+    if clock.runs and num_running and not num_left:
+        begun = sum(run.state == TrialState.RUNNING for run in clock.runs.trials())
+        counts += f"; {begun} running ahead to confirm the best" if begun else ""
     return f"{counts}; {best}; {clock.left(ledger, trials)}"
 
 

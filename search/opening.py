@@ -1,18 +1,19 @@
 """A sweep's ledger is made, checked against what it was made with, and opened again."""
 
 import json
+import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
 
 from search.ledger import RETRY_SECONDS, SEARCH, Ledger, Owner, insisting, locks_of
+from search.runs import Runs
 from search.storage import LedgerError, is_passing, note_storage, open_storage
-from search.study import CONFIRMS, REPEAT, Sweep, parameters_of, settings_of
+from search.study import CHOSEN, CONFIRMS, REPEAT, Sweep, settings_of
 from search.warm_start import WARM_START, Earlier
 
 __all__ = ["begun_study", "create_confirmation", "create_ledger", "open_ledger", "require_settings"]
@@ -95,24 +96,30 @@ def require_settings(
 
 
 @insisting
-def create_confirmation(ledger: Ledger, wanted: Sequence[tuple[FrozenTrial, int]]) -> Ledger:
-    """Open the confirmation's part of a ledger; it holds a run of each trial and repeat (from 1) that is `wanted`.
+def create_confirmation(ledger: Ledger, num_configurations: int, num_repeats: int) -> Runs:
+    """Open the confirmation's part of a ledger, making it where there is none.
 
-    Runs that were made before stay, whoever was killed when.
+    It is to have so many runs of each of the best configurations; those that were made before stay.
     """
-    sweep = replace(ledger.sweep, part="confirmation", pruner="none", search_id="")
-    storage, goal = ledger.storage, sweep.space.goal
-    study = optuna.create_study(study_name=sweep.title, storage=storage, direction=goal.direction, load_if_exists=True)
+    sweep = replace(
+        ledger.sweep,
+        part="confirmation",
+        pruner="none",
+        search_id="",
+        num_trials=sys.maxsize,  # the choice says which count
+        num_confirmed=num_configurations,
+        num_repeats=num_repeats,
+    )
+    study = optuna.create_study(
+        study_name=sweep.title, storage=ledger.storage, direction=sweep.space.goal.direction, load_if_exists=True
+    )
     with ledger.locks.exclusively("claim"):
         if "uid" not in study.user_attrs:
             study.set_user_attr("uid", uuid.uuid4().hex)
-        there = {(run.user_attrs[CONFIRMS], run.user_attrs[REPEAT]) for run in study.get_trials(deepcopy=False)}
-        for trial, repeat in wanted:
-            if (trial.number, repeat) not in there:
-                parameters = {name: value for name, value in parameters_of(trial).items() if name != "seed"}
-                attributes = {"parameters": parameters, CONFIRMS: trial.number, REPEAT: repeat}
-                study.enqueue_trial({}, user_attrs=attributes)
-    return Ledger(replace(sweep, num_trials=len(study.get_trials(deepcopy=False))), ledger.on_wait)
+        if CHOSEN not in study.user_attrs:  # of runs that are there none was made ahead
+            runs = study.get_trials(deepcopy=False)
+            study.set_user_attr(CHOSEN, [[run.user_attrs[CONFIRMS], run.user_attrs[REPEAT]] for run in runs])
+    return Runs(sweep, ledger.on_wait)
 
 
 def open_ledger(sweep: Sweep, owner: Owner) -> Ledger:
@@ -120,7 +127,7 @@ def open_ledger(sweep: Sweep, owner: Owner) -> Ledger:
     deadline = time.monotonic() + sweep.patience
     while True:
         try:
-            return Ledger(sweep, owner=owner)
+            return (Ledger if sweep.part == "search" else Runs)(sweep, owner=owner)
         except (OSError, LedgerError) as error:
             cause = error.__cause__ if isinstance(error, OSError) else error
             if not isinstance(cause, Exception) or not is_passing(cause) or time.monotonic() > deadline:

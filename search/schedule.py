@@ -5,16 +5,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import numpy as np
 import optuna
-from optuna.pruners import BasePruner, NopPruner
+from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from search.study import Sweep
 
-__all__ = ["Cost", "Duration", "Epoch", "play", "simulate"]
+__all__ = ["Cost", "Duration", "Epoch", "confirm_until", "play", "simulate"]
 
 NOISE = 0.5  # of a trial's value between epochs, in standard deviations between trials
 # Costly networks tend to be better. Rank correlation of seconds and best loss, baseline left out: 0.59 in a sweep of 12
@@ -48,7 +49,7 @@ class Duration:
     """What a sweep took when it was played through, in seconds from the first trial on."""
 
     search: float
-    confirmation: float
+    confirmation: float  # what it takes longer than the search
 
     @property
     def total(self) -> float:
@@ -59,7 +60,8 @@ def simulate(sweep: Sweep, costs: Sequence[Cost], num_workers: int, confirm: int
     """Play a sweep through again and again; return the durations, the shortest first.
 
     `costs` are those of its first trials; where it has more, the others cost what chance picks among these, a
-    baseline left out. `confirm` of the best are then trained `repeats` times again, unpruned.
+    baseline left out. `confirm` of the best are trained `repeats` times again, unpruned, by workers that have no trial
+    left.
     """
     random, first = np.random.default_rng(sweep.space.seed), sweep.space.first_proposed
     rounds = max(1, min(MAX_ROUNDS, REPORTS // (sweep.num_trials * sweep.epochs)))
@@ -68,15 +70,48 @@ def simulate(sweep: Sweep, costs: Sequence[Cost], num_workers: int, confirm: int
         picked = random.integers(min(first, len(costs) - 1), len(costs), sweep.num_trials - len(costs))
         drawn = [*costs, *(costs[index] for index in picked)]
         luck, gain = math.sqrt(1 - GAIN**2) * random.normal(size=len(drawn)), GAIN * _sizes(drawn)
-        part = partial(play, sweep.title, num_workers=num_workers)
-        search = list(part(sweep.make_pruner(), drawn, partial(_made_up, (luck - gain).tolist(), random)))
-        complete = [epoch.trial for epoch in search if epoch.state == TrialState.COMPLETE]
+        values = partial(_made_up, (luck - gain).tolist(), random)
+        search = list(play(sweep.title, sweep.make_pruner(), drawn, values, num_workers))
         gain[:first] = 0  # the baseline begins as well as others of its size, but nobody has tuned how it ends
-        best = sorted(complete, key=lambda number: float(luck[number] - gain[number]))
-        runs = [drawn[number] for number in best[:confirm]] * repeats
-        confirmation = list(part(NopPruner(), runs, partial(_made_up, [0.0] * len(runs), random)))
-        durations.append(Duration(*(epochs[-1].seconds if epochs else 0.0 for epochs in (search, confirmation))))
+        ends = [epoch for epoch in search if epoch.state != TrialState.RUNNING]
+        searched = max((epoch.seconds for epoch in ends), default=0.0)
+        confirmed = confirm_until(ends, drawn, (luck - gain).tolist(), num_workers, confirm, repeats)
+        durations.append(Duration(searched, max(0.0, confirmed - searched)))
     return sorted(durations, key=lambda duration: duration.total)
+
+
+def confirm_until(
+    ends: Sequence[Epoch], costs: Sequence[Cost], values: Sequence[float], num_workers: int, confirm: int, repeats: int
+) -> float:
+    """Have workers confirm the best `confirm` trials as soon as they find no other trial; return when they are done.
+
+    `ends` are those of the search's trials, of which the workers' last ones set them free. A worker takes the likeliest
+    run, as search/runs.py does, and leaves a run after the epoch in which others displaced it.
+    """
+    complete = [end for end in ends if end.state == TrialState.COMPLETE]
+
+    def best(seconds: float) -> list[int]:
+        known = [end.trial for end in complete if end.seconds <= seconds]
+        return sorted(known, key=lambda number: values[number])[:confirm]
+
+    free = [0.0] * max(0, num_workers - len(ends)) + [end.seconds for end in ends][-num_workers:]
+    heapq.heapify(free)
+    begun: set[tuple[int, int]] = set()
+    done = 0.0
+    while free:
+        now = heapq.heappop(free)
+        run = next((pair for pair in product(best(now), range(repeats)) if pair not in begun), None)
+        if run is None:
+            if later := [end.seconds for end in ends if end.seconds > now]:
+                heapq.heappush(free, later[0])
+            else:
+                done = max(done, now)
+            continue
+        begun.add(run)
+        cost = costs[run[0]]
+        steps = [now + cost.fixed + cost.epoch * epoch for epoch in range(1, cost.epochs + 1)]
+        heapq.heappush(free, next((end for end in steps if run[0] not in best(end)), steps[-1]))
+    return done
 
 
 def play(

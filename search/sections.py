@@ -13,8 +13,8 @@ from search.confirm import Candidate, gain_over_baseline, read_outcomes
 from search.evidence import Interval, mean_interval, model_gap
 from search.ranking import Ranked, parameter_names, rank, winner_of
 from search.space import Goal
-from search.study import CANDIDATES, PROMOTION, open_confirmation, open_study, settings_of, state_of
-from search.wording import short
+from search.study import CANDIDATES, CHOSEN, PROMOTION, counted, open_confirmation, open_study, settings_of, state_of
+from search.wording import count, short
 
 __all__ = [
     "Record",
@@ -65,6 +65,7 @@ class Record:
     baseline: bool  # whether trial 0 is the README configuration
     trials: Sequence[FrozenTrial]
     runs: Sequence[FrozenTrial]  # of the confirmation
+    counted: Sequence[FrozenTrial]  # those of them that were chosen
     ranking: Sequence[Ranked]
     candidates: Sequence[Candidate]  # the winner first
     promotions: Mapping[str, Mapping[str, Any]]  # by weights: what came of the last attempt to promote them
@@ -106,12 +107,14 @@ def read(folder: Path) -> Record:
     settings = settings_of(study)
     goal = Goal(**settings["goal"])
     trials = study.get_trials(deepcopy=False)
+    runs = confirmation.get_trials(deepcopy=False) if confirmation else []
     return Record(
         folder=folder,
         goal=goal,
         baseline=settings["baseline"],
         trials=trials,
-        runs=confirmation.get_trials(deepcopy=False) if confirmation else [],
+        runs=runs,
+        counted=counted(runs, confirmation.user_attrs.get(CHOSEN)) if confirmation else [],
         ranking=rank(trials, goal),
         candidates=[Candidate(**entry) for entry in study.user_attrs.get(CANDIDATES, [])],
         promotions=study.user_attrs.get(PROMOTION, {}),
@@ -121,8 +124,10 @@ def read(folder: Path) -> Record:
 def status(record: Record) -> str:
     states = Counter(line.state for line in record.ranking)
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
-    ended = sum(run.state.is_finished() for run in record.runs)
-    runs = f" and {len(record.runs)} runs to confirm the best, {ended} of them ended" if record.runs else ""
+    ended = sum(run.state.is_finished() for run in record.counted)
+    runs = f" and {len(record.counted)} runs to confirm the best, {ended} of them ended" if record.counted else ""
+    if ahead := len(record.runs) - len(record.counted):
+        runs += f"; {count(ahead, 'run')} begun ahead of the choice not counted"
     return f"{len(record.trials)} trials ({counts}){runs}."
 
 

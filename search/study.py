@@ -1,5 +1,6 @@
 """What a sweep is, the storage of its two studies, and what anybody may read from them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +16,13 @@ from search.storage import noted_storage, open_storage
 
 __all__ = [
     "CANDIDATES",
+    "CHOSEN",
     "CONFIRMS",
+    "DISPLACED",
     "PROMOTION",
     "REPEAT",
     "Sweep",
+    "counted",
     "open_confirmation",
     "open_study",
     "parameters_of",
@@ -30,6 +34,8 @@ PrunerName = Literal["hyperband", "median", "none"]
 
 PROMOTION, CANDIDATES = "promotion", "candidates"  # user attributes of the search's study
 CONFIRMS, REPEAT = "confirms", "repeat"  # user attributes of a run: the trial that it trains again, and which time
+DISPLACED = "displaced"  # user attribute of a run that does not count: why
+CHOSEN = "chosen"  # user attribute of the confirmation's study: trial and repeat of each run that counts
 STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -58,6 +64,8 @@ class Sweep:
     artifacts: str = ""  # where the machines of a sweep exchange files: s3://..., a folder; empty: all see one folder
     keep: int = 10  # trials whose weights are kept
     part: Literal["search", "confirmation"] = "search"
+    num_confirmed: int = 0  # configurations that the confirmation trains again
+    num_repeats: int = 0  # runs of each of them
 
     @property
     def name(self) -> str:
@@ -125,6 +133,12 @@ def open_confirmation(folder: Path) -> optuna.Study | None:
         return optuna.load_study(study_name=f"{folder.name} confirmation", storage=open_storage(folder))
     except KeyError:
         return None
+
+
+def counted(runs: Sequence[FrozenTrial], chosen: Sequence[Sequence[int]] | None) -> list[FrozenTrial]:
+    """Return the runs that were `chosen` by trial and repeat; None: all, as nothing was made ahead of the choice."""
+    kept = [run for run in runs if DISPLACED not in run.user_attrs]
+    return [run for run in kept if chosen is None or [run.user_attrs[CONFIRMS], run.user_attrs[REPEAT]] in chosen]
 
 
 def settings_of(study: optuna.Study) -> dict[str, Any]:

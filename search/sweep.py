@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from errno import ENOSPC
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,9 @@ from search.backends import Backend, LokyBackend
 from search.ledger import Ledger
 from search.tracking import Tracking
 from search.watch import TICK_SECONDS, Worker, give_up_stuck, kill_stopped, look_after, rests
-from search.worker import Objective, Place, work
+from search.worker import Objective, Part, Place, work
 
-__all__ = ["Limits", "TimeUpError", "places", "run_sweep", "sole_owner", "stop_by_signals"]
+__all__ = ["Limits", "TimeUpError", "WorkerPool", "places", "run_sweep", "sole_owner", "stop_by_signals", "worker_pool"]
 
 LOOK_SECONDS = 3.0  # how often places without a worker are looked at
 STOPS = (signal.SIGINT, signal.SIGTERM)  # what a person sends
@@ -55,6 +55,94 @@ def places(devices: Sequence[str], num_workers: int, num_cores: int) -> list[Pla
     return [Place(slot, devices[slot % len(devices)], threads) for slot in range(num_workers)]
 
 
+@dataclass(frozen=True)
+class WorkerPool:
+    """Workers at their places, for all parts of a sweep; `worker_pool` makes it, and ends them."""
+
+    parts: Sequence[tuple[Ledger, Tracking | None]]  # the first that has a trial left is worked on
+    objective: Objective
+    where: Sequence[Place]
+    limits: Limits
+    backend: Backend
+    workers: list[Worker] = field(default_factory=list)
+    resting: dict[Place, tuple[Ledger, int]] = field(default_factory=dict)  # until the end of a trial short of memory
+
+    @property
+    def ledgers(self) -> list[Ledger]:
+        return [ledger for ledger, _ in self.parts]
+
+    def complete(self, ledger: Ledger, show: Callable[[], None]) -> None:
+        """Keep a worker at each place while there is something for it, until every trial of one part has ended.
+
+        For the main thread, where signals are handled. `show` is called about twice a second. Raises what a worker
+        raises about its machine (OSError), and TimeUpError; the workers are ended then.
+        """
+        removed: set[int] = set()
+        store, looked = _store_of(ledger), -LOOK_SECONDS
+        try:
+            while ledger.num_unfinished():
+                now = time.monotonic()
+                _require_time(self.limits, now)
+                if now - looked > LOOK_SECONDS:
+                    looked = now
+                    self._fill_idle_places()
+                if self.workers:
+                    wait([worker.process.future for worker in self.workers], TICK_SECONDS, FIRST_COMPLETED)
+                else:
+                    time.sleep(TICK_SECONDS)
+                show()
+                remove_weights(ledger.sweep, ledger.trials(), removed, store)
+                if self.limits.trial is not None:
+                    give_up_stuck(self.workers, self.ledgers, self.limits.trial, time.monotonic() - now)
+                for worker in self.workers[:]:
+                    look_after(worker, self.workers, self.ledgers, self._start, self.resting)
+            show()
+            remove_weights(ledger.sweep, ledger.trials(), removed, store)
+        except BaseException:
+            _kill(self.workers)
+            raise
+
+    def _fill_idle_places(self) -> None:
+        """Start workers where there are none: at the start, and when others left a trial behind."""
+        taken = {worker.place for worker in self.workers}
+        idle = [place for place in self.where if place not in taken and not rests(place, self.resting)]
+        for place in idle[: sum(ledger.num_free() for ledger in self.ledgers)] if idle else ():
+            self._start(place)
+
+    def _start(self, place: Place, false_starts: int = 0) -> None:
+        owner = replace(self.ledgers[0].owner, process=uuid.uuid4().hex)
+        parts = [Part(ledger.sweep, tracking) for ledger, tracking in self.parts]
+        job = partial(work, parts, owner, self.objective)
+        with _undisturbed():  # a process that is in no list would outlive this one
+            self.workers.append(Worker(place, owner.process, self.backend.start(job, place), false_starts))
+
+
+@contextmanager
+def worker_pool(
+    parts: Sequence[tuple[Ledger, Tracking | None]],
+    objective: Objective,
+    where: Sequence[Place],
+    limits: Limits = NO_LIMITS,
+    backend: Backend = LOKY,
+) -> Iterator[WorkerPool]:
+    """Have workers for a sweep: its search first, then its confirmation, on which nobody waits for the search's end.
+
+    Kill anything at any time, this process included: the same calls go on where the ledgers stand.
+    """
+    pool = WorkerPool(parts, objective, where, limits, backend)
+    _tidy(pool.ledgers)
+    over = threading.Event()
+    threading.Thread(target=kill_stopped, args=(pool.workers, over), daemon=True).start()
+    try:
+        yield pool
+        ending = [worker.process.future for worker in pool.workers if not worker.process.is_waiting()]
+        wait(ending, max([0.0, *(tracking.patience for _, tracking in parts if tracking)]) + TICK_SECONDS)
+        _tidy(pool.ledgers)
+    finally:
+        over.set()
+        _kill(pool.workers)
+
+
 def run_sweep(
     ledger: Ledger,
     objective: Objective,
@@ -66,49 +154,10 @@ def run_sweep(
 ) -> None:
     """Keep a worker at each place while there is a trial for it, until every trial of the budget has ended.
 
-    For the main thread, where signals are handled. `show` is called about twice a second. Raises what a worker raises
-    about its machine (OSError), and TimeUpError.
-    Kill anything at any time, this process included: the same call goes on where the ledger stands.
+    As `WorkerPool.complete`, for one part alone.
     """
-    removed: set[int] = set()
-    resting: dict[Place, int] = {}  # where memory was too little beside others, until that trial has ended
-    store = Artifacts(ledger.sweep.artifacts) if ledger.sweep.artifacts else None
-    _tidy(ledger, store)
-    workers: list[Worker] = []
-    start = partial(_start, workers, ledger, objective, tracking, backend)
-    looked = -LOOK_SECONDS
-    over = threading.Event()
-    threading.Thread(target=kill_stopped, args=(workers, over), daemon=True).start()
-    try:
-        while ledger.num_unfinished():
-            now = time.monotonic()
-            if ASKED_TO_STOP.is_set():
-                raise KeyboardInterrupt
-            if limits.until is not None and now > limits.until:
-                raise TimeUpError
-            if now - looked > LOOK_SECONDS:  # places are idle at the start, and when others left a trial behind
-                looked, taken = now, {worker.place for worker in workers}
-                idle = [place for place in where if place not in taken and not rests(place, resting, ledger)]
-                for place in idle[: ledger.num_free()] if idle else ():
-                    start(place)
-            if workers:
-                wait([worker.process.future for worker in workers], TICK_SECONDS, FIRST_COMPLETED)
-            else:
-                time.sleep(TICK_SECONDS)
-            show()
-            remove_weights(ledger.sweep, ledger.trials(), removed, store)
-            if limits.trial is not None:
-                give_up_stuck(workers, ledger, limits.trial, time.monotonic() - now)
-            for worker in workers[:]:
-                look_after(worker, workers, ledger, start, resting)
-        ending = [worker.process.future for worker in workers if not worker.process.is_waiting()]
-        wait(ending, tracking.patience + TICK_SECONDS if tracking else TICK_SECONDS)
-        show()
-        _tidy(ledger, store)
-        remove_weights(ledger.sweep, ledger.trials(), removed, store)
-    finally:
-        over.set()
-        _kill(workers)
+    with worker_pool([(ledger, tracking)], objective, where, limits, backend) as pool:
+        pool.complete(ledger, show)
 
 
 def stop_by_signals() -> None:
@@ -148,19 +197,12 @@ def sole_owner(folder: Path, *, shared: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def _start(
-    workers: list[Worker],
-    ledger: Ledger,
-    objective: Objective,
-    tracking: Tracking | None,
-    backend: Backend,
-    place: Place,
-    false_starts: int = 0,
-) -> None:
-    owner = replace(ledger.owner, process=uuid.uuid4().hex)
-    job = partial(work, ledger.sweep, owner, objective, tracking)
-    with _undisturbed():  # a process that is in no list would outlive this one
-        workers.append(Worker(place, owner.process, backend.start(job, place), false_starts))
+def _require_time(limits: Limits, now: float) -> None:
+    """Raise what ends the command when it is time."""
+    if ASKED_TO_STOP.is_set():
+        raise KeyboardInterrupt
+    if limits.until is not None and now > limits.until:
+        raise TimeUpError
 
 
 def _kill(workers: Sequence[Worker]) -> None:
@@ -186,10 +228,16 @@ def _undisturbed() -> Iterator[None]:
             signal.raise_signal(came[0])
 
 
-def _tidy(ledger: Ledger, store: Artifacts | None) -> None:
+def _store_of(ledger: Ledger) -> Artifacts | None:
+    return Artifacts(ledger.sweep.artifacts) if ledger.sweep.artifacts else None
+
+
+def _tidy(ledgers: Sequence[Ledger]) -> None:
     """Remove the checkpoints that a process that died between telling a result and tidying up left."""
-    for trial in ledger.trials():
-        if trial.state.is_finished():
-            remove_checkpoints(ledger.sweep.trial_folder(trial.number))
-            if store:
-                store.remove(trial, "checkpoint")
+    for ledger in ledgers:
+        store = _store_of(ledger)
+        for trial in ledger.trials():
+            if trial.state.is_finished():
+                remove_checkpoints(ledger.sweep.trial_folder(trial.number))
+                if store:
+                    store.remove(trial, "checkpoint")

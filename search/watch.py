@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from optuna.trial import FrozenTrial
-
 from search.backends import Process, WorkerDiedError
 from search.ledger import Ledger
 from search.worker import Place
@@ -30,10 +28,10 @@ class Worker:
     id: str  # by which the ledger knows the process
     process: Process
     false_starts: int  # how many before it died without having taken a trial
-    at: tuple[int, int] | None = None  # the trial and its epoch that it was last seen at
+    at: tuple[str, int, int] | None = None  # part, trial and epoch that it was last seen at
     idle: float = 0.0  # seconds that were watched since then
     stopped: float = 0.0  # seconds that it was watched to be stopped by a signal, until it was killed for that
-    verdict: tuple[FrozenTrial, str, str] | None = None  # its trial is to be given up: which, whose, why
+    verdict: Callable[[], bool] | None = None  # gives its trial up, if that is to be; False: not yet
 
 
 def kill_stopped(workers: Sequence[Worker], over: threading.Event) -> None:
@@ -52,18 +50,21 @@ def kill_stopped(workers: Sequence[Worker], over: threading.Event) -> None:
                             os.kill(pid, signal.SIGKILL)
 
 
-def give_up_stuck(workers: Sequence[Worker], ledger: Ledger, limit: float, seconds: float) -> None:
+def give_up_stuck(workers: Sequence[Worker], ledgers: Sequence[Ledger], limit: float, seconds: float) -> None:
     """End workers none of whose epochs ended in all the time in which this process was there to watch them."""
     seconds = min(seconds, 2 * TICK_SECONDS)  # this process may have been stopped too
     for worker in workers:
-        trial = None if worker.verdict else ledger.held_by(worker.id)
-        at = (trial.number, trial.last_step or 0) if trial else None
+        if worker.verdict:
+            continue
+        held = next(((ledger, trial) for ledger in ledgers if (trial := ledger.held_by(worker.id))), None)
+        at = (held[0].sweep.part, held[1].number, held[1].last_step or 0) if held else None
         worker.idle = worker.idle + seconds if at == worker.at else 0.0
         worker.at = at
-        if trial and worker.idle > limit:
+        if held and worker.idle > limit:
+            ledger, trial = held
             worker.process.end()
             reason = f"no progress for {limit:g} s in epoch {(trial.last_step or 0) + 1} (--trial-timeout)"
-            worker.verdict = trial, worker.id, reason
+            worker.verdict = partial(ledger.give_up, trial, worker.id, reason)
 
 
 def _stopped_pids(worker: Worker) -> list[int]:
@@ -79,13 +80,13 @@ def _stopped_pids(worker: Worker) -> list[int]:
 def look_after(
     worker: Worker,
     workers: list[Worker],
-    ledger: Ledger,
+    ledgers: Sequence[Ledger],
     start: Callable[..., None],
-    resting: dict[Place, int],
+    resting: dict[Place, tuple[Ledger, int]],
 ) -> None:
     """Give a worker that died a successor, and dismiss one that found no more to do, or memory for all but itself."""
     if worker.verdict:
-        if not ledger.give_up(*worker.verdict):
+        if not worker.verdict():
             return  # its lock is not free yet: asked again soon
     elif not worker.process.future.done():
         return
@@ -94,42 +95,47 @@ def look_after(
         if not worker.verdict:
             worker.process.result()
     except WorkerDiedError as death:
-        if starved := _starved_beside_others(worker, workers, ledger):
-            resting[worker.place] = starved.number
-            ledger.say(
-                f"{ledger.sweep.label(starved)} found no memory on {worker.place.device} beside others; "
-                "until it has ended, fewer workers go on there"
-            )
+        if starved := _starved_beside_others(worker, workers, ledgers):
+            resting[worker.place] = starved
         else:
-            successor = partial(start, worker.place, _note_death(worker, ledger, death))
+            successor = partial(start, worker.place, _note_death(worker, ledgers, death))
     worker.process.end()
     workers.remove(worker)
     if successor or worker.verdict:
         (successor or partial(start, worker.place))()
 
 
-def _starved_beside_others(worker: Worker, workers: Sequence[Worker], ledger: Ledger) -> FrozenTrial | None:
+def _starved_beside_others(
+    worker: Worker, workers: Sequence[Worker], ledgers: Sequence[Ledger]
+) -> tuple[Ledger, int] | None:
     """Return the trial for which memory ran out while other workers had a share of the device's: it is not to blame."""
     device = worker.place.device
     if worker.place.alone or not any(w is not worker and w.place.device == device for w in workers):
         return None
-    return ledger.starved(worker.id)
+    for ledger in ledgers:
+        if starved := ledger.starved(worker.id):
+            what = f"{ledger.sweep.label(starved)} found no memory on {device} beside others"
+            ledger.say(f"{what}; until it has ended, fewer workers go on there")
+            return ledger, starved.number
+    return None
 
 
-def rests(place: Place, resting: dict[Place, int], ledger: Ledger) -> bool:
+def rests(place: Place, resting: dict[Place, tuple[Ledger, int]]) -> bool:
     """Say whether a place waits for the end of a trial that needs the room; on another machine it does not."""
     if place not in resting:
         return False
-    trial = ledger.trials()[resting[place]]
+    ledger, number = resting[place]
+    trial = ledger.trials()[number]
     return not trial.state.is_finished() and ledger.ran_here(trial)
 
 
-def _note_death(worker: Worker, ledger: Ledger, death: WorkerDiedError) -> int:
-    """Have the ledger count a death; return how many of the place's workers died in a row without a trial."""
+def _note_death(worker: Worker, ledgers: Sequence[Ledger], death: WorkerDiedError) -> int:
+    """Have the ledgers count a death; return how many of the place's workers died in a row without a trial."""
     if worker.stopped > STOPPED_SECONDS:
-        ledger.say(f"the worker on {worker.place.device} was stopped for {STOPPED_SECONDS:g} s; a new one goes on")
+        ledgers[0].say(f"the worker on {worker.place.device} was stopped for {STOPPED_SECONDS:g} s; a new one goes on")
         return 0
-    if ledger.count_death(worker.id, death.how, death.machine) or death.machine:
+    took = [ledger.count_death(worker.id, death.how, death.machine) for ledger in ledgers]
+    if any(took) or death.machine:
         return 0
     if worker.false_starts + 1 >= MAX_FALSE_STARTS:
         message = f"the worker on {worker.place.device} died {MAX_FALSE_STARTS} times before it took a trial"

@@ -4,7 +4,7 @@ import csv
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,10 @@ from search.opening import open_ledger
 from search.process import all_imported
 from search.space import Goal
 from search.storage import LedgerError, first_line
-from search.study import CONFIRMS, Sweep, parameters_of
+from search.study import CONFIRMS, DISPLACED, Sweep, parameters_of
 from search.tracking import Row, Tracker, Tracking
 
-__all__ = ["Objective", "OutOfMemoryError", "Place", "ProcessLostError", "Task", "work"]
+__all__ = ["Objective", "OutOfMemoryError", "Part", "Place", "ProcessLostError", "Task", "work"]
 
 
 class ProcessLostError(Exception):
@@ -47,6 +47,14 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of a sweep, as a worker is told of it."""
+
+    sweep: Sweep
+    tracking: Tracking | None  # where its trials are also shown; either all parts have one or none
+
+
+@dataclass(frozen=True)
 class Task:
     """One trial, as the objective sees it."""
 
@@ -64,30 +72,34 @@ Objective = Callable[[Task], Iterator[Row]]
 """Train one trial: yield a row of metrics per epoch, the epochs of an earlier process first."""
 
 
-def work(sweep: Sweep, owner: Owner, objective: Objective, tracking: Tracking | None, place: Place) -> None:
-    """Train trials until the budget is spent.
+def work(parts: Sequence[Part], owner: Owner, objective: Objective, place: Place) -> None:
+    """Train trials until no part of the sweep has any left: those of the first part first.
 
     Raises OSError and LedgerError for what is wrong with the machine or with Comet's Optimizer, not with a trial, and
     ValueError where Comet refuses what we ask.
     """
     all_imported()
     try:
-        _work(open_ledger(sweep, owner), objective, tracking, place)
+        _work([_seen_from(place, part) for part in parts], owner, objective, place)
     except LedgerError as error:
         raise LedgerError(first_line(error)) from None  # an error's cause does not travel to another process
 
 
-def _work(ledger: Ledger, objective: Objective, tracking: Tracking | None, place: Place) -> None:
-    sweep = ledger.sweep
-    if tracking and place.label:  # it runs elsewhere than the command, perhaps
-        tracking = replace(tracking, facts={**tracking.facts, "host": platform.node(), "devices": place.label})
-    tracker = Tracker(tracking) if tracking else None
-    artifacts = Artifacts(sweep.artifacts) if sweep.artifacts else None
+def _seen_from(place: Place, part: Part) -> Part:
+    if not part.tracking or not place.label:
+        return part
+    facts = {**part.tracking.facts, "host": platform.node(), "devices": place.label}  # not the command's, perhaps
+    return replace(part, tracking=replace(part.tracking, facts=facts))
+
+
+def _work(parts: Sequence[Part], owner: Owner, objective: Objective, place: Place) -> None:
+    tracker = Tracker(parts[0].tracking) if parts[0].tracking else None
+    artifacts = Artifacts(parts[0].sweep.artifacts) if parts[0].sweep.artifacts else None
     try:
-        while claim := patiently(
-            lambda: ledger.take(place.slot, place.label or place.device), sweep.patience, ledger.say
-        ):
+        for ledger, tracking, claim in _claims(parts, owner, place):
             lost = False
+            if tracker and tracking:
+                tracker.tracking = tracking
             try:
                 _work_on(ledger, claim, objective, place, tracker, artifacts)
             except (ClaimLostError, UpdateFinishedTrialError):
@@ -95,7 +107,7 @@ def _work(ledger: Ledger, objective: Objective, tracking: Tracking | None, place
             finally:
                 claim.release()
             if lost:
-                ledger.say(f"{sweep.label(claim.trial)} was given to another worker while this one was cut off")
+                ledger.say(f"{ledger.sweep.label(claim.trial)} was given to another worker while this one was cut off")
             if tracker:
                 tracker.close(ledger.reread(claim.trial), news=ledger.news_of(claim.trial))
             if lost:
@@ -103,6 +115,21 @@ def _work(ledger: Ledger, objective: Objective, tracking: Tracking | None, place
     finally:
         if tracker:
             tracker.finish()
+
+
+def _claims(parts: Sequence[Part], owner: Owner, place: Place) -> Iterator[tuple[Ledger, Tracking | None, Claim]]:
+    """Take trials while there are any: of a part only when those before it have none to be taken."""
+    ledgers: dict[str, Ledger] = {}
+    while True:
+        for part in parts:
+            name = part.sweep.part
+            ledger = ledgers[name] = ledgers.get(name) or open_ledger(part.sweep, owner)
+            take = partial(ledger.take, place.slot, place.label or place.device)
+            if claim := patiently(take, part.sweep.patience, ledger.say):
+                yield ledger, part.tracking, claim
+                break
+        else:
+            return
 
 
 def _work_on(
@@ -152,6 +179,7 @@ def run_trial(
             if artifacts:
                 artifacts.push(ledger, trial, task.folder)
         reason = f"stopped by {ledger.sweep.pruner} after epoch {len(rows)}" if state == TrialState.PRUNED else ""
+        reason = trial.user_attrs.get(DISPLACED, reason)
     except (OSError, LedgerError, ClaimLostError, UpdateFinishedTrialError):
         raise  # disk full, data gone, ledger out of reach: every other trial would fail too
     except ProcessLostError as error:

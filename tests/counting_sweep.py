@@ -21,13 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import search.watch
 from search.backends import LokyBackend
 from search.comet import create_search, patiently
-from search.confirm import begin_confirmation
 from search.ledger import Ledger
-from search.opening import create_ledger
+from search.opening import create_confirmation, create_ledger
 from search.space import load_space
 from search.storage import validated_storage
 from search.study import Sweep
-from search.sweep import Limits, places, run_sweep, sole_owner
+from search.sweep import Limits, places, run_sweep, sole_owner, worker_pool
 from search.tracking import Model, Tracking, how_to_upload, settle
 from search.worker import OutOfMemoryError
 
@@ -61,7 +60,8 @@ def count(task):
         log = "epochs.log" if task.confirms is None else "confirmation.log"
         with (task.folder.parents[1] / log).open("a") as log:
             log.write(f"{task.number} {epoch} {task.seed} {task.parameters['x']} {time.time()}\n")
-        time.sleep(options.seconds)
+        length = options.lengths[task.number] if task.confirms is None and options.lengths else 1.0
+        time.sleep(length * options.seconds)
         if task.number == options.stuck:
             time.sleep(1000)
         task.check()
@@ -103,9 +103,13 @@ def parse():
     parser.add_argument("num_trials", type=int)
     parser.add_argument("num_workers", type=int)
     parser.add_argument("--confirm", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--no-ahead", dest="ahead", action="store_false", help="confirm after the search alone")
     for name in ("deadly", "failing", "diverging", "promoted"):
         parser.add_argument(f"--{name}", type=int, default=-1, help="number of the trial")
     parser.add_argument("--seconds", type=float, default=EPOCH_SECONDS)
+    text = "how long the epochs of each trial of the search are, in --seconds: 1,1,4"
+    parser.add_argument("--lengths", type=lambda text: [float(part) for part in text.split(",")], help=text)
     parser.add_argument("--pruner", default="hyperband")
     parser.add_argument("--tracking", default="off")
     parser.add_argument("--engine", default="optuna")
@@ -146,9 +150,21 @@ def main():
                 ledger.note_search(patiently(ask, sweep.patience, print))
             ledger = Ledger(replace(sweep, search_id=ledger.search_id()))
         where, backend = placed()
-        drive(ledger, where, backend, model_of(sweep))
-        if options.confirm:
-            drive(begin_confirmation(ledger, options.confirm, 2), where, backend, None)
+        runs = create_confirmation(ledger, options.confirm, options.repeats) if options.confirm else None
+        parts = [(part, tracking_of(part)) for part in (ledger, runs) if part]
+        limits = Limits(trial=options.trial_timeout)
+        with worker_pool(parts if options.ahead else parts[:1], count, where, limits, backend) as pool:
+            pool.complete(ledger, lambda: None)
+            if runs and options.ahead:
+                runs.choose()
+                pool.complete(runs, lambda: None)
+        if runs and not options.ahead:
+            runs.choose()
+            run_sweep(runs, count, where, lambda: None, parts[1][1], limits, backend)
+        for (part, tracking), model in zip(parts, (model_of(sweep), None), strict=False):
+            part.report_left()
+            if tracking:
+                print(settle(tracking, part.trials(), model, print), how_to_upload(part.sweep))
 
 
 def placed():
@@ -161,14 +177,11 @@ def placed():
     return share.places(), RayBackend(Home(str(Path.cwd()), versions, single=True), share, lambda: "cpu")
 
 
-def drive(ledger, where, backend, model):
+def tracking_of(ledger):
+    if options.tracking == "off":
+        return None
     facts = {"cores": os.cpu_count(), "commit": "0123456789abcdef"}
-    tracking = Tracking(options.tracking, ledger.sweep, ledger.uid(), facts, options.notify, options.finish)
-    tracking = None if options.tracking == "off" else tracking
-    run_sweep(ledger, count, where, lambda: None, tracking, Limits(trial=options.trial_timeout), backend)
-    ledger.report_left()
-    if tracking:
-        print(settle(tracking, ledger.trials(), model, print), how_to_upload(ledger.sweep))
+    return Tracking(options.tracking, ledger.sweep, ledger.uid(), facts, options.notify, options.finish)
 
 
 def model_of(sweep):
@@ -183,7 +196,7 @@ options = (
     parse()
     if __name__ == "__main__"
     else argparse.Namespace(
-        deadly=-1, hungry=-1, crowded=-1, failing=-1, diverging=-1, stuck=-1, seconds=0.15, backend="loky"
+        deadly=-1, hungry=-1, crowded=-1, failing=-1, diverging=-1, stuck=-1, seconds=0.15, lengths=None, backend="loky"
     )
 )
 

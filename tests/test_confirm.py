@@ -2,20 +2,22 @@ import os
 import random
 import signal
 import subprocess
+import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
 from rich.console import Console
 
 from search.confirm import OUTCOMES, begin_confirmation, candidates_of, gain_over_baseline, print_candidates
-from search.ledger import Ledger
-from search.opening import create_ledger
+from search.opening import create_confirmation, create_ledger
 from search.space import derive_seed
-from search.study import open_confirmation, parameters_of
-from tests.counting_sweep import make_sweep
-from tests.test_sweep import assert_exact, start, workers_of
+from search.study import counted, open_confirmation, open_study, parameters_of
+from tests.counting_sweep import EPOCHS, make_sweep
+from tests.test_sweep import assert_exact, epochs_in, start, workers_of
 
 
 @pytest.fixture
@@ -165,9 +167,160 @@ def test_gain_over_the_baseline_has_an_interval(ledger):
     assert gains["loss"].mean == pytest.approx(-0.1, abs=0.01)
 
 
+@pytest.fixture
+def searching(tmp_path):
+    """A search of four trials, of which one is being trained and three have losses 0.5, 0.2 and 0.3."""
+    ledger = create_ledger(make_sweep(tmp_path / "runs/two", 4), {})
+    claim = ledger.take(0, "cpu")
+    for value in (0.5, 0.2, 0.3):
+        end(ledger, value)
+    return ledger, claim
+
+
+def complete(ledger, claim, value):
+    ledger.report(claim.trial, 1, value)
+    ledger.tell(claim.trial, TrialState.COMPLETE, value)
+    claim.release()
+
+
+def pairs(runs):
+    return [(run.user_attrs["confirms"], run.user_attrs["repeat"]) for run in runs]
+
+
+def test_while_the_search_goes_on_the_likeliest_runs_are_made_ahead_the_best_first(searching):
+    ledger, _ = searching
+    runs = create_confirmation(ledger, 2, 2)
+    claims = [runs.take(0, "cpu") for _ in range(4)]
+    assert pairs(claim.trial for claim in claims) == [(2, 1), (2, 2), (3, 1), (3, 2)]
+    assert runs.num_free() == 0
+    assert runs.take(0, "cpu") is None
+    assert list(runs.counted(runs.trials())) == []  # nothing is chosen yet
+    assert create_confirmation(ledger, 3, 2).num_free() == 2
+    assert create_confirmation(ledger, 0, 2).num_free() == 0
+
+
+def test_run_that_a_later_trial_displaces_stops_after_its_epoch_and_does_not_count(searching):
+    ledger, last = searching
+    runs = create_confirmation(ledger, 2, 1)
+    sure, displaced = (runs.take(0, "cpu") for _ in range(2))
+    assert not any(runs.report(claim.trial, 1, 0.3) for claim in (sure, displaced))
+    complete(ledger, last, 0.25)
+    assert not runs.report(sure.trial, 2, 0.2)
+    assert runs.report(displaced.trial, 2, 0.1)
+    runs.tell(displaced.trial, TrialState.PRUNED)
+    assert pairs(begin_confirmation(ledger, 2, 1).trials()) == [(2, 1), (3, 1), (0, 1)]
+    complete(runs, sure, 0.2)
+    end(runs, 0.3)
+    assert runs.num_unfinished() == 0
+    found = candidates_of(ledger, runs.counted(runs.trials()), lambda _: 1.0)
+    assert [candidate.trial for candidate in found] == [2, 0]
+    assert runs.trials()[1].user_attrs["displaced"].startswith("displaced: trial 3 is not among the best 2")
+
+
+def test_complete_run_of_a_displaced_configuration_is_kept_and_ignored_until_it_is_chosen(searching):
+    ledger, last = searching
+    runs = create_confirmation(ledger, 2, 1)
+    for value in (0.2, 0.1):
+        end(runs, value)
+    complete(ledger, last, 0.25)
+    runs.choose()
+    end(runs, 0.3)
+    assert [run.state for run in runs.trials()] == [TrialState.COMPLETE] * 3
+    assert pairs(runs.counted(runs.trials())) == [(2, 1), (0, 1)]
+    assert (runs.budget(), runs.num_unfinished()) == (2, 0)
+    more = begin_confirmation(ledger, 3, 1)
+    assert more.num_unfinished() == 0  # the run that was made ahead is what would be made now
+    assert pairs(more.counted(more.trials())) == [(2, 1), (3, 1), (0, 1)]
+
+
+def test_displaced_run_that_was_left_behind_is_ended_by_whoever_meets_it_and_made_anew_if_it_is_chosen(searching):
+    ledger, last = searching
+    runs = create_confirmation(ledger, 2, 1)
+    runs.take(0, "cpu")
+    runs.take(0, "cpu").release()  # as its worker's death does
+    complete(ledger, last, 0.25)
+    assert pairs([runs.take(0, "cpu").trial]) == [(0, 1)]
+    assert [run.state for run in runs.trials()] == [TrialState.RUNNING, TrialState.PRUNED, TrialState.RUNNING]
+    assert runs.trials()[1].user_attrs["reason"] == runs.trials()[1].user_attrs["displaced"]
+    assert pairs(begin_confirmation(ledger, 3, 1).trials()) == [(2, 1), (3, 1), (0, 1), (3, 1)]
+
+
+def test_choice_ends_what_was_enqueued_or_left_behind_and_is_surplus(searching):
+    ledger, last = searching
+    ahead = create_confirmation(ledger, 3, 3)
+    claims = [ahead.take(0, "cpu") for _ in range(4)]
+    claims[3].release()
+    trial = ledger.trials()[1]
+    ahead.study.enqueue_trial({}, user_attrs={"parameters": parameters_of(trial), "confirms": 1, "repeat": 1})
+    complete(ledger, last, 0.9)
+    runs = begin_confirmation(ledger, 1, 2)
+    states = [TrialState.RUNNING] * 3 + [TrialState.PRUNED] * 2
+    assert [run.state for run in runs.trials()] == states
+    assert ahead.num_unfinished() == 3
+    assert pairs(runs.counted(runs.trials())) == [(2, 1), (2, 2)]
+    assert runs.report(claims[2].trial, 1, 0.1)  # a third repeat, which an earlier command wanted
+
+
+def test_ledger_that_was_confirmed_before_runs_were_made_ahead_counts_them_all(ledger):
+    runs, _ = confirmed(ledger, 0.3, 0.2)
+    with runs.storage.engine.begin() as connection:
+        connection.execute(sqlalchemy.text("DELETE FROM study_user_attributes WHERE key = 'chosen'"))
+    study = open_confirmation(ledger.sweep.folder)
+    assert len(counted(study.trials, study.user_attrs.get("chosen"))) == 2
+    again = begin_confirmation(ledger, 1, 2)
+    assert pairs(again.counted(again.trials())) == [(1, 1), (2, 1), (1, 2)]
+
+
+def values_of(folder):
+    """What each trial was worth again, by trial and repeat, of the runs that count."""
+    study = open_confirmation(folder)
+    runs = counted(study.trials, study.user_attrs["chosen"])
+    assert all(run.state == TrialState.COMPLETE and run.last_step == EPOCHS for run in runs)
+    worth = {
+        pair: (run.value, run.params, run.user_attrs["parameters"]) for pair, run in zip(pairs(runs), runs, strict=True)
+    }
+    assert len(worth) == len(runs)
+    return worth
+
+
+def test_sweep_that_confirms_ahead_finds_what_one_that_does_not_finds(tmp_path):
+    folders = [tmp_path / "runs" / name for name in ("ahead", "after")]
+    for folder, options in zip(folders, ((), ("--no-ahead",)), strict=True):
+        arguments = ("5", "2", "--confirm", "2", "--pruner", "none", "--lengths", "1,1,1,1,6", *options)
+        assert start(folder, *arguments).wait() == 0
+        assert_exact(folder, 5)
+    ahead, after = map(values_of, folders)
+    assert ahead == after
+    assert len(after) == 4
+    last = max(trial.datetime_complete for trial in open_study(folders[0]).trials)
+    assert any(run.datetime_start < last for run in open_confirmation(folders[0]).trials)
+    ledgers = [create_ledger(make_sweep(folder, 5), {"goal": "loss"}) for folder in folders]
+    found = []
+    for ledger in ledgers:
+        runs = begin_confirmation(ledger, 2, 2)
+        found.append(candidates_of(ledger, runs.counted(runs.trials()), lambda _: 1.0))
+    strip = [[replace(one, runs=(), best_run=None) for one in candidates] for candidates in found]
+    assert strip[0] == strip[1]
+
+
+def test_worker_that_dies_as_it_confirms_ahead_costs_its_run_an_epoch_and_nobody_else_anything(tmp_path):
+    folder = tmp_path / "runs/died"
+    arguments = ("3", "2", "--confirm", "1", "--pruner", "none", "--lengths", "1,1,8")
+    process = start(folder, *arguments)
+    while not (folder / "confirmation.log").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    (run,) = [run for run in open_confirmation(folder).trials if run.state == TrialState.RUNNING]
+    os.kill(run.user_attrs["worker"]["pid"], signal.SIGKILL)
+    assert process.wait() == 0
+    assert_exact(folder, 3)
+    assert len(values_of(folder)) == 2
+    assert max(Counter(epochs_in(folder)).values()) == 1
+
+
 def test_killed_at_random_moments_it_ends_with_exactly_the_runs_asked_for(tmp_path):
     folder, rng, kills = tmp_path / "runs/killed", random.Random(), 0
-    arguments = (folder, "4", "2", "--confirm", "3", "--seconds", "0.1")
+    arguments = (folder, "5", "3", "--confirm", "3", "--seconds", "0.1")
     process = start(*arguments)
     while True:
         try:
@@ -187,11 +340,8 @@ def test_killed_at_random_moments_it_ends_with_exactly_the_runs_asked_for(tmp_pa
             process = start(*arguments)
     assert process.returncode == 0
     assert kills >= 1
-    assert_exact(folder, 4)
-    runs = open_confirmation(folder).get_trials()
-    num_complete = sum(trial.state == TrialState.COMPLETE for trial in Ledger(make_sweep(folder, 4)).trials())
-    wanted = min(3, num_complete)
-    assert [run.state for run in runs] == [TrialState.COMPLETE] * 2 * wanted
-    asked = [(run.user_attrs["confirms"], run.user_attrs["repeat"]) for run in runs]
-    assert len(set(asked)) == len(asked) == 2 * wanted
-    assert all(run.last_step == 4 for run in runs)  # none is pruned
+    assert_exact(folder, 5)
+    num_complete = sum(trial.state == TrialState.COMPLETE for trial in open_study(folder).trials)
+    assert len(values_of(folder)) == 2 * min(3, num_complete)
+    for run in open_confirmation(folder).trials:
+        assert run.state == (TrialState.PRUNED if "displaced" in run.user_attrs else TrialState.COMPLETE)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from search.schedule import Cost, play, simulate
+from search.schedule import Cost, Epoch, confirm_until, play, simulate
 from tests.counting_sweep import EPOCHS, make_sweep
 
 WHOLE = Cost(fixed=2.0, epoch=10.0, epochs=EPOCHS)
@@ -63,3 +63,28 @@ def test_costly_networks_are_confirmed_more_often_but_not_the_baseline(make):
     assert len(durations) / 2 < num_large < len(durations)
     durations = simulate(make(9), [large, *[small] * 8], 1, confirm=1, repeats=1)
     assert sum(d.confirmation == 10 for d in durations) < len(durations) / 3
+
+
+def end(seconds, trial, state=TrialState.COMPLETE):
+    return Epoch(seconds, trial, 1, state)
+
+
+def test_workers_without_a_trial_confirm_while_the_others_train():
+    costs = [Cost(0.0, 10.0, 1), Cost(0.0, 50.0, 1)]
+    ends = [end(10, 0), end(50, 1)]
+    assert (
+        confirm_until(ends, costs, [0.0, 1.0], 2, confirm=1, repeats=4) == 50
+    )  # four runs of 10 beside the last trial
+    assert confirm_until(ends, costs, [0.0, 1.0], 2, confirm=1, repeats=6) == 60  # two of six are left
+    assert confirm_until(ends, costs, [0.0, 1.0], 2, confirm=0, repeats=1) == 50
+    assert confirm_until(ends, costs, [0.0, 1.0], 3, confirm=1, repeats=8) == 50  # one worker had no trial at all
+    assert confirm_until([], costs, [], 2, confirm=1, repeats=1) == 0
+    failed = [end(10, 0), end(50, 1, TrialState.PRUNED)]
+    assert confirm_until(failed, costs, [1.0, 0.0], 2, confirm=1, repeats=4) == 50
+
+
+def test_run_that_others_displace_costs_its_worker_no_more_than_the_epoch():
+    costs = [Cost(0.0, 10.0, 10), Cost(0.0, 12.0, 1)]
+    ends = [end(10, 0), end(25, 1)]
+    # Begun at 10, displaced at 25, left at 30; the better one is trained again from 25 to 37, and from 30 to 42.
+    assert confirm_until(ends, costs, [1.0, 0.0], 2, confirm=1, repeats=2) == 42

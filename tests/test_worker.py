@@ -9,7 +9,7 @@ from sqlalchemy.exc import OperationalError
 
 from search.opening import create_ledger
 from search.storage import LedgerError, first_line
-from search.worker import Place, Task, run_trial, work
+from search.worker import Part, Place, Task, run_trial, work
 from tests.counting_sweep import make_sweep
 
 
@@ -85,7 +85,7 @@ def test_what_the_ledger_says_is_said_in_the_workers_own_words(ledger):
 
     place = Place(slot=0, device="cpu", threads=1)
     with pytest.raises(LedgerError, match="disk is full") as raised:
-        work(ledger.sweep, ledger.owner, full, None, place)
+        work([Part(ledger.sweep, None)], ledger.owner, full, place)
     assert raised.value.__cause__ is None  # it does not come along to another process
     assert first_line(raised.value) == "(sqlite3.Error) disk is full"
 
