@@ -21,6 +21,8 @@ from search.wording import duration
 
 __all__ = ["live_view", "seconds_left"]
 
+CLOCK_SECONDS = 3.0  # how often the table's time left is counted again where nothing else has changed
+
 
 @contextmanager
 def live_view(ledger: Ledger, console: Console, num_runs: int = 0) -> Iterator[Callable[[], None]]:
@@ -31,7 +33,7 @@ def live_view(ledger: Ledger, console: Console, num_runs: int = 0) -> Iterator[C
     clock = _Clock(ledger, num_runs)
     if console.is_terminal:
         with Live(console=console, auto_refresh=False, transient=True) as live:
-            yield lambda: live.update(_view(ledger, clock), refresh=True)
+            yield _Screen(ledger, clock, live).show
     else:
         lines = _Lines(ledger, clock, console)
         yield lines.show
@@ -106,6 +108,20 @@ def seconds_left(
     return max(ends)
 
 
+class _Screen:
+    """Redraws the table where there is something to see."""
+
+    def __init__(self, ledger: Ledger, clock: _Clock, live: Live) -> None:
+        self.ledger, self.clock, self.live = ledger, clock, live
+        self.shown: tuple[object, float] = (None, 0.0)  # the trials, and when
+
+    def show(self) -> None:
+        trials, now = self.ledger.trials(), time.monotonic()  # the same list while nobody writes to the ledger
+        if trials is not self.shown[0] or now - self.shown[1] > CLOCK_SECONDS:
+            self.shown = trials, now
+            self.live.update(_view(self.ledger, trials, self.clock), refresh=True)
+
+
 class _Lines:
     """Prints one line for each trial that starts or ends."""
 
@@ -113,9 +129,13 @@ class _Lines:
         self.ledger, self.clock, self.console = ledger, clock, console
         self.seen = {trial.number: _stage(trial) for trial in ledger.trials()}
         self.notice: str | None = None
+        self.shown: object = None  # the trials
 
     def show(self) -> None:
         trials = self.ledger.trials()
+        if trials is self.shown:  # the same list while nobody writes to the ledger
+            return
+        self.shown = trials
         if (notice := self.clock.news(self.ledger)) != self.notice:
             self.notice = notice
             self.console.print(f"note: {notice}", highlight=False, soft_wrap=True, markup=False)
@@ -133,8 +153,7 @@ class _Lines:
             self.console.print(line, highlight=False, soft_wrap=True)
 
 
-def _view(ledger: Ledger, clock: _Clock) -> Group:
-    trials = ledger.trials()
+def _view(ledger: Ledger, trials: Sequence[FrozenTrial], clock: _Clock) -> Group:
     goal = ledger.sweep.space.goal
     table = Table("trial", "on", "epoch", f"best {goal.column}", box=SIMPLE)
     for column in table.columns:

@@ -26,6 +26,8 @@ from search.worker import Objective, Place, work
 __all__ = ["Limits", "TimeUpError", "places", "run_sweep", "sole_owner", "stop_by_signals"]
 
 LOOK_SECONDS = 3.0  # how often places without a worker are looked at
+SHARE = 0.005  # of one core, for looking at the ledger and showing what is there
+MAX_PAUSE = 5.0  # seconds between two looks, whatever they cost
 STOPS = (signal.SIGINT, signal.SIGTERM)  # what a person sends
 
 
@@ -66,8 +68,8 @@ def run_sweep(
 ) -> None:
     """Keep a worker at each place while there is a trial for it, until every trial of the budget has ended.
 
-    For the main thread, where signals are handled. `show` is called about twice a second. Raises what a worker raises
-    about its machine (OSError), and TimeUpError.
+    For the main thread, where signals are handled. `show` is called at once where a worker ends, else every few
+    seconds. Raises what a worker raises about its machine (OSError), and TimeUpError.
     Kill anything at any time, this process included: the same call goes on where the ledger stands.
     """
     removed: set[int] = set()
@@ -80,27 +82,23 @@ def run_sweep(
     over = threading.Event()
     threading.Thread(target=kill_stopped, args=(workers, over), daemon=True).start()
     try:
+        pause = TICK_SECONDS
         while ledger.num_unfinished():
-            now = time.monotonic()
-            if ASKED_TO_STOP.is_set():
-                raise KeyboardInterrupt
-            if limits.until is not None and now > limits.until:
-                raise TimeUpError
+            now, spent = time.monotonic(), time.thread_time()
+            _require_time(limits)
             if now - looked > LOOK_SECONDS:  # places are idle at the start, and when others left a trial behind
                 looked, taken = now, {worker.place for worker in workers}
                 idle = [place for place in where if place not in taken and not rests(place, resting, ledger)]
                 for place in idle[: ledger.num_free()] if idle else ():
                     start(place)
-            if workers:
-                wait([worker.process.future for worker in workers], TICK_SECONDS, FIRST_COMPLETED)
-            else:
-                time.sleep(TICK_SECONDS)
+            watched = _watch(workers, pause, limits)
             show()
             remove_weights(ledger.sweep, ledger.trials(), removed, store)
             if limits.trial is not None:
-                give_up_stuck(workers, ledger, limits.trial, time.monotonic() - now)
+                give_up_stuck(workers, ledger, limits.trial, watched)
             for worker in workers[:]:
                 look_after(worker, workers, ledger, start, resting)
+            pause = min(max(TICK_SECONDS, (time.thread_time() - spent) / SHARE), MAX_PAUSE)
         ending = [worker.process.future for worker in workers if not worker.process.is_waiting()]
         wait(ending, tracking.patience + TICK_SECONDS if tracking else TICK_SECONDS)
         show()
@@ -109,6 +107,31 @@ def run_sweep(
     finally:
         over.set()
         _kill(workers)
+
+
+def _watch(workers: Sequence[Worker], seconds: float, limits: Limits) -> float:
+    """Wait until a worker ends, or for some seconds; return those in which this process was there to watch.
+
+    Raises what ends the whole command.
+    """
+    watched, until = 0.0, time.monotonic() + seconds
+    while (now := time.monotonic()) < until:
+        _require_time(limits)
+        futures = [worker.process.future for worker in workers if not worker.verdict]
+        if not futures:
+            time.sleep(TICK_SECONDS)
+        ended = futures and wait(futures, min(TICK_SECONDS, until - now), FIRST_COMPLETED).done
+        watched += min(time.monotonic() - now, 2 * TICK_SECONDS)  # it may have been stopped
+        if ended:
+            break
+    return watched
+
+
+def _require_time(limits: Limits) -> None:
+    if ASKED_TO_STOP.is_set():
+        raise KeyboardInterrupt
+    if limits.until is not None and time.monotonic() > limits.until:
+        raise TimeUpError
 
 
 def stop_by_signals() -> None:

@@ -6,6 +6,7 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
+from search import live
 from search.live import _Clock, live_view, seconds_left
 from search.opening import create_ledger
 from search.wording import duration
@@ -105,3 +106,20 @@ def test_table_guesses_from_the_first_epoch_on(ledger):
     assert "first epoch" in before
     assert before.index("time left unknown") < before.index("about 0 min")
     assert "about 1 h 0 min left" in after
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nothing_is_written_while_nothing_changes(ledger, terminal, monkeypatch):
+    monkeypatch.setattr(live, "CLOCK_SECONDS", 1e9)
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
+    with live_view(ledger, console) as show:
+        claim = ledger.take(0, "cpu")
+        show()
+        written = console.file.getvalue()
+        assert "trial 0" in written if not terminal else "0 of 4" in written
+        show()
+        assert console.file.getvalue() == written
+        ledger.report(claim.trial, 1, 0.5)
+        ledger.tell(claim.trial, TrialState.COMPLETE, 0.5)
+        show()
+        assert console.file.getvalue() != written
