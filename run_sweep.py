@@ -33,7 +33,7 @@ from search.champion import CHAMPION, require_writable
 from search.comet import create_search, patiently
 from search.confirm import Candidate, begin_confirmation, candidates_of, print_candidates
 from search.ledger import Ledger
-from search.live import live_view
+from search.live import Whole, live_view
 from search.opening import begun_study, create_ledger, require_settings
 from search.process import all_imported
 from search.ranking import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
@@ -103,7 +103,7 @@ def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
     with news_of(ledger, tracking):
         with kept_up_to_date(ledger.sweep.folder):
             try:
-                with live_view(ledger, console, num_runs_left(plan, ledger)) as show:
+                with live_view(ledger, console, whole(plan, ledger, None)) as show:
                     search(ledger, objective, plan.where, show, tracking, plan.limits, plan.backend)
             finally:
                 ranking = show_ranking(ledger)
@@ -209,11 +209,11 @@ def num_ended(ledger: Ledger) -> int:
     return sum(trial.state.is_finished() for trial in trials)
 
 
-def num_runs_left(plan: Plan, ledger: Ledger) -> int:
-    """Say how many runs are to confirm the best trials, as far as that can be known before these are."""
-    runs = open_confirmation(ledger.sweep.folder)
-    ended = [run for run in runs.get_trials(deepcopy=False) if run.state.is_finished()] if runs else []
-    return max(0, min(plan.confirm, ledger.sweep.num_trials) * plan.confirm_seeds - len(ended))
+def whole(plan: Plan, ledger: Ledger, runs: Ledger | None) -> Whole:
+    """Return both parts of a sweep; `runs` that an earlier command began may be there before they are opened."""
+    before = open_confirmation(ledger.sweep.folder) if runs is None else None
+    begun = before.get_trials(deepcopy=False) if before else []
+    return Whole(ledger.trials, runs.trials if runs else lambda: begun, plan.confirm, plan.confirm_seeds)
 
 
 def tell_comet(ledger: Ledger, tracking: Tracking | None, model: Model | None) -> None:
@@ -270,7 +270,7 @@ def confirm(
             left, num = runs.num_unfinished(), len(runs.trials())
             say(f"confirming the best configurations with fresh seeds: {left} of {num} runs left")
         tracking = make_tracking(plan, runs, code)
-        with live_view(runs, console) as show:
+        with live_view(runs, console, whole(plan, ledger, runs)) as show:
             search(runs, objective, plan.where, show, tracking, plan.limits, plan.backend)
         bring_files(runs)
         for run in runs.trials():

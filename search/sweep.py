@@ -26,7 +26,7 @@ from search.worker import Objective, Place, work
 __all__ = ["Limits", "TimeUpError", "places", "run_sweep", "sole_owner", "stop_by_signals"]
 
 LOOK_SECONDS = 3.0  # how often places without a worker are looked at
-SHARE = 0.005  # of one core, for looking at the ledger and showing what is there
+SHARE = 0.003  # of one core, for looking at the ledger and showing what is there
 MAX_PAUSE = 5.0  # seconds between two looks, whatever they cost
 STOPS = (signal.SIGINT, signal.SIGTERM)  # what a person sends
 

@@ -279,7 +279,7 @@ def test_signal_that_comes_within_a_finalizer_is_not_lost(home, small, capsys, m
             signal.raise_signal(number)
 
     @contextmanager
-    def view(ledger, console, num_runs):
+    def view(ledger, console, whole):
         yield Interrupted  # made, and deleted, each time the view is to move
 
     dropped = []
