@@ -51,7 +51,8 @@ __all__ = [
 Network = tuple[tuple[str, object], ...]
 """The parameters that decide what an epoch costs."""
 
-SECONDS = 4.0  # that a probe lasts at least; it has at least two epochs
+SECONDS = 4.0  # that a probe lasts at least
+NUM_EPOCHS = 3  # that it has at least: the first prepares kernels, and one more is too few where an epoch takes seconds
 NUM_STEPS = {"cpu": 1, "cuda": 16}  # of an epoch of the largest batches; a GPU is at its pace after a few
 NO_COST = {"learning_rate", "weight_decay", "label_smoothing", "schedule", "dropout", "seed", "epochs"}  # of a step
 
@@ -104,7 +105,7 @@ class _Brief(TrainTrial):
             free, total = gpu_memory(task.device)
             memory = {"device_memory": peak_memory(task.device), "device_free": free, "device_total": total}
             yield {**row, "ended": now, **memory}
-            if row["epoch"] > 1 and now - began > SECONDS:
+            if row["epoch"] >= NUM_EPOCHS and now - began > SECONDS:
                 return
 
     def load(self, image_size: int) -> Data:

@@ -34,7 +34,7 @@ from search.champion import CHAMPION, require_writable
 from search.comet import create_search, patiently
 from search.confirm import Candidate, candidates_of, print_candidates
 from search.ledger import Ledger
-from search.live import live_view
+from search.live import Whole, live_view
 from search.opening import begun_study, create_confirmation, create_ledger, require_settings
 from search.process import all_imported
 from search.ranking import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
@@ -109,7 +109,7 @@ def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
             worker_pool(parts, objective, plan.where, plan.limits, plan.backend) as pool,
         ):
             try:
-                with live_view(ledger, console, num_runs_left(plan, runs), runs) as show:
+                with live_view(ledger, console, whole(plan, ledger, runs)) as show:
                     pool.complete(ledger, show)
             finally:
                 ranking = show_ranking(ledger)
@@ -240,10 +240,9 @@ def begin_runs(plan: Plan, ledger: Ledger) -> Runs | None:
     return create_confirmation(ledger, plan.confirm, plan.confirm_seeds)
 
 
-def num_runs_left(plan: Plan, runs: Runs | None) -> int:
-    """Say how many runs are to confirm the best trials, as far as that can be known before these are."""
-    ended = sum(run.state.is_finished() for run in runs.counted(runs.trials())) if runs else 0
-    return max(0, min(plan.confirm, plan.sweep.num_trials) * plan.confirm_seeds - ended)
+def whole(plan: Plan, ledger: Ledger, runs: Runs | None) -> Whole:
+    """Return both parts of a sweep, for the time that is left of it."""
+    return Whole(ledger.trials, runs.trials if runs else list, plan.confirm, plan.confirm_seeds)
 
 
 def tell_comet(ledger: Ledger, tracking: Tracking | None, model: Model | None) -> None:
@@ -296,7 +295,7 @@ def confirm(plan: Plan, ledger: Ledger, runs: Runs | None, pool: WorkerPool) -> 
         counted = runs.counted(runs.trials())
         if left := sum(not run.state.is_finished() for run in counted):
             say(f"confirming the best configurations with fresh seeds: {left} of {len(counted)} runs left")
-        with live_view(runs, console) as show:
+        with live_view(runs, console, whole(plan, ledger, runs)) as show:
             pool.complete(runs, show)
         bring_files(runs)
         for run in runs.counted(runs.trials()):

@@ -18,6 +18,9 @@ ray-reuse   the same with reuse_actors=True, for trainables that can be reset; a
 `parent` what the harness's parent process weighs at its end, and how much more that is than as trial 100 started.
 Beside each row stands Ray's longest run of at most as many trials and as many workers. PostgreSQL is a server on
 loopback with the settings it comes with, where `initdb` is found.
+
+At the end, or alone with --parent-only (two and a half minutes), what the command's own process takes of a core while
+two workers train, as parent.py says.
 """
 
 import argparse
@@ -46,6 +49,7 @@ from rich.table import Table
 
 import tests.postgres
 from benchmarks.overhead_run import EPOCHS, RUNS, Setting
+from benchmarks.parent import measure_parent
 from search.storage import validated_storage
 
 RUN = ROOT / "benchmarks/overhead_run.py"
@@ -135,6 +139,7 @@ def parse():
     parser.add_argument("--storages", type=lambda words: words.split(","), default=["sqlite", "postgresql"])
     parser.add_argument("--libraries", type=lambda words: words.split(","), default=list(RUNS))
     parser.add_argument("--rounds", type=int, default=3, help="of short runs; of 1,000 trials or more, TPE and Ray one")
+    parser.add_argument("--parent-only", action="store_true", help="only what the command's own process takes")
     return parser.parse_args()
 
 
@@ -165,6 +170,8 @@ def is_short(setting):
 def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the server ends too
     options = parse()
+    if options.parent_only:
+        return measure_parent()
     if not tests.postgres.is_installed():
         options.storages = [storage for storage in options.storages if storage != "postgresql"]
     settings = settings_of(options)
@@ -177,6 +184,7 @@ def main():
                     costs[setting].append(measure(setting, server))
                     print(*vars(setting).values(), milliseconds(costs[setting][-1:]), "ms", file=sys.stderr, flush=True)
     show(costs)
+    return measure_parent()
 
 
 def show(costs):

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.comet import CometSampler
 from search.locks import WORKER, ClaimLostError, FileLocks, Locks, SectionLostError, ServerLocks
-from search.storage import LedgerError, first_line, is_passing, note_down, open_storage
+from search.storage import LedgerError, first_line, is_passing, note_down, open_storage, version_of
 from search.study import CANDIDATES, PROMOTION, Sweep
 from search.warm_start import InformedStudy, earlier_of
 
@@ -109,6 +109,7 @@ class Ledger:
         self.pruner = sweep.make_pruner()
         self.earlier = earlier_of(self.study)
         self.informed = InformedStudy(self.study, sweep.space, self.earlier)
+        self.seen: tuple[object, list[FrozenTrial]] = (None, [])  # the trials, and the storage's version before
 
     def close(self) -> None:
         """Let go of everything; the ledger can be used no more."""
@@ -117,7 +118,11 @@ class Ledger:
 
     @insisting
     def trials(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
+        """Return all trials: the same list until anybody writes to the storage, as reading takes milliseconds."""
+        version = self._version()
+        if version != self.seen[0]:
+            self.seen = version, self._trials()
+        return self.seen[1]
 
     @insisting
     def budget(self) -> int:
@@ -314,6 +319,10 @@ class Ledger:
     def note_candidates(self, candidates: Sequence[Mapping[str, Any]]) -> None:
         """Write down which configurations may win, the winner first."""
         self.study.set_user_attr(CANDIDATES, list(candidates))
+
+    @functools.cached_property
+    def _version(self) -> Callable[[], object]:
+        return version_of(self.storage)
 
     def _say(self, text: str) -> None:
         self.study.set_user_attr(NOTICE, text)

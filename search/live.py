@@ -1,11 +1,9 @@
 """What a person sees while a sweep runs: a table that redraws itself, or plain lines where there is no terminal."""
 
-import heapq
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from statistics import fmean
+from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.box import SIMPLE
@@ -16,25 +14,40 @@ from rich.text import Text
 
 from search.ledger import Ledger
 from search.ranking import ordered
-from search.study import state_of
+from search.remaining import Moment, Seen, State, seconds_left
+from search.study import CONFIRMS, state_of
 from search.wording import duration
 
-__all__ = ["live_view", "seconds_left"]
+__all__ = ["Whole", "live_view"]
+
+STATES: dict[TrialState, State] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+CLOCK_SECONDS = 3.0  # how often the table's time left is counted again where nothing else has changed
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Both parts of a sweep, so that the time left is that of both."""
+
+    trials: Callable[[], Sequence[FrozenTrial]]  # of the search
+    runs: Callable[[], Sequence[FrozenTrial]]  # that confirm the best of them
+    confirm: int  # trials that are to be confirmed
+    repeats: int  # runs of each of them
 
 
 @contextmanager
-def live_view(
-    ledger: Ledger, console: Console, num_runs: int = 0, runs: Ledger | None = None
-) -> Iterator[Callable[[], None]]:
+def live_view(ledger: Ledger, console: Console, whole: Whole | None = None) -> Iterator[Callable[[], None]]:
     """Yield a function that shows the ledger as it stands; call it as often as the view shall move.
 
-    `num_runs` are to confirm its best trials afterwards; the time left is theirs too. They are counted among `runs`
-    when workers have no trial left.
+    The time left is that of the `whole` sweep; where there is none, of the trials in the ledger.
     """
-    clock = _Clock(ledger, num_runs, runs)
+    clock = _Clock(ledger, whole or Whole(ledger.trials, list, 0, 0))
     if console.is_terminal:
         with Live(console=console, auto_refresh=False, transient=True) as live:
-            yield lambda: live.update(_view(ledger, clock), refresh=True)
+            yield _Screen(ledger, clock, live).show
     else:
         lines = _Lines(ledger, clock, console)
         yield lines.show
@@ -43,70 +56,77 @@ def live_view(
 class _Clock:
     """What this call has seen of the trials that run, epoch by epoch: that and the ledger give the time left."""
 
-    def __init__(self, ledger: Ledger, num_runs: int, runs: Ledger | None = None) -> None:
-        self.num_runs, self.runs = num_runs, runs
+    def __init__(self, ledger: Ledger, whole: Whole) -> None:
+        self.whole, self.sweep = whole, ledger.sweep
         self.old_notice = ledger.notice()
-        self.epochs: dict[int, list[tuple[float, int]]] = {}  # of a running trial: when its number was seen to change
+        # By the label of a trial that runs: when its number of epochs was seen to change.
+        self.epochs: dict[str, list[tuple[float, int]]] = {}
         self.num_workers = 1
 
-    def left(self, ledger: Ledger, trials: Sequence[FrozenTrial]) -> str:
-        now = time.monotonic()
-        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-        self.num_workers = max(self.num_workers, len(running))
-        for trial in running:
-            seen = self.epochs.setdefault(trial.number, [])
-            if not seen or seen[-1][1] != (trial.last_step or 0):
-                seen.append((now, trial.last_step or 0))
-        finished = [trial for trial in trials if trial.state.is_finished()]
-        num_waiting = max(0, ledger.budget() - len(finished) - len(running))
-        complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
-        if not running and not num_waiting and not (self.num_runs and complete):
-            return "done"
-        wholes = [self._whole(trial.number, ledger) for trial in running]
-        since = [now - self.epochs[trial.number][0][0] for trial in running]
-        seconds = seconds_left(_seconds(finished), list(zip(since, wholes, strict=True)), num_waiting, self.num_workers)
+    def left(self, ledger: Ledger) -> str:
+        seconds = seconds_left(self._moment(ledger))
         if seconds is None:
             return "time left unknown"
-        if self.num_runs:
-            unpruned = _seconds(complete) or [whole for whole in wholes if whole is not None] or _seconds(finished)
-            seconds += math.ceil(self.num_runs / self.num_workers) * fmean(unpruned)
-        return f"about {duration(seconds)} left{', confirmation included' if self.num_runs else ''}"
+        if not seconds:
+            return "done"
+        is_more = self.whole.confirm and ledger.sweep.part == "search"
+        return f"about {duration(seconds)} left{', confirmation included' if is_more else ''}"
 
-    def _whole(self, number: int, ledger: Ledger) -> float | None:
-        """Return the seconds that a trial takes from when it was first seen, unpruned; None before its first epoch."""
-        (began, before), (ended, epoch) = self.epochs[number][0], self.epochs[number][-1]
-        if epoch == before:
-            return None
-        return (ended - began) / (epoch - before) * (ledger.sweep.epochs - before)
+    def look(self) -> list[Sequence[FrozenTrial]]:
+        """See which epochs have ended; return both parts."""
+        parts = [self.whole.trials(), self.whole.runs()]
+        running = [trial for part in parts for trial in part if trial.state == TrialState.RUNNING]
+        self.num_workers = max(self.num_workers, len(running))
+        for trial in running:
+            seen = self.epochs.setdefault(self.sweep.label(trial), [])
+            if not seen or seen[-1][1] != len(trial.intermediate_values):
+                seen.append((time.monotonic(), len(trial.intermediate_values)))
+        return parts
+
+    def _moment(self, ledger: Ledger) -> Moment:
+        begun = [[trial for trial in part if trial.state != TrialState.WAITING] for part in self.look()]
+        trials, runs = ([self._seen(trial) for trial in part] for part in begun)
+        return Moment(
+            trials=trials,
+            runs=[run for run in runs if run.state != "pruned"],
+            num_waiting=max(0, ledger.budget() - len(trials)) if ledger.sweep.part == "search" else 0,
+            num_workers=self.num_workers,
+            epochs=ledger.sweep.epochs,
+            confirm=self.whole.confirm,
+            repeats=self.whole.repeats,
+            baseline=ledger.sweep.space.baseline_is_outside,
+        )
+
+    def _seen(self, trial: FrozenTrial) -> Seen:
+        sign = 1 if self.sweep.space.goal.direction == "minimize" else -1
+        values = [sign * trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)]
+        confirms = trial.user_attrs.get(CONFIRMS)
+        if trial.state != TrialState.RUNNING:
+            seconds = trial.user_attrs.get("seconds")
+            pace = seconds / len(values) if seconds and values else None
+            return Seen(trial.number, STATES[trial.state], pace, values, confirms=confirms)
+        seen = self.epochs[self.sweep.label(trial)]
+        (began, before), (ended, epoch) = seen[0], seen[-1]
+        pace = (ended - began) / (epoch - before) if epoch > before else None
+        return Seen(trial.number, "running", pace, values, time.monotonic() - ended, confirms)
 
     def news(self, ledger: Ledger) -> str | None:
         """Return the latest notice, where it was left during this call."""
         return None if (notice := ledger.notice()) == self.old_notice else notice
 
 
-def _seconds(trials: Sequence[FrozenTrial]) -> list[float]:
-    return [trial.user_attrs["seconds"] for trial in trials if "seconds" in trial.user_attrs]
+class _Screen:
+    """Redraws the table where there is something to see."""
 
+    def __init__(self, ledger: Ledger, clock: _Clock, live: Live) -> None:
+        self.ledger, self.clock, self.live = ledger, clock, live
+        self.shown: tuple[object, float] = (None, 0.0)  # the trials, and when
 
-def seconds_left(
-    finished: Sequence[float], running: Sequence[tuple[float, float | None]], num_waiting: int, num_workers: int
-) -> float | None:
-    """Guess when the last trial ends; None while nothing has been measured.
-
-    `finished` holds the seconds that trials took, pruned ones too; `running`, for each trial that runs, the seconds
-    that it has run, and those that it takes in all if nothing stops it: None before its first epoch has told. Such
-    trials, and those that wait, take as long as the others did.
-    """
-    known = list(finished) or [whole for _, whole in running if whole is not None]
-    if not known:
-        return None
-    mean = fmean(known)
-    ends = [max(0.0, (mean if whole is None else whole) - since) for since, whole in running]
-    ends += [0.0] * (num_workers - len(ends))
-    heapq.heapify(ends)
-    for _ in range(num_waiting):  # whoever is free first takes the next one
-        heapq.heapreplace(ends, ends[0] + mean)
-    return max(ends)
+    def show(self) -> None:
+        trials, now = self.ledger.trials(), time.monotonic()  # the same list while nobody writes to the ledger
+        if trials is not self.shown[0] or now - self.shown[1] > CLOCK_SECONDS:
+            self.shown = trials, now
+            self.live.update(_view(self.ledger, trials, self.clock), refresh=True)
 
 
 class _Lines:
@@ -116,9 +136,14 @@ class _Lines:
         self.ledger, self.clock, self.console = ledger, clock, console
         self.seen = {trial.number: _stage(trial) for trial in ledger.trials()}
         self.notice: str | None = None
+        self.shown: object = None  # the trials
 
     def show(self) -> None:
         trials = self.ledger.trials()
+        if trials is self.shown:  # the same list while nobody writes to the ledger
+            return
+        self.shown = trials
+        self.clock.look()
         if (notice := self.clock.news(self.ledger)) != self.notice:
             self.notice = notice
             self.console.print(f"note: {notice}", highlight=False, soft_wrap=True, markup=False)
@@ -136,8 +161,7 @@ class _Lines:
             self.console.print(line, highlight=False, soft_wrap=True)
 
 
-def _view(ledger: Ledger, clock: _Clock) -> Group:
-    trials = ledger.trials()
+def _view(ledger: Ledger, trials: Sequence[FrozenTrial], clock: _Clock) -> Group:
     goal = ledger.sweep.space.goal
     table = Table("trial", "on", "epoch", f"best {goal.column}", box=SIMPLE)
     for column in table.columns:
@@ -168,10 +192,10 @@ def _summary(ledger: Ledger, trials: Sequence[FrozenTrial], clock: _Clock) -> st
         best = f"{sweep.space.goal.metric} {winner.value:.4f} ({sweep.label(winner)})"
     num_left = budget - num_finished - num_running
     counts = f"{num_finished} done, {num_running} running, {num_left} left"
-    if clock.runs and num_running and not num_left:
-        begun = sum(run.state == TrialState.RUNNING for run in clock.runs.trials())
+    if sweep.part == "search" and num_running and not num_left:
+        begun = sum(run.state == TrialState.RUNNING for run in clock.whole.runs())
         counts += f"; {begun} running ahead to confirm the best" if begun else ""
-    return f"{counts}; {best}; {clock.left(ledger, trials)}"
+    return f"{counts}; {best}; {clock.left(ledger)}"
 
 
 def _stage(trial: FrozenTrial) -> tuple[TrialState, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from threading import Event, Thread
-from time import monotonic
+from time import thread_time
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -39,11 +39,11 @@ from search.wording import count
 __all__ = ["kept_up_to_date", "write_page"]
 
 PAGE = "report.html"
-EVERY_SECONDS = 60.0  # while the sweep runs
+EVERY_SECONDS = 120.0  # while the sweep runs
 ENOUGH = 20  # complete trials, of which the best tenth is more than one or two
 SHOWN = "Complete trials whose parameters lie in the space."
 CONFIG = {"displaylogo": False, "responsive": True}  # of plotly
-SHARE = 0.05  # of the time that writing may take
+SHARE = 0.01  # of one core, for writing while the sweep runs
 
 
 @dataclass(frozen=True)
@@ -90,16 +90,16 @@ def write_page(folder: Path, champion: Mapping[str, Any] | None = None) -> Path:
 
 @contextmanager
 def kept_up_to_date(folder: Path) -> Iterator[None]:
-    """Write the page every minute in the background, for as long as the sweep is driven."""
+    """Write the page every few minutes in the background, for as long as the sweep is driven."""
     done = Event()
 
     def keep() -> None:
         pause = EVERY_SECONDS
         while not done.wait(pause):
-            began = monotonic()
-            with suppress(Exception):  # a page that could not be written now is written a minute later
+            began = thread_time()
+            with suppress(Exception):  # a page that could not be written now is written later
                 write_page(folder)
-            pause = max(EVERY_SECONDS, (monotonic() - began) / SHARE)
+            pause = max(EVERY_SECONDS, (thread_time() - began) / SHARE)
 
     thread = Thread(target=keep, daemon=True)
     thread.start()
@@ -159,7 +159,7 @@ def _matrices(record: Record) -> list[str]:
 
 
 def _html(figure: Any, title: str) -> str:
-    figure.update_layout(template="plotly_white", margin={"l": 60, "r": 20, "t": 40, "b": 50})
+    figure.update_layout(margin={"l": 60, "r": 20, "t": 40, "b": 50})
     name = title.lower().replace(" ", "-")
     html: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=CONFIG)
     return html

@@ -26,6 +26,8 @@ from search.worker import Objective, Part, Place, work
 __all__ = ["Limits", "TimeUpError", "WorkerPool", "places", "run_sweep", "sole_owner", "stop_by_signals", "worker_pool"]
 
 LOOK_SECONDS = 3.0  # how often places without a worker are looked at
+SHARE = 0.003  # of one core, for looking at the ledger and showing what is there
+MAX_PAUSE = 5.0  # seconds between two looks, whatever they cost
 STOPS = (signal.SIGINT, signal.SIGTERM)  # what a person sends
 
 
@@ -74,28 +76,26 @@ class WorkerPool:
     def complete(self, ledger: Ledger, show: Callable[[], None]) -> None:
         """Keep a worker at each place while there is something for it, until every trial of one part has ended.
 
-        For the main thread, where signals are handled. `show` is called about twice a second. Raises what a worker
-        raises about its machine (OSError), and TimeUpError; the workers are ended then.
+        For the main thread, where signals are handled. `show` is called at once where a worker ends, else every few
+        seconds. Raises what a worker raises about its machine (OSError), and TimeUpError; the workers are ended then.
         """
         removed: set[int] = set()
-        store, looked = _store_of(ledger), -LOOK_SECONDS
+        store, looked, pause = _store_of(ledger), -LOOK_SECONDS, TICK_SECONDS
         try:
             while ledger.num_unfinished():
-                now = time.monotonic()
-                _require_time(self.limits, now)
+                now, spent = time.monotonic(), time.thread_time()
+                _require_time(self.limits)
                 if now - looked > LOOK_SECONDS:
                     looked = now
                     self._fill_idle_places()
-                if self.workers:
-                    wait([worker.process.future for worker in self.workers], TICK_SECONDS, FIRST_COMPLETED)
-                else:
-                    time.sleep(TICK_SECONDS)
+                watched = _watch(self.workers, pause, self.limits)
                 show()
                 remove_weights(ledger.sweep, ledger.trials(), removed, store)
                 if self.limits.trial is not None:
-                    give_up_stuck(self.workers, self.ledgers, self.limits.trial, time.monotonic() - now)
+                    give_up_stuck(self.workers, self.ledgers, self.limits.trial, watched)
                 for worker in self.workers[:]:
                     look_after(worker, self.workers, self.ledgers, self._start, self.resting)
+                pause = min(max(TICK_SECONDS, (time.thread_time() - spent) / SHARE), MAX_PAUSE)
             show()
             remove_weights(ledger.sweep, ledger.trials(), removed, store)
         except BaseException:
@@ -160,6 +160,31 @@ def run_sweep(
         pool.complete(ledger, show)
 
 
+def _watch(workers: Sequence[Worker], seconds: float, limits: Limits) -> float:
+    """Wait until a worker ends, or for some seconds; return those in which this process was there to watch.
+
+    Raises what ends the whole command.
+    """
+    watched, until = 0.0, time.monotonic() + seconds
+    while (now := time.monotonic()) < until:
+        _require_time(limits)
+        futures = [worker.process.future for worker in workers if not worker.verdict]
+        if not futures:
+            time.sleep(TICK_SECONDS)
+        ended = futures and wait(futures, min(TICK_SECONDS, until - now), FIRST_COMPLETED).done
+        watched += min(time.monotonic() - now, 2 * TICK_SECONDS)  # it may have been stopped
+        if ended:
+            break
+    return watched
+
+
+def _require_time(limits: Limits) -> None:
+    if ASKED_TO_STOP.is_set():
+        raise KeyboardInterrupt
+    if limits.until is not None and time.monotonic() > limits.until:
+        raise TimeUpError
+
+
 def stop_by_signals() -> None:
     """Have Ctrl-C and SIGTERM raise KeyboardInterrupt, at the latest within `run_sweep`.
 
@@ -195,14 +220,6 @@ def sole_owner(folder: Path, *, shared: bool = False) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _require_time(limits: Limits, now: float) -> None:
-    """Raise what ends the command when it is time."""
-    if ASKED_TO_STOP.is_set():
-        raise KeyboardInterrupt
-    if limits.until is not None and now > limits.until:
-        raise TimeUpError
 
 
 def _kill(workers: Sequence[Worker]) -> None:

@@ -51,8 +51,10 @@ def kill_stopped(workers: Sequence[Worker], over: threading.Event) -> None:
 
 
 def give_up_stuck(workers: Sequence[Worker], ledgers: Sequence[Ledger], limit: float, seconds: float) -> None:
-    """End workers none of whose epochs ended in all the time in which this process was there to watch them."""
-    seconds = min(seconds, 2 * TICK_SECONDS)  # this process may have been stopped too
+    """End workers none of whose epochs ended in all the time in which this process was there to watch them.
+
+    They were watched for `seconds` since this was asked last.
+    """
     for worker in workers:
         if worker.verdict:
             continue

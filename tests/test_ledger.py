@@ -35,6 +35,16 @@ def test_first_trial_is_the_baseline_though_the_space_lacks_it(ledger):
     assert parameters_of(claim.trial) == {"x": 2.0}
 
 
+def test_trials_are_read_again_once_anybody_has_written_to_the_ledger(ledger):
+    claim, other = ledger.take(0, "cpu"), Ledger(ledger.sweep)
+    before = ledger.trials()
+    assert ledger.trials() is before
+    other.report(claim.trial, 1, 0.5)
+    assert [trial.intermediate_values for trial in ledger.trials()] == [{1: 0.5}]
+    ledger.tell(claim.trial, TrialState.COMPLETE, 0.5)  # over a connection of its own
+    assert [trial.state for trial in ledger.trials()] == [TrialState.COMPLETE]
+
+
 def test_baseline_in_the_space_is_known_to_the_sampler(tmp_path):
     space = {"parameters": {"x": {"type": "float", "min": 0, "max": 3}}}
     claim = create_ledger(make_sweep(tmp_path / "runs/one", 3, **space), GOAL).take(0, "cpu")

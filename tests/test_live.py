@@ -6,7 +6,8 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from search.live import _Clock, live_view, seconds_left
+from search import live
+from search.live import Whole, _Clock, live_view
 from search.opening import create_ledger
 from search.wording import duration
 from tests.counting_sweep import EPOCHS, make_sweep
@@ -16,29 +17,19 @@ def test_durations_read_as_people_say_them():
     assert [duration(seconds) for seconds in (3.6, 190, 7500)] == ["0 min 4 s", "3 min 10 s", "2 h 5 min"]
 
 
-def test_nothing_is_guessed_before_anything_is_measured():
-    assert seconds_left([], [], 4, 2) is None
-    assert seconds_left([], [(7.0, None), (3.0, None)], 4, 2) is None
-
-
-def test_running_trials_are_taken_at_their_own_pace_and_waiting_ones_at_that_of_the_others():
-    assert seconds_left([], [(10.0, 60.0)], 0, 1) == 50
-    assert seconds_left([20.0, 40.0], [(10.0, 60.0), (5.0, None)], 0, 2) == 50
-    # One worker is busy for 50 seconds; the other ends after 25, and takes both that wait, 30 seconds each.
-    assert seconds_left([20.0, 40.0], [(10.0, 60.0), (5.0, None)], 2, 2) == 80
-    assert seconds_left([20.0, 40.0], [(99.0, 60.0)], 0, 2) == 0  # late: any moment now
-    assert seconds_left([20.0, 40.0], [], 3, 2) == 60
-
-
 @pytest.fixture
 def ledger(tmp_path):
     return create_ledger(make_sweep(tmp_path / "runs/one", 3, pruner="none"), {})
 
 
-def shown(ledger, terminal, num_runs=0):
+def whole(ledger, confirm):
+    return Whole(ledger.trials, list, confirm, 1)
+
+
+def shown(ledger, terminal, confirm=0):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
     claim = ledger.take(0, "cpu")
-    with live_view(ledger, console, num_runs) as show:
+    with live_view(ledger, console, whole(ledger, confirm)) as show:
         show()
         for epoch in range(1, EPOCHS + 1):
             time.sleep(0.05)
@@ -62,17 +53,17 @@ def test_lines_tell_starts_ends_and_notices_and_the_time_left(ledger):
 
 
 def test_runs_to_confirm_are_in_the_time_left(ledger):
-    lines = shown(ledger, terminal=False, num_runs=3).splitlines()
+    lines = shown(ledger, terminal=False, confirm=3).splitlines()
     assert lines[0].endswith("about 2 h 30 min left, confirmation included")  # half an hour each
 
 
 def test_before_a_result_runs_to_confirm_take_as_long_as_trials_that_run(ledger):
-    clock, claim = _Clock(ledger, num_runs=5), ledger.take(0, "cpu")
-    assert clock.left(ledger, ledger.trials()) == "time left unknown"
-    clock.epochs[0][0] = (clock.epochs[0][0][0] - 900.0, 0)  # its first epoch took a quarter of an hour
+    clock, claim = _Clock(ledger, whole(ledger, 3)), ledger.take(0, "cpu")
+    assert clock.left(ledger) == "time left unknown"
+    clock.epochs["trial 0"][0] = (clock.epochs["trial 0"][0][0] - 900.0, 0)  # its first epoch took a quarter of an hour
     ledger.report(claim.trial, 1, 1.0)
-    # Three quarters of an hour for the rest of it, an hour for each of two trials and of five runs.
-    assert clock.left(ledger, ledger.trials()) == "about 7 h 45 min left, confirmation included"
+    # Three quarters of an hour for the rest of it, an hour for each of two trials and of three runs.
+    assert clock.left(ledger) == "about 5 h 45 min left, confirmation included"
 
 
 def test_trial_that_is_taken_over_is_said_to_go_on(ledger):
@@ -105,3 +96,20 @@ def test_table_guesses_from_the_first_epoch_on(ledger):
     assert "first epoch" in before
     assert before.index("time left unknown") < before.index("about 0 min")
     assert "about 1 h 0 min left" in after
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nothing_is_written_while_nothing_changes(ledger, terminal, monkeypatch):
+    monkeypatch.setattr(live, "CLOCK_SECONDS", 1e9)
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
+    with live_view(ledger, console) as show:
+        claim = ledger.take(0, "cpu")
+        show()
+        written = console.file.getvalue()
+        assert "trial 0" in written if not terminal else "0 of 4" in written
+        show()
+        assert console.file.getvalue() == written
+        ledger.report(claim.trial, 1, 0.5)
+        ledger.tell(claim.trial, TrialState.COMPLETE, 0.5)
+        show()
+        assert console.file.getvalue() != written
