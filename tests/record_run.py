@@ -12,9 +12,9 @@ from pathlib import Path
 from search.study import CONFIRMS, open_confirmation, open_study, settings_of, state_of
 
 
-def record(folder):
+def record(folder, is_search=False):
     """Return a JSON-able record; times are seconds from the first trial's start on, less of a value is better."""
-    study, confirmation = open_study(folder), open_confirmation(folder)
+    study, confirmation = open_study(folder), None if is_search else open_confirmation(folder)
     parts = {"trials": study.trials, "runs": confirmation.trials if confirmation else []}
     zero = min(trial.datetime_start for trial in study.trials)
     sign = 1 if settings_of(study)["goal"]["direction"] == "minimize" else -1
@@ -49,8 +49,10 @@ def entry(trial, sign, zero, folder):
 
 
 def main():
-    folder, path = map(Path, sys.argv[1:])
-    path.write_text(json.dumps(record(folder)).replace('{"number', '\n{"number') + "\n")
+    folder, path, *search = sys.argv[1:]
+    Path(path).write_text(
+        json.dumps(record(Path(folder), search == ["--search"])).replace('{"number', '\n{"number') + "\n"
+    )
 
 
 if __name__ == "__main__":
