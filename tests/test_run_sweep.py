@@ -18,6 +18,7 @@ from catdog.data import load_data
 from catdog.evaluate import evaluate
 from catdog.model import load_model, save_model
 from search.study import open_confirmation, open_study
+from search.sweep import WorkerPool
 from search.worker import OutOfMemoryError, ProcessLostError, Task
 from tests.conftest import ROOT
 
@@ -122,7 +123,8 @@ def test_smaller_sweep_is_extended_but_not_under_other_settings(home, small, pho
 def test_sweep_without_the_readme_network(home, small, capsys):
     assert run_sweep.main([*small, "--no-baseline"]) == 0
     said, trials = capsys.readouterr().out, open_study(Path("runs/small")).get_trials()
-    assert "baseline" not in said
+    assert "README baseline" not in said
+    assert "note: the README network is no trial of this sweep (--no-baseline)" in said
     assert [trial.params["body_width"] in (4, 8) for trial in trials] == [True] * 3
     assert run_sweep.main(small) == 2
     assert "other settings (baseline was False, is True); give another --name" in capsys.readouterr().err
@@ -386,7 +388,7 @@ def test_lost_gpu_and_lack_of_memory_are_told_from_what_a_trial_does_wrong(home,
 
 
 def test_sweep_without_a_complete_trial_promotes_nothing(home, small, monkeypatch, capsys):
-    monkeypatch.setattr(run_sweep, "search", lambda *_: None)
+    monkeypatch.setattr(WorkerPool, "complete", lambda *_: None)
     assert run_sweep.main(small) == 1
     assert "no trial completed, so nothing is promoted" in capsys.readouterr().err
 
