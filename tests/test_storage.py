@@ -18,6 +18,7 @@ from search.opening import create_ledger
 from search.storage import LedgerError, noted_storage, validated_storage
 from search.study import open_study
 from tests.counting_sweep import make_sweep
+from tests.test_confirm import values_of
 from tests.test_sweep import assert_exact, epochs_in, start
 
 
@@ -249,3 +250,20 @@ def test_machine_with_other_data_is_refused(postgres, tmp_path, opened):
 def test_other_storages_are_refused_in_a_sentence(address):
     with pytest.raises(ValueError, match="--storage takes postgresql://USER@HOST/DATABASE"):
         validated_storage(address)
+
+
+@pytest.mark.slow
+def test_two_machines_that_confirm_ahead_make_each_run_once_though_one_is_killed(postgres, tmp_path):
+    hosts = [tmp_path / name / "runs/shared" for name in ("one", "two")]
+    options = ("7", "2", "--storage", postgres.url, "--pruner", "none", "--confirm", "2", "--lengths", "1,1,1,1,1,8,8")
+    machines = {host: start(host, *options, start_new_session=True) for host in hosts}
+    while not (confirming := [host for host in hosts if (host / "confirmation.log").exists()]):
+        assert all(process.poll() is None for process in machines.values())
+        time.sleep(0.05)
+    killed = machines.pop(confirming[0])
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    ((host, process),) = machines.items()
+    assert process.wait() == 0
+    assert_exact(host, 7)
+    assert len(values_of(host)) == 4

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from catdog.model import load_model
 from catdog.synthetic import draw
 from search.ledger import MAX_DEATHS
-from search.study import open_confirmation, open_study
+from search.study import CHOSEN, counted, open_confirmation, open_study
 from tests.test_sweep import workers_of
 
 HERE = Path(__file__).parent
@@ -174,7 +174,8 @@ class RealSweep(Ours):
 
     def outcome(self):
         outcome = super().outcome()
-        runs = open_confirmation(self.folder).get_trials(deepcopy=False)
+        study = open_confirmation(self.folder)
+        runs = counted(study.get_trials(deepcopy=False), study.user_attrs[CHOSEN])
         assert [run.state for run in runs] == [TrialState.COMPLETE] * 2, [run.state for run in runs]
         assert not list(self.folder.glob("**/checkpoint*")), "checkpoints were left"
         for trial in open_study(self.folder).get_trials(deepcopy=False):
