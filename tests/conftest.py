@@ -15,6 +15,7 @@ from catdog.model import ModelConfig, build_model, save_model
 from catdog.reference import make_reference
 from catdog.synthetic import draw, synthetic
 from catdog.train import TrainConfig, train
+from tests.processes import all_ended, guard
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +32,16 @@ SMALL_SPACE = {
     },
     "spec": {"maxCombo": 3, "metric": "best_val_loss", "objective": "minimize", "seed": 1},
 }
+
+
+def pytest_configure():
+    guard()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_runs_on():
+    with all_ended():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +191,9 @@ def browser():
         lack("Chromium (Debian: apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
+    from tests.app_server import HANG
+
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=1000 * HANG)
         yield browser
         browser.close()

@@ -5,8 +5,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
+
+from tests.processes import start, wait_until
 
 BINARIES = os.pathsep.join(
     [*map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), os.environ.get("PATH", "")]
@@ -44,12 +45,8 @@ class PostgresServer:
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         command = [*self._as_owner(), shutil.which("postgres", path=BINARIES), "-D", str(self.data)]
         with (self.folder / "log.txt").open("a") as log:
-            self.process = subprocess.Popen(
-                [*command, "-p", str(self.port), "-k", str(self.folder), *options], stdout=log, stderr=log
-            )
-        while self._run("pg_isready", "-h", self.folder, "-p", self.port).returncode:
-            assert self.process.poll() is None, (self.folder / "log.txt").read_text()
-            time.sleep(0.1)
+            self.process = start([*command, "-p", self.port, "-k", self.folder, *options], stdout=log, stderr=log)
+        wait_until(lambda: not self._run("pg_isready", "-h", self.folder, "-p", self.port).returncode, self.process)
 
     def stop(self, signal_number=signal.SIGINT):  # a fast shutdown: sessions are ended
         master = int((self.data / "postmaster.pid").read_text().split()[0])
@@ -61,8 +58,7 @@ class PostgresServer:
         """Kill a process of the server (-9), whereupon it ends all sessions and recovers, without starting anew."""
         others = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
         os.kill(int(self.ask(f"SELECT min(pid) FROM pg_stat_activity WHERE {others}")), signal.SIGKILL)
-        while self.ask("SELECT 1") != "1":
-            time.sleep(0.1)
+        wait_until(lambda: self.ask("SELECT 1") == "1", self.process)
 
     def ask(self, question):
         """Return what psql prints of the answer."""

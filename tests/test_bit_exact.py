@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests import processes
 from tests.conftest import ROOT
 
 TRAINING = """
@@ -33,8 +34,8 @@ NUM_KILLS = 20
 
 
 def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", TRAINING, *map(str, arguments)],
+    return processes.start(
+        [sys.executable, "-c", TRAINING, *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -43,7 +44,6 @@ def start(*arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_bits(photographs, tmp_path):
     process = start(photographs, tmp_path / "whole.pt")
     assert process.stdout.readline() == "epoch\n"

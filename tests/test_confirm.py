@@ -1,7 +1,3 @@
-import os
-import random
-import signal
-import subprocess
 from collections import Counter
 
 import numpy as np
@@ -10,12 +6,10 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from search.confirm import OUTCOMES, begin_confirmation, candidates_of, gain_over_baseline, print_candidates
-from search.ledger import Ledger
 from search.opening import create_ledger
 from search.space import derive_seed
-from search.study import open_confirmation, parameters_of
+from search.study import parameters_of
 from tests.counting_sweep import make_sweep
-from tests.test_sweep import assert_exact, start, workers_of
 
 
 @pytest.fixture
@@ -163,35 +157,3 @@ def test_gain_over_the_baseline_has_an_interval(ledger):
     low, high = gains["loss"].interval
     assert low < gains["loss"].mean < high
     assert gains["loss"].mean == pytest.approx(-0.1, abs=0.01)
-
-
-def test_killed_at_random_moments_it_ends_with_exactly_the_runs_asked_for(tmp_path):
-    folder, rng, kills = tmp_path / "runs/killed", random.Random(), 0
-    arguments = (folder, "4", "2", "--confirm", "3", "--seconds", "0.1")
-    process = start(*arguments)
-    while True:
-        try:
-            process.wait(rng.uniform(0.3, 1.5))
-            break
-        except subprocess.TimeoutExpired:
-            pass
-        if kills >= 6 or not (folder / "confirmation.log").exists():
-            continue
-        kills += 1
-        workers = workers_of(process.pid)
-        if workers and rng.random() < 0.5:
-            os.kill(rng.choice(workers), signal.SIGKILL)
-        else:
-            process.kill()
-            process.wait()
-            process = start(*arguments)
-    assert process.returncode == 0
-    assert kills >= 1
-    assert_exact(folder, 4)
-    runs = open_confirmation(folder).get_trials()
-    num_complete = sum(trial.state == TrialState.COMPLETE for trial in Ledger(make_sweep(folder, 4)).trials())
-    wanted = min(3, num_complete)
-    assert [run.state for run in runs] == [TrialState.COMPLETE] * 2 * wanted
-    asked = [(run.user_attrs["confirms"], run.user_attrs["repeat"]) for run in runs]
-    assert len(set(asked)) == len(asked) == 2 * wanted
-    assert all(run.last_step == 4 for run in runs)  # none is pruned

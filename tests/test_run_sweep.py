@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +18,9 @@ from catdog.evaluate import evaluate
 from catdog.model import load_model, save_model
 from search.study import open_confirmation, open_study
 from search.worker import OutOfMemoryError, ProcessLostError, Task
+from tests import processes
 from tests.conftest import ROOT
+from tests.processes import wait_until
 
 
 @pytest.fixture
@@ -40,8 +41,8 @@ def small(write_space, photographs):
 
 
 def start(arguments, cwd="."):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "run_sweep.py"), *arguments],
+    return processes.start(
+        [sys.executable, ROOT / "run_sweep.py", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -60,8 +61,7 @@ def states():
 
 
 def wait_for_an_epoch(process, home):
-    while process.poll() is None and not list(home.glob("runs/small/trials/*/checkpoint.pt")):
-        time.sleep(0.05)
+    wait_until(lambda: list(home.glob("runs/small/trials/*/checkpoint.pt")), process)
 
 
 def test_sweep_ranks_and_promotes_and_does_nothing_twice(home, small, photographs):
@@ -208,8 +208,7 @@ def test_interrupted_and_killed_program_is_finished_by_the_same_command(home, sm
     assert "nothing is lost, the same command goes on: python" in complained
     assert "Traceback" not in complained
     process = start(small)
-    while process.poll() is None and not any(state.is_finished() for state in states()):
-        time.sleep(0.05)
+    wait_until(lambda: any(state.is_finished() for state in states()), process)
     process.kill()
     process.communicate()
     status, _, complained = finish(small)
