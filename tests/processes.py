@@ -5,6 +5,7 @@ process is found, its grandchildren, what changed its process group, and orphans
 what this one left, also when this one is killed; `start` marks a process of its own, for `end`.
 """
 
+import functools
 import itertools
 import os
 import signal
@@ -20,19 +21,21 @@ _started = {}  # what `start` started: process -> its mark
 _numbers = itertools.count()
 
 
+@functools.cache
 def guard():
     """Mark all that this process starts from here on, and have it ended when this process has gone."""
     mark = f"{os.environ.get(MARK, '')}{uuid.uuid4().hex}."  # whoever started this process ends all of it too
     unmarked = {name: value for name, value in os.environ.items() if name != MARK}
     # Its standard input ends with this process. A session of its own: Ctrl-C and signals to the group are not for it.
-    guard.process = subprocess.Popen(
-        [sys.executable, "-S", __file__, mark], stdin=subprocess.PIPE, env=unmarked, start_new_session=True
-    )
+    command, quiet = [sys.executable, "-S", __file__, mark], subprocess.DEVNULL
+    options = {"stdin": subprocess.PIPE, "stdout": quiet, "stderr": quiet, "start_new_session": True}
     os.environ[MARK] = mark
+    return subprocess.Popen(command, env=unmarked, **options)  # kept in the cache, as is its end of the pipe
 
 
 def start(command, *, env=None, **options):
     """Start a process that does not outlive the test, or the `all_ended`, in which it is started."""
+    guard()
     mark = f"{os.environ[MARK]}{next(_numbers)}."
     environment = {**(os.environ if env is None else env), MARK: mark}
     process = subprocess.Popen([*map(str, command)], env=environment, **options)
@@ -70,6 +73,14 @@ def wait_until(condition, process=None):
             return found
         assert not has_ended, f"{process.args} ended with status {process.returncode}, and it had not happened"
         time.sleep(0.02)
+
+
+def is_alive(pid):
+    """Say whether a process runs; one that waits for its parent, or for init, to hear of its end does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _kill_marked(marks):

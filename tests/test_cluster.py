@@ -12,8 +12,8 @@ import pytest
 
 from search.study import open_study
 from tests.conftest import ROOT, lack
-from tests.processes import wait_until
-from tests.test_sweep import assert_exact, epochs_in, is_alive, start
+from tests.processes import is_alive, wait_until
+from tests.test_sweep import assert_exact, epochs_in, start
 
 NODE = {"num_cpus": 2, "num_gpus": 2}
 
@@ -115,7 +115,17 @@ def test_machine_with_another_version_is_refused_by_name(cluster, tmp_path):
 @pytest.mark.slow
 def test_whole_command_runs_over_the_cluster(cluster, tmp_path, write_space, photographs):
     options = ["--image-size", "64", "--epochs", "1", "--tracking", "off", "--confirm", "0", "--name", "small"]
-    options += ["--backend", "ray", "--ray-address", cluster.address, "--workers", "1", "--trials", "1"]
+    options += [
+        "--backend",
+        "ray",
+        "--ray-address",
+        cluster.address,
+        "--workers",
+        "1",
+        "--trials",
+        "1",
+        "--no-baseline",
+    ]
     done = subprocess.run(
         [sys.executable, ROOT / "run_sweep.py", write_space(), "--data", photographs, *options],
         capture_output=True, text=True, check=False, cwd=tmp_path,

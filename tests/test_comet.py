@@ -376,12 +376,22 @@ def test_outcome_of_a_trial_that_was_never_tracked_is_empty(tmp_path):
 @pytest.fixture
 def sweep_options(photographs):
     """Options of a sweep of a few seconds that really trains."""
-    return ["--data", str(photographs), "--image-size", "64", "--epochs", "1", "--pruner", "none", "--confirm", "0"]
+    small = ["--image-size", "64", "--epochs", "1", "--pruner", "none", "--confirm", "0"]
+    return ["--data", str(photographs), *small, "--no-baseline"]
 
 
 @pytest.mark.slow
 def test_comet_optimize_runs_all_its_jobs_as_one_sweep(tmp_path, server, environment, write_space, sweep_options):
-    command = [*COMET, "optimize", "-j", "2", ROOT / "run_sweep.py", write_space(), "--", *sweep_options]
+    command = [
+        *COMET,
+        "optimize",
+        "-j",
+        "2",
+        ROOT / "run_sweep.py",
+        write_space(),
+        "--",
+        *sweep_options[:-1],
+    ]  # and the baseline
     home = tmp_path / "home"
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -408,7 +418,6 @@ def test_search_that_exists_at_comet_is_joined_by_its_id(tmp_path, server, envir
         [*COMET, "optimize", write_space()], cwd=home, env=environment, capture_output=True, text=True, check=True
     )
     command = [sys.executable, ROOT / "run_sweep.py", created.stdout.split()[-1], *sweep_options, "--tracking", "off"]
-    command += ["--no-baseline"]  # so that they are exactly Comet's three
     for _ in (1, 2):
         done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

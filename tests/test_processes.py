@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.processes import all_ended, start, wait_until
-from tests.test_sweep import is_alive
+from tests.processes import all_ended, is_alive, start, wait_until
 
 # A process that starts another one, in a session of its own, that ignores every signal that can be ignored; one of both
 # says the other's number.
@@ -35,7 +34,7 @@ def test_process_that_is_left_ends_with_what_started_it(then):
         process, child = family(then)
         assert is_alive(child)
     assert process.returncode is not None
-    wait_until(lambda: not is_alive(child))  # gone from the list when its new parent has heard of it
+    assert not is_alive(child)
 
 
 CONFTEST = """
@@ -56,7 +55,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import start
+from tests.processes import is_alive, start
 
 @pytest.fixture
 def set_up():
@@ -69,7 +68,7 @@ def test_that_hangs(set_up):
     pass
 
 def test_after_it():
-    assert not Path("/proc", Path("pid").read_text()).exists()
+    assert not is_alive(Path("pid").read_text())
 """
 
 

@@ -4,7 +4,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
@@ -14,7 +13,7 @@ from search.sweep import places, sole_owner
 from tests import processes
 from tests.conftest import ROOT
 from tests.counting_sweep import EPOCHS
-from tests.processes import wait_until
+from tests.processes import is_alive, wait_until
 
 PROGRAM = [sys.executable, str(ROOT / "tests/counting_sweep.py")]
 
@@ -29,10 +28,6 @@ def workers_of(pid):
         ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False
     )
     return [int(line.split()[0]) for line in listing.stdout.splitlines() if "popen_loky" in line]
-
-
-def is_alive(pid):
-    return Path(f"/proc/{pid}").exists()
 
 
 def epochs_in(folder):

@@ -21,7 +21,7 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.processes import all_ended, guard
+from tests.processes import all_ended
 from tests.soak.faults import FAULTS, FOR_PEERS, Injector, small_disk
 from tests.soak.programs import CountingSweep, OptunaSweep, RaySweep, RealSweep
 
@@ -125,7 +125,6 @@ def main():
     parser.add_argument("--python", default=sys.executable if find_spec("ray") and find_spec("pyarrow") else "")
     parser.add_argument("--folder", type=Path, help="where the sweeps are kept (default: nowhere)")
     options = parser.parse_args()
-    guard()
     common = {"trials": options.trials, "workers": options.workers, "seed": options.seed}
     folder = (options.folder or Path(tempfile.mkdtemp())).resolve()
     print(f"seed {options.seed}, folder {folder}", flush=True)

@@ -138,7 +138,7 @@ class RealSweep(Ours):
     def command(self):
         self._prepare()
         sizes = ("--image-size", "64", "--epochs", "5", "--trials", self.num_trials, "--workers", self.num_workers)
-        confirmed = ("--confirm", "1", "--confirm-seeds", "2", "--promote", "always")
+        confirmed = ("--no-baseline", "--confirm", "1", "--confirm-seeds", "2", "--promote", "always")
         options = ("--data", "../photographs", "--name", "soak", "--tracking", "off", *sizes, *confirmed)
         program = [*AS_A_USER, sys.executable, HERE / "real_sweep.py", "optimizer.json", *options]
         return list(map(str, program))
