@@ -1,8 +1,9 @@
-.PHONY: help sweep test test-slow soak app check bench
+OF_CATDOG := $(wildcard $(patsubst catdog/%.py,tests/test_%.py,$(wildcard catdog/*.py)))
+.PHONY: help sweep test test-avx2 test-slow soak app check bench
 PYTHON := .venv/bin/python
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*  ## /make \1	/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*  ## /make \1	/p' Makefile | expand -t 18
 
 sweep: .venv/installed  ## 12 trials on drawn pictures: a ranked table and a promoted model in a few minutes
 	$(PYTHON) run_sweep.py configs/quick.json --image-size 64 --epochs 4 --no-baseline
@@ -12,6 +13,10 @@ app: .venv/installed  ## the champion as a web page, at http://127.0.0.1:7860
 
 test: .venv/installed  ## the tests, with the coverage of our own lines
 	$(PYTHON) -m pytest -n 3 --dist worksteal -m "not slow and not alone" --cov --cov-report=term --cov-fail-under=90
+
+test-avx2: .venv/installed  ## the tests of catdog/, but for the app's, as on a CPU with AVX2 and nothing newer
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTHON) -m pytest -n 3 --dist worksteal -m "not slow" \
+	  $(filter-out tests/test_app.py tests/test_page.py,$(OF_CATDOG)) tests/test_bit_exact.py
 
 test-slow: .venv/installed  ## the tests that take minutes: all that Comet can do to a sweep, the app under load
 	$(PYTHON) -m pytest -n 4 --dist worksteal -m slow

@@ -116,15 +116,9 @@ def new_database(setting, server):
         server.ask(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@contextlib.contextmanager
 def postgresql_server():
     tests.postgres.SETTINGS = {}
-    with tempfile.TemporaryDirectory() as home:
-        server = tests.postgres.PostgresServer(Path(home) / "server")
-        try:
-            yield server
-        finally:
-            server.stop()
+    return tests.postgres.postgres_server()
 
 
 def numbers(words):

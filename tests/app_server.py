@@ -6,13 +6,17 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
 from pathlib import Path
 
+from gradio_client import Client
+
 from tests.conftest import ROOT
+from tests.processes import end, start, wait_until
+
+HANG = 600.0  # seconds without an answer: it will not come
 
 
 class AppServer:
@@ -24,30 +28,33 @@ class AppServer:
         self.log = folder / "app.log"
         path = os.pathsep.join(filter(None, [str(ROOT), (environment or {}).get("PYTHONPATH")]))
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *program, "--port", "0", *map(str, options)],
+            self.process = start(
+                [sys.executable, *program, "--port", "0", *options],
                 cwd=folder,
                 env={"OMP_NUM_THREADS": "1", **(environment or os.environ), "PYTHONPATH": path},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        self.url = self._wait_for_url()
+        try:
+            self.url = wait_until(self._url, self.process)
+        except BaseException as error:
+            end(self.process)
+            error.add_note(self.log.read_text())
+            raise
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait(30)
+        try:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait()
+        finally:
+            end(self.process)
 
-    def _wait_for_url(self):
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and self.process.poll() is None:
-            found = re.search(r"http://[\d.]+:\d+", self.log.read_text())
-            if found and answers(f"{found[0]}/health"):
-                return found[0]
-            time.sleep(0.1)
-        raise AssertionError(self.log.read_text())
+    def _url(self):
+        found = re.search(r"http://[\d.]+:\d+", self.log.read_text())
+        return found and answers(f"{found[0]}/health") and found[0]
 
     def get(self, path, **headers):
         return request(self.url + path, None, headers)
@@ -71,13 +78,18 @@ class AppServer:
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
+def client_of(server, **options):
+    """Return Gradio's client."""
+    return Client(server.url, verbose=False, httpx_kwargs={"timeout": HANG}, **options)
+
+
 def picture(content):
     return {"url": f"data:image/jpeg;base64,{b64encode(content).decode()}"}
 
 
 def request(url, body=None, headers=None):
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers or {}), timeout=60) as response:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers or {}), timeout=HANG) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()

@@ -11,11 +11,12 @@ import torch
 
 from catdog import data
 from catdog.data import Pictures, load_data, preprocessing
-from catdog.model import ModelConfig, build_model, save_model
+from catdog.model import ModelConfig, build_model, load_model, save_model
 from catdog.precision import bfloat16_fault, verdict_file
 from catdog.reference import make_reference
 from catdog.synthetic import draw, synthetic
 from catdog.train import TrainConfig, train
+from tests.processes import all_ended, guard
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +33,16 @@ SMALL_SPACE = {
     },
     "spec": {"maxCombo": 3, "metric": "best_val_loss", "objective": "minimize", "seed": 1},
 }
+
+
+def pytest_configure():
+    guard()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_runs_on():
+    with all_ended():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -109,40 +120,54 @@ def pictures():
 
 
 @pytest.fixture(scope="session")
-def good(tmp_path_factory):
-    """A small network that knows drawn cats and dogs, and the cache of the pictures."""
-    patch, cache = pytest.MonkeyPatch(), tmp_path_factory.mktemp("drawn")
-    patch.setenv("CATDOG_CACHE", str(cache))
-    patch.setattr(data, "NUM_DRAWN", DRAWN)
-    loaded, model = load_data("synthetic", 32), build_model(GOOD)
-    list(train(model, TrainConfig(1e-2, epochs=8, schedule="one_cycle"), loaded.training, loaded.validation))
-    patch.undo()
-    return model, cache
+def made_once(tmp_path_factory):
+    """Make a folder for all workers of pytest-xdist: `made_once(name, make)`; whoever comes first makes it."""
+    own = tmp_path_factory.getbasetemp()
+    return lambda name, make: data._built_once(
+        (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name, make
+    )
+
+
+def train_once(made_once, name, drawn, config, recipe):
+    """Train a network on drawn pictures; return the folder that holds it and the cache of the pictures."""
+
+    def make(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CATDOG_CACHE", str(folder / "cache"))
+            patch.setattr(data, "NUM_DRAWN", drawn)
+            loaded, model = load_data("synthetic", 32), build_model(config)
+            list(train(model, recipe, loaded.training, loaded.validation))
+            header = {
+                "classes": ["cat", "dog"],
+                "preprocessing": preprocessing(32),
+                "metrics": {"test": {"accuracy": 0.9, "accuracy_interval": (0.85, 0.94), "loss": 0.3, "pictures": 300}},
+                "provenance": {"run": "one", "trial": 0, "data": {"source": "synthetic", "fingerprint": "f"}},
+                "reference": make_reference(model, loaded, "cpu"),
+            }
+            save_model(model, folder / "model.safetensors", header)
+
+    return made_once(name, make)
 
 
 @pytest.fixture(scope="session")
-def champion(tmp_path_factory):
+def good(made_once):
+    """A small network that knows drawn cats and dogs, and the cache of the pictures."""
+    folder = train_once(made_once, "good", DRAWN, GOOD, TrainConfig(1e-2, epochs=8, schedule="one_cycle"))
+    return load_model(folder / "model.safetensors")[0], folder / "cache"
+
+
+@pytest.fixture(scope="session")
+def champion(made_once, tmp_path_factory):
     """A promoted model file that is good enough to watch; `champion(2)` is another one with the same answers."""
-    patch, folder = pytest.MonkeyPatch(), tmp_path_factory.mktemp("champion")
-    patch.setenv("CATDOG_CACHE", str(folder / "cache"))
-    patch.setattr(data, "NUM_DRAWN", {"training": 1500, "test": 20})
-    loaded, model = load_data("synthetic", 32), build_model(ModelConfig(16, 32, 2, image_size=32))
     recipe = TrainConfig(1e-2, epochs=5, schedule="one_cycle", augmentation="flip")
-    list(train(model, recipe, loaded.training, loaded.validation))
-    reference = make_reference(model, loaded, "cpu")
-    patch.undo()
+    shape, drawn = ModelConfig(16, 32, 2, image_size=32), {"training": 1500, "test": 20}
+    model, header = load_model(train_once(made_once, "champion", drawn, shape, recipe) / "model.safetensors")
+    folder = tmp_path_factory.mktemp("champion")
 
     def save(trial=0):
         path = folder / f"{trial}.safetensors"
-        header = {
-            "classes": ["cat", "dog"],
-            "preprocessing": preprocessing(32),
-            "metrics": {"test": {"accuracy": 0.9, "accuracy_interval": (0.85, 0.94), "loss": 0.3, "pictures": 300}},
-            "provenance": {"run": "one", "trial": trial, "data": {"source": "synthetic", "fingerprint": "f"}},
-            "reference": reference,
-        }
         if not path.exists():
-            save_model(model, path, header)
+            save_model(model, path, {**header, "provenance": {**header["provenance"], "trial": trial}})
         return path
 
     return save
@@ -173,17 +198,16 @@ def lack(what):
 
 
 @pytest.fixture
-def postgres(tmp_path):
+def postgres():
     """A PostgreSQL server of this test's own."""
-    from tests.postgres import PostgresServer, is_installed
+    from tests.postgres import is_installed, postgres_server
 
     if not is_installed():
         lack("PostgreSQL (Debian: apt-get install postgresql)")
     if not find_spec("psycopg"):
         lack("psycopg (extra postgres)")
-    server = PostgresServer(tmp_path / "postgres")
-    yield server
-    server.stop()
+    with postgres_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -194,7 +218,9 @@ def browser():
         lack("Chromium (Debian: apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
+    from tests.app_server import HANG
+
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=1000 * HANG)
         yield browser
         browser.close()

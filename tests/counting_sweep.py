@@ -116,7 +116,7 @@ def parse():
     parser.add_argument("--algorithm", default="bayes")
     parser.add_argument("--no-baseline", action="store_true")
     parser.add_argument("--patience", type=float, default=600.0)
-    parser.add_argument("--finish", type=float, default=20.0)
+    parser.add_argument("--finish", type=float, default=600.0)
     parser.add_argument("--notify", action="store_true")
     parser.add_argument("--storage", default="")
     parser.add_argument("--artifacts", default="")

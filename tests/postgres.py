@@ -5,30 +5,40 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.processes import start, wait_until
 
 BINARIES = os.pathsep.join(
     [*map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), os.environ.get("PATH", "")]
 )
-SETTINGS = {"fsync": "off", "listen_addresses": "127.0.0.1", "max_connections": "60", "shared_buffers": "32MB"}
+SETTINGS = {"fsync": "off", "max_connections": "60", "shared_buffers": "32MB"}
 
 
 def is_installed():
     return bool(shutil.which("postgres", path=BINARIES) and shutil.which("initdb", path=BINARIES))
 
 
+@contextmanager
+def postgres_server():
+    """Run a server in a folder that it can reach: those of pytest are the user's alone, and root's here at times."""
+    with TemporaryDirectory() as folder:
+        server = PostgresServer(Path(folder))
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
 class PostgresServer:
-    def __init__(self, folder, address="127.0.0.1"):
-        self.folder, self.data, self.address = folder, folder / "data", address
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder):
+        self.folder, self.data = folder, folder / "data"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         if os.getuid() == 0:  # the server refuses to run as root
-            for path in (folder, *folder.parents):
-                if path.stat().st_mode & 0o001 == 0:
-                    path.chmod(path.stat().st_mode | 0o011)
             shutil.chown(folder, "postgres")
         self._run(
             "initdb", "--pgdata", self.data, "--username", "sweeper", "--auth", "trust", "--no-sync"
@@ -37,19 +47,16 @@ class PostgresServer:
 
     @property
     def url(self):
-        return f"postgresql://sweeper@{self.address}:{self.port}/postgres"
+        return f"postgresql://sweeper@127.0.0.1:{self.port}/postgres"
 
     def start(self):
-        settings = {**SETTINGS, "listen_addresses": self.address}
-        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        options = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
         command = [*self._as_owner(), shutil.which("postgres", path=BINARIES), "-D", str(self.data)]
         with (self.folder / "log.txt").open("a") as log:
-            self.process = subprocess.Popen(
-                [*command, "-p", str(self.port), "-k", str(self.folder), *options], stdout=log, stderr=log
+            self.process = start(
+                [*command, "-h", "127.0.0.1", "-p", self.port, "-k", self.folder, *options], stdout=log, stderr=log
             )
-        while self._run("pg_isready", "-h", self.folder, "-p", self.port).returncode:
-            assert self.process.poll() is None, (self.folder / "log.txt").read_text()
-            time.sleep(0.1)
+        wait_until(lambda: not self._run("pg_isready", "-h", self.folder, "-p", self.port).returncode, self.process)
 
     def stop(self, signal_number=signal.SIGINT):  # a fast shutdown: sessions are ended
         master = int((self.data / "postmaster.pid").read_text().split()[0])
@@ -61,8 +68,7 @@ class PostgresServer:
         """Kill a process of the server (-9), whereupon it ends all sessions and recovers, without starting anew."""
         others = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
         os.kill(int(self.ask(f"SELECT min(pid) FROM pg_stat_activity WHERE {others}")), signal.SIGKILL)
-        while self.ask("SELECT 1") != "1":
-            time.sleep(0.1)
+        wait_until(lambda: self.ask("SELECT 1") == "1", self.process)
 
     def ask(self, question):
         """Return what psql prints of the answer."""

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from gradio_client import Client, handle_file
+from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
@@ -24,17 +23,18 @@ from catdog.app import read_auth
 from catdog.model import read_header
 from catdog.predict import Classifier
 from catdog.synthetic import draw
-from tests.app_server import AppServer, picture, request
+from tests.app_server import HANG, AppServer, client_of, picture, request
 from tests.comet_server import CometServer
 from tests.conftest import ROOT
+from tests.processes import wait_until
 from tests.test_comet import GUARD
 from tests.test_intake import GOOD, bomb_of, saved
-from tests.test_service import wait_for
+from tests.test_service import asked_all_the_time
 
 
 @pytest.fixture(scope="module")
 def client(server):
-    return Client(server.url, verbose=False)
+    return client_of(server)
 
 
 @pytest.fixture
@@ -81,7 +81,8 @@ def test_lines_of_the_readme_work(server, tmp_path):
     (python,) = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "gradio_client" in code]
     (shell,) = [code for code in re.findall(r"```bash\n(.*?)```", readme, re.DOTALL) if "curl" in code]
     for command, code in (([sys.executable, "-c"], python), (["bash", "-ec"], shell)):
-        here = code.replace("http://127.0.0.1:7860", server.url)
+        patient = f'"{server.url}", httpx_kwargs={{"timeout": {HANG}}})'  # httpx waits for 5 seconds by itself
+        here = code.replace('"http://127.0.0.1:7860")', patient).replace("http://127.0.0.1:7860", server.url)
         done = subprocess.run([*command, here], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert '"label"' in done.stdout or "'label'" in done.stdout
@@ -235,7 +236,7 @@ def test_nothing_is_fetched_from_elsewhere(tmp_path, champion):
     environment["HF_TOKEN"] = "one that could be used"
     with AppServer(tmp_path, environment=environment) as server:
         shutil.copy(champion(), server.model)
-        wait_for(lambda: server.get("/health")[0] == 200)
+        wait_until(lambda: server.get("/health")[0] == 200)
         server.get("/")
         assert "label" in server.classify(GOOD["jpeg"])
         elsewhere = "http://pictures.example.com/cat.jpg"
@@ -283,8 +284,8 @@ def test_password_is_asked_for_and_a_wrong_one_refused(tmp_path, champion, files
             ("sömeone", "ö"),
         ):
             with pytest.raises(Exception, match=r"(?i)login|auth|credential"):
-                Client(server.url, auth=(user, password), verbose=False)
-        client = Client(server.url, auth=("someone", "right: with a colon"), verbose=False)
+                client_of(server, auth=(user, password))
+        client = client_of(server, auth=("someone", "right: with a colon"))
         assert "label" in client.predict(handle_file(files[0]), False, api_name="/classify")
         assert server.get("/health")[0] == 200
 
@@ -334,7 +335,7 @@ def test_first_champion_is_served_when_it_appears(tmp_path, champion):
         assert json.loads(content)["problem"].startswith("no champion: best_model/model.safetensors does not exist")
         assert server.classify(GOOD["jpeg"]).startswith("no champion")
         shutil.copy(champion(), server.model)
-        wait_for(lambda: server.get("/health")[0] == 200)
+        wait_until(lambda: server.get("/health")[0] == 200)
         assert "label" in server.classify(GOOD["jpeg"])
 
 
@@ -342,11 +343,11 @@ def test_ctrl_c_ends_it_and_leaves_no_upload(tmp_path, champion, files):
     environment = {**os.environ, "CATDOG_CACHE": str(tmp_path / "cache")}
     server = AppServer(tmp_path, environment=environment)
     shutil.copy(champion(), server.model)
-    wait_for(lambda: server.get("/health")[0] == 200)
-    Client(server.url, verbose=False).predict(handle_file(files[0]), False, api_name="/classify")
+    wait_until(lambda: server.get("/health")[0] == 200)
+    client_of(server).predict(handle_file(files[0]), False, api_name="/classify")
     assert list((tmp_path / "cache/uploads").rglob("one.jpeg"))
     server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(20) == 0
+    assert server.process.wait() == 0
     assert list((tmp_path / "cache/uploads").iterdir()) == []
     assert "Traceback" not in server.log.read_text()
 
@@ -356,11 +357,13 @@ def test_uploads_are_deleted_after_a_while_and_examples_stay(tmp_path, champion,
     environment = {**os.environ, "CATDOG_CACHE": str(tmp_path / "cache")}
     with AppServer(tmp_path, environment=environment, program=("-c", hasty)) as server:
         shutil.copy(champion(), server.model)
-        wait_for(lambda: server.get("/health")[0] == 200)
-        client = Client(server.url, verbose=False)
+        wait_until(lambda: server.get("/health")[0] == 200)
+        client = client_of(server)
         client.predict(handle_file(files[0]), False, api_name="/classify")
         client.predict([handle_file(file) for file in files], api_name="/many")
-        wait_for(lambda: {path.stem[:7] for path in (tmp_path / "cache/uploads").rglob("*.*")} == {"example", ".lock"})
+        wait_until(
+            lambda: {path.stem[:7] for path in (tmp_path / "cache/uploads").rglob("*.*")} == {"example", ".lock"}
+        )
 
 
 def animals(number, cats=0.5, seed=20_000):
@@ -386,9 +389,8 @@ def test_alerts_reach_page_metrics_and_comet(tmp_path, champion, kind):
         environment = {**os.environ, **comet.environment(tmp_path / "home")}
         with AppServer(tmp_path, environment=environment) as server:
             shutil.copy(champion(), server.model)
-            wait_for(lambda: server.get("/health")[0] == 200)
+            wait_until(lambda: server.get("/health")[0] == 200)
             version = json.loads(server.get("/health")[1])["version"]
-            began = time.monotonic()
             with ThreadPoolExecutor(8) as pool:
                 assert all("probabilities" in answer for answer in pool.map(server.classify, pictures))
 
@@ -398,18 +400,17 @@ def test_alerts_reach_page_metrics_and_comet(tmp_path, champion, kind):
                     if line.startswith("catdog_alert{") and line.endswith(" 1.0")
                 }  # fmt: skip
 
-            wait_for(lambda: b'catdog_drift{figure="class_psi"}' in server.get("/metrics")[1])
+            wait_until(lambda: b'catdog_drift{figure="class_psi"}' in server.get("/metrics")[1])
             if kind == "usual":
                 assert alerts() == set()
             else:
-                wait_for(lambda: {"one class": "class_psi", "noise": "abstained"}[kind] in alerts())
-                assert time.monotonic() - began < 60
-                wait_for(lambda: any(e.notifications for e in comet.experiments.values()), 30)
-            told = Client(server.url, verbose=False).predict(api_name="/monitor")
+                wait_until(lambda: {"one class": "class_psi", "noise": "abstained"}[kind] in alerts())
+                wait_until(lambda: any(e.notifications for e in comet.experiments.values()))
+            told = client_of(server).predict(api_name="/monitor")
             assert set(told["alerts"]) == alerts()
-            wait_for(lambda: comet.experiments, 30)
+            wait_until(lambda: comet.experiments)
         (experiment,) = comet.experiments.values()
-        wait_for(lambda: {"cat", "dog", "abstained"} <= {metric["metricName"] for metric in experiment.metrics}, 30)
+        wait_until(lambda: {"cat", "dog", "abstained"} <= {metric["metricName"] for metric in experiment.metrics})
         assert experiment.others["model version"] == version
         titles = [one["title"] for one in experiment.notifications if " in service: " in one["title"]]
         assert bool(titles) == (kind != "usual")
@@ -425,7 +426,7 @@ def test_service_goes_on_when_comet_does_not_answer(tmp_path, champion):
             comet.break_down(end, "hang")
         with AppServer(tmp_path, environment=environment) as server:
             shutil.copy(champion(), server.model)
-            wait_for(lambda: server.get("/health")[0] == 200)
+            wait_until(lambda: server.get("/health")[0] == 200)
             time.sleep(2)
             for _ in range(20):
                 assert "label" in server.classify(GOOD["jpeg"])
@@ -435,21 +436,11 @@ def test_service_goes_on_when_comet_does_not_answer(tmp_path, champion):
 def test_swaps_under_load_lose_no_request(tmp_path, champion):
     with AppServer(tmp_path) as server:
         shutil.copy(champion(0), server.model)
-        wait_for(lambda: server.get("/health")[0] == 200)
+        wait_until(lambda: server.get("/health")[0] == 200)
         versions = [Classifier(champion(trial)).version for trial in (0, 1)]
-        over, answers = threading.Event(), []
-
-        def ask():
-            while not over.is_set():
-                answers.append(server.classify(GOOD["jpeg"]))
-
-        with ThreadPoolExecutor(8) as pool:
-            asking = [pool.submit(ask) for _ in range(8)]
+        with asked_all_the_time(lambda: server.classify(GOOD["jpeg"])) as answers:
             for swap in range(1, 9):
                 shutil.copy(champion(swap % 2), server.model.with_name("new"))
                 server.model.with_name("new").replace(server.model)
-                wait_for(lambda: json.loads(server.get("/health")[1])["version"] == versions[swap % 2])  # noqa: B023
-            over.set()
-            for one in asking:
-                one.result()
+                wait_until(lambda: json.loads(server.get("/health")[1])["version"] == versions[swap % 2])  # noqa: B023
         assert {answer["model"] for answer in answers} == set(versions)

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests import processes
 from tests.conftest import ROOT
 
 TRAINING = """
@@ -18,7 +19,7 @@ from catdog.model import ModelConfig, build_model
 from catdog.train import TrainConfig, train
 
 data = load_data(sys.argv[1], 32)
-recipe = TrainConfig(epochs=30, batch_size=8, schedule="one_cycle", augmentation="color", learning_rate=3e-3, seed=5)
+recipe = TrainConfig(3e-3, batch_size=8, epochs=int(sys.argv[3]), schedule="one_cycle", augmentation="color", seed=5)
 shape = ModelConfig(image_size=32, stem_width=16, body_width=32, body_repeats=3, dropout=0.3)
 model = build_model(shape, 5)
 digest = hashlib.sha256()
@@ -33,8 +34,8 @@ NUM_KILLS = 20
 
 
 def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", TRAINING, *map(str, arguments)],
+    return processes.start(
+        [sys.executable, "-c", TRAINING, *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -43,16 +44,15 @@ def start(*arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_bits(photographs, tmp_path):
-    process = start(photographs, tmp_path / "whole.pt")
+    process = start(photographs, tmp_path / "whole.pt", 30)
     assert process.stdout.readline() == "epoch\n"
     began = time.monotonic()
     wanted = process.communicate()[0].splitlines()[-1]
     seconds = time.monotonic() - began
     kills, checkpoint = 0, tmp_path / "killed.pt"
     while kills < NUM_KILLS:
-        process = start(photographs, checkpoint)
+        process = start(photographs, checkpoint, 30)
         process.stdout.readline()
         time.sleep(random.uniform(0, seconds / 4))
         process.kill()
@@ -62,17 +62,17 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_bits(photographs,
         else:  # it was done before; the next kills meet another run
             assert lines[-1] == wanted
             checkpoint.unlink()
-    assert start(photographs, checkpoint).communicate()[0].splitlines()[-1] == wanted
+    assert start(photographs, checkpoint, 30).communicate()[0].splitlines()[-1] == wanted
 
 
 def test_torn_checkpoint_gives_way_to_the_one_before(photographs, tmp_path):
     whole, torn = tmp_path / "whole.pt", tmp_path / "torn.pt"
-    wanted = start(photographs, whole).communicate()[0].splitlines()[-1]
-    process = start(photographs, torn)
+    wanted = start(photographs, whole, 6).communicate()[0].splitlines()[-1]
+    process = start(photographs, torn, 6)
     for _ in range(4):
         process.stdout.readline()
     process.kill()
     process.communicate()
     torn.write_bytes(torn.read_bytes()[:1000])
-    lines = start(photographs, torn).communicate()[0].splitlines()
+    lines = start(photographs, torn, 6).communicate()[0].splitlines()
     assert lines[-1] == wanted

@@ -7,6 +7,7 @@ from catdog.card import write_card
 from catdog.model import ModelConfig, build_model, read_header, save_model
 from search.champion import CHAMPION, promote, require_writable, rollback
 from tests.conftest import ROOT
+from tests.processes import start
 
 TINY = ModelConfig(stem_width=1, body_width=2, body_repeats=1, image_size=8)
 
@@ -89,8 +90,8 @@ def test_two_promotions_at_once_wait_for_each_other(tmp_path):
         "    target.write_text(before + sys.argv[1]); time.sleep(0.3); return True\n"
         f"promote(Path({str(tmp_path / 'best')!r}), judge, lambda _: None)"
     )
-    processes = [subprocess.Popen([sys.executable, "-c", code, name]) for name in "abc"]
-    assert [process.wait() for process in processes] == [0, 0, 0]
+    promotions = [start([sys.executable, "-c", code, name]) for name in "abc"]
+    assert [process.wait() for process in promotions] == [0, 0, 0]
     assert sorted((tmp_path / "best" / CHAMPION).read_text()) == ["a", "b", "c"]
 
 
@@ -122,7 +123,8 @@ def judge(champion, target):
 for number in (1, 2):
     promote(best, judge, write_card)
 holders = set()
-for _ in range(100):
+kills = 0
+while kills < 100 or len(holders) < 2:  # promotions do happen
     child = os.fork()  # a process that has imported everything: what is killed is a promotion
     while not child:
         number += 1
@@ -132,10 +134,10 @@ for _ in range(100):
     time.sleep(random.uniform(0, 0.1))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    kills += 1
     holders.add(read_header(best / CHAMPION)["provenance"]["trial"])  # raises where it is not whole and true
     for path in (best / "history").glob("*.safetensors"):
         read_header(path)
-print(len(holders))
 """
 
 
@@ -146,7 +148,6 @@ def test_killed_at_a_hundred_random_moments_the_champion_is_whole(tmp_path):
     code = KILLER.format(root=str(ROOT), best=str(best), challenger=str(challenger))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 1  # promotions did happen
     promote(best, lambda *_: False, write_card)
     assert sorted(path.name for path in best.iterdir()) == [".lock", "README.md", "history", CHAMPION]
     trial = read_header(best / CHAMPION)["provenance"]["trial"]

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from importlib.util import find_spec
 
@@ -13,7 +12,8 @@ import pytest
 
 from search.study import open_study
 from tests.conftest import ROOT, lack
-from tests.test_sweep import assert_exact, epochs_in, is_alive, start
+from tests.processes import is_alive, wait_until
+from tests.test_sweep import assert_exact, epochs_in, start
 
 NODE = {"num_cpus": 2, "num_gpus": 2}
 
@@ -34,12 +34,15 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     before = signal.getsignal(signal.SIGTERM)
-    cluster = Cluster(initialize_head=True, head_node_args=NODE)
-    cluster.add_node(**NODE)
-    yield cluster
-    cluster.shutdown()
-    signal.signal(signal.SIGTERM, before)
-    patch.undo()
+    cluster = Cluster()
+    try:
+        for _ in range(2):
+            cluster.add_node(**NODE)
+        yield cluster
+    finally:
+        cluster.shutdown()
+        signal.signal(signal.SIGTERM, before)
+        patch.undo()
 
 
 def on_ray(cluster, *options):
@@ -52,12 +55,6 @@ def attempts(folder):
     return [tuple(line.split()[:4]) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def wait_until(process, condition):
-    while not condition():
-        assert process.poll() is None
-        time.sleep(0.05)
-
-
 def places_of(folder):
     return {(node, gpu) for _, node, gpu, _ in attempts(folder)}
 
@@ -66,20 +63,17 @@ def places_of(folder):
 def test_workers_have_a_gpu_each_are_replaced_when_they_die_and_go_with_the_command(cluster, tmp_path):
     folder = tmp_path / "runs/one"
     process = start(folder, "100", "4", *on_ray(cluster, "--seconds", "0.3"))
-    wait_until(process, lambda: len(places_of(folder)) == 4)
+    wait_until(lambda: len(places_of(folder)) == 4, process)
     workers = {pid: (node, gpu) for pid, node, gpu, _ in attempts(folder)}
     assert sorted(workers.values()) == sorted((node, gpu) for node in nodes_of(cluster) for gpu in "01")
     victim, place = workers.popitem()
     os.kill(int(victim), signal.SIGKILL)
-    wait_until(process, lambda: [place for pid, *place, _ in attempts(folder) if pid not in {victim, *workers}])
+    wait_until(lambda: [place for pid, *place, _ in attempts(folder) if pid not in {victim, *workers}], process)
     assert next(tuple(place) for pid, *place, _ in attempts(folder) if pid not in {victim, *workers}) == place
 
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
-    while any(is_alive(pid) for pid, *_ in attempts(folder)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(is_alive(pid) for pid, *_ in attempts(folder))
+    wait_until(lambda: not any(is_alive(pid) for pid, *_ in attempts(folder)))
 
     num_trials = len(open_study(folder).get_trials())
     assert start(folder, str(num_trials), "4", *on_ray(cluster)).wait() == 0
@@ -97,7 +91,7 @@ def nodes_of(cluster):
 def test_node_that_is_killed_costs_no_trial(cluster, tmp_path):
     folder, lost = tmp_path / "runs/one", cluster.worker_nodes.copy().pop()
     process = start(folder, "10", "4", *on_ray(cluster, "--seconds", "0.3"))
-    wait_until(process, lambda: len(places_of(folder)) == 4)
+    wait_until(lambda: len(places_of(folder)) == 4, process)
     cluster.remove_node(lost, allow_graceful=False)
     assert process.wait() == 0
     cluster.add_node(**NODE)
@@ -121,7 +115,17 @@ def test_machine_with_another_version_is_refused_by_name(cluster, tmp_path):
 @pytest.mark.slow
 def test_whole_command_runs_over_the_cluster(cluster, tmp_path, write_space, photographs):
     options = ["--image-size", "64", "--epochs", "1", "--tracking", "off", "--confirm", "0", "--name", "small"]
-    options += ["--backend", "ray", "--ray-address", cluster.address, "--workers", "1", "--trials", "1"]
+    options += [
+        "--backend",
+        "ray",
+        "--ray-address",
+        cluster.address,
+        "--workers",
+        "1",
+        "--trials",
+        "1",
+        "--no-baseline",
+    ]
     done = subprocess.run(
         [sys.executable, ROOT / "run_sweep.py", write_space(), "--data", photographs, *options],
         capture_output=True, text=True, check=False, cwd=tmp_path,

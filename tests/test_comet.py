@@ -17,9 +17,11 @@ from optuna.trial import TrialState
 from search.comet import TICKET, _fitted
 from search.study import open_confirmation, open_study, state_of
 from search.tracking import outcome_of
+from tests import processes
 from tests.comet_server import API_KEY, CometServer
 from tests.conftest import ROOT
 from tests.counting_sweep import make_sweep
+from tests.processes import wait_until
 from tests.test_sweep import assert_exact, epochs_in, workers_of
 
 WRONG_KEY = "another-key-of-the-tests"
@@ -40,8 +42,8 @@ def environment(server, tmp_path):
 
 
 def start(folder, *arguments, environment):
-    return subprocess.Popen(
-        [*PROGRAM, str(folder), *map(str, arguments)],
+    return processes.start(
+        [*PROGRAM, folder, *arguments],
         env=environment,
         cwd=folder.parents[1],
         stdout=subprocess.PIPE,
@@ -159,11 +161,10 @@ def test_killed_worker_and_killed_parent_double_nothing_in_comet(tmp_path, serve
     folder = tmp_path / "runs/killed"
     options = ("--engine", "comet", "--tracking", "online", "--pruner", "none", "--seconds", 1)
     process = start(folder, 5, 2, *options, environment=environment)
-    while not any(experiment.metrics for experiment in list(server.experiments.values())):
-        time.sleep(0.05)
-    time.sleep(3)  # metrics are sent every other second: some are there, some are not
+    wait_until(lambda: any(experiment.metrics for experiment in list(server.experiments.values())), process)
+    num_epochs = len(epochs_in(folder))  # metrics are sent every other second: some are there, some are not
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
-    time.sleep(3)
+    wait_until(lambda: len(epochs_in(folder)) > num_epochs + 3, process)
     process.kill()
     process.communicate()
     said = run(folder, 5, 2, *options, environment=environment)
@@ -183,8 +184,7 @@ def test_archives_of_a_killed_and_resumed_sweep_are_delivered_whole(tmp_path, se
     folder = tmp_path / "runs/offline"
     options = ("--tracking", "offline", "--failing", 2, "--promoted", 0)
     process = start(folder, 6, 2, *options, environment=environment)
-    while not list(folder.glob("comet/*.zip")):
-        time.sleep(0.05)
+    wait_until(lambda: list(folder.glob("comet/*.zip")), process)
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     time.sleep(1)
     process.kill()
@@ -274,9 +274,7 @@ def test_key_is_written_nowhere(tmp_path, server, environment):
 def test_proposals_outside_the_space_and_odd_answers_cost_no_trial(tmp_path, server, environment):
     folder = tmp_path / "runs/odd"
     process = start(folder, 3, 1, "--engine", "comet", "--pruner", "none", environment=environment)
-    while not server.searches and process.poll() is None:
-        time.sleep(0.01)
-    (search,) = server.searches.values()
+    (search,) = wait_until(lambda: list(server.searches.values()), process)
     draw, answers = search._draw, iter([99.0, None, "x"])
     search._draw = lambda parameter: next(answers, None) or draw(parameter)
     process.communicate()
@@ -381,12 +379,22 @@ def test_outcome_of_a_trial_that_was_never_tracked_is_empty(tmp_path):
 @pytest.fixture
 def sweep_options(photographs):
     """Options of a sweep of a few seconds that really trains."""
-    return ["--data", str(photographs), "--image-size", "64", "--epochs", "1", "--pruner", "none", "--confirm", "0"]
+    small = ["--image-size", "64", "--epochs", "1", "--pruner", "none", "--confirm", "0"]
+    return ["--data", str(photographs), *small, "--no-baseline"]
 
 
 @pytest.mark.slow
 def test_comet_optimize_runs_all_its_jobs_as_one_sweep(tmp_path, server, environment, write_space, sweep_options):
-    command = [*COMET, "optimize", "-j", "2", ROOT / "run_sweep.py", write_space(), "--", *sweep_options]
+    command = [
+        *COMET,
+        "optimize",
+        "-j",
+        "2",
+        ROOT / "run_sweep.py",
+        write_space(),
+        "--",
+        *sweep_options[:-1],
+    ]  # and the baseline
     home = tmp_path / "home"
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -413,7 +421,6 @@ def test_search_that_exists_at_comet_is_joined_by_its_id(tmp_path, server, envir
         [*COMET, "optimize", write_space()], cwd=home, env=environment, capture_output=True, text=True, check=True
     )
     command = [sys.executable, ROOT / "run_sweep.py", created.stdout.split()[-1], *sweep_options, "--tracking", "off"]
-    command += ["--no-baseline"]  # so that they are exactly Comet's three
     for _ in (1, 2):
         done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

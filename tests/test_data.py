@@ -10,6 +10,7 @@ import torch
 
 from catdog import data
 from catdog.data import describe_source, load_data, load_test, preprocessing
+from tests.processes import wait_until
 
 
 def of(pictures):
@@ -133,12 +134,12 @@ def test_changed_file_is_decoded_again(photographs):
     assert before.fingerprint != after.fingerprint
 
 
-def build_slowly(folder, log):
+def build_slowly(folder, log, seconds=0.5):
     def build(partial):
         with log.open("a") as file:
             file.write("built\n")
         (partial / "half").write_text("half")
-        time.sleep(0.5)
+        time.sleep(seconds)
         (partial / "whole").write_text("whole")
 
     data._built_once(folder, build)
@@ -159,9 +160,8 @@ def test_two_processes_build_once(tmp_path):
 
 
 def test_killed_build_leaves_nothing_half_built(tmp_path):
-    process = start(tmp_path / "made", tmp_path / "log")
-    while not (tmp_path / "made.partial/half").exists():
-        time.sleep(0.01)
+    process = start(tmp_path / "made", tmp_path / "log", 1000)
+    wait_until((tmp_path / "made.partial/half").exists)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert not (tmp_path / "made").exists()

@@ -130,7 +130,6 @@ def test_trial_left_behind_is_taken_over_as_it_was(ledger):
     assert taken.trial.intermediate_values == {1: 0.5}
 
 
-@pytest.mark.timeout(20)
 def test_worker_that_proposes_keeps_nobody_waiting(ledger, monkeypatch):
     other, suggest, taken = Ledger(ledger.sweep), Space.suggest, []
     finish(ledger, ledger.take(0, "cpu"))

@@ -64,7 +64,7 @@ def panel(server, monkeypatch, tmp_path):
     from streamlit.testing.v1 import AppTest
 
     st.cache_data.clear()
-    return lambda: AppTest.from_file(str(PANEL), default_timeout=60).run()
+    return lambda: AppTest.from_file(str(PANEL), default_timeout=600).run()
 
 
 def test_panel_ranks_fifty_runs(server, panel):

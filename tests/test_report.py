@@ -8,6 +8,7 @@ from search.report import kept_up_to_date, main, write_page
 from search.study import open_study
 from tests.counting_sweep import make_sweep
 from tests.finished_sweep import make_finished_sweep
+from tests.processes import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -108,18 +109,13 @@ def test_page_of_a_sweep_that_has_just_begun(tmp_path):
 
 
 def test_page_is_kept_up_to_date_while_the_sweep_runs(tmp_path, monkeypatch):
-    import time
-
     from search.opening import create_ledger
 
     monkeypatch.setattr(report, "EVERY_SECONDS", 0.1)
     folder = tmp_path / "runs/begun"
     create_ledger(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
     with kept_up_to_date(folder):
-        deadline = time.monotonic() + 60
-        while not (folder / "report.html").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-    assert (folder / "report.html").exists()
+        wait_until((folder / "report.html").exists)
     assert len(open_study(folder).get_trials()) == 0
 
 

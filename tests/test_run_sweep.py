@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +19,9 @@ from catdog.model import load_model, save_model
 from search.study import CHOSEN, counted, open_confirmation, open_study
 from search.sweep import WorkerPool
 from search.worker import OutOfMemoryError, ProcessLostError, Task
+from tests import processes
 from tests.conftest import ROOT
+from tests.processes import wait_until
 
 
 @pytest.fixture
@@ -34,15 +35,21 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def small(write_space, photographs):
-    """Arguments of a sweep of a few seconds."""
+def with_baseline(write_space, photographs):
+    """Arguments of a sweep whose first trial is the README network."""
     options = ["--image-size", "64", "--epochs", "2", "--name", "small", "--tracking", "off", "--confirm", "0"]
     return [str(write_space()), "--data", str(photographs), "--workers", "1", *options]
 
 
+@pytest.fixture
+def small(with_baseline):
+    """Arguments of a sweep of a few seconds."""
+    return [*with_baseline, "--no-baseline"]
+
+
 def start(arguments, cwd="."):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "run_sweep.py"), *arguments],
+    return processes.start(
+        [sys.executable, ROOT / "run_sweep.py", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -61,12 +68,11 @@ def states():
 
 
 def wait_for_an_epoch(process, home):
-    while process.poll() is None and not list(home.glob("runs/small/trials/*/checkpoint.pt")):
-        time.sleep(0.05)
+    wait_until(lambda: list(home.glob("runs/small/trials/*/checkpoint.pt")), process)
 
 
-def test_sweep_ranks_and_promotes_and_does_nothing_twice(home, small, photographs):
-    confirmed = [*small, "--workers", "2", "--confirm", "1", "--confirm-seeds", "2"]
+def test_sweep_ranks_and_promotes_and_does_nothing_twice(home, with_baseline, photographs):
+    confirmed = [*with_baseline, "--workers", "2", "--confirm", "1", "--confirm-seeds", "2"]
     status, said, complained = finish(confirmed)
     assert (status, complained) == (0, "")
     assert "test accuracy" in said
@@ -122,15 +128,15 @@ def test_smaller_sweep_is_extended_but_not_under_other_settings(home, small, pho
     assert len(list(home.glob("runs/small/trials/*/model.safetensors"))) == 1
 
 
-def test_sweep_without_the_readme_network(home, small, capsys):
-    assert run_sweep.main([*small, "--no-baseline"]) == 0
+def test_sweep_without_the_readme_network(home, small, with_baseline, capsys):
+    assert run_sweep.main(small) == 0
     said, trials = capsys.readouterr().out, open_study(Path("runs/small")).get_trials()
     assert "README baseline" not in said
     assert "note: the README network is no trial of this sweep (--no-baseline)" in said
     assert [trial.params["body_width"] in (4, 8) for trial in trials] == [True] * 3
-    assert run_sweep.main(small) == 2
+    assert run_sweep.main(with_baseline) == 2
     assert "other settings (baseline was False, is True); give another --name" in capsys.readouterr().err
-    warm = ["--name", "next", "--warm-start", "small", "--no-baseline", "--trials", "1"]
+    warm = ["--name", "next", "--warm-start", "small", "--trials", "1"]
     assert run_sweep.main([*small, *warm]) == 0
     assert "its winner is to be tried again, as trial 0\n" in capsys.readouterr().out
     assert open_study(Path("runs/next")).get_trials()[0].params in [trial.params for trial in trials]
@@ -139,7 +145,7 @@ def test_sweep_without_the_readme_network(home, small, capsys):
 def test_space_of_small_networks_takes_small_pictures(home, small, write_space):
     depths = {"type": "integer", "min": 2, "max": 3}
     config = str(write_space(parameters={"body_repeats": depths, "body_width": [4, 8]}))
-    options = [config, *small[1:], "--image-size", "32", "--no-baseline"]
+    options = [config, *small[1:], "--image-size", "32"]
     assert run_sweep.make_plan(run_sweep.parse(options), print).fixed["image_size"] == 32
     depths["max"] = 4
     write_space(parameters={"body_repeats": depths})
@@ -187,7 +193,7 @@ def test_sweep_starts_from_an_earlier_one_and_needs_it_only_then(home, small, ca
     assert run_sweep.main(warm) == 0
     said = capsys.readouterr().out
     assert re.search(
-        r"warm start: the search knows \d trials of small; its winner is to be tried again, as trial 1", said
+        r"warm start: the search knows \d trials of small; its winner is to be tried again, as trial 0", said
     )
     assert "note: small had other settings (epochs); what configurations" in said
     assert "2 done, 0 running, 0 left" in said
@@ -212,8 +218,7 @@ def test_interrupted_and_killed_program_is_finished_by_the_same_command(home, sm
     assert "nothing is lost, the same command goes on: python" in complained
     assert "Traceback" not in complained
     process = start(small)
-    while process.poll() is None and not any(state.is_finished() for state in states()):
-        time.sleep(0.05)
+    wait_until(lambda: any(state.is_finished() for state in states()), process)
     process.kill()
     process.communicate()
     status, _, complained = finish(small)
@@ -224,9 +229,9 @@ def test_interrupted_and_killed_program_is_finished_by_the_same_command(home, sm
         assert_weights_are_of_the_best_epoch(folder, photographs)
 
 
-def test_dry_run_shows_the_plan_and_its_cost_and_creates_nothing(home, small, write_space, capsys):
+def test_dry_run_shows_the_plan_and_its_cost_and_creates_nothing(home, with_baseline, write_space, capsys):
     write_space(parameters={"learning_rate": {"type": "float", "min": 0.001, "max": 0.01}})  # one network: one probe
-    assert run_sweep.main([*small, "--dry-run", "--artifacts", str(home / "store")]) == 0
+    assert run_sweep.main([*with_baseline, "--dry-run", "--artifacts", str(home / "store")]) == 0
     said = capsys.readouterr().out
     assert "3 trials of at most 2 epochs, bayes" in said
     assert "(40 pictures to train, 8 to test)" in said
@@ -411,16 +416,16 @@ def full_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_full_disk_ends_the_run_and_the_ledger_resumes(full_disk, small):
+def test_full_disk_ends_the_run_and_the_ledger_resumes(full_disk, with_baseline):
     ballast = full_disk / "ballast"
     ballast.write_bytes(b"0" * 14 * 2**20)  # the baseline's weights fit, its checkpoint does not
-    status, _, complained = finish(small, full_disk)
+    status, _, complained = finish(with_baseline, full_disk)
     assert status == 1
     assert "No space left on device" in complained
     assert "Traceback" not in complained
     ballast.unlink()
     subprocess.run(["mount", "-o", "remount,size=200m", full_disk], check=True)
-    status, _, complained = finish(small, full_disk)
+    status, _, complained = finish(with_baseline, full_disk)
     assert status == 0, complained
     trials = open_study(full_disk / "runs/small").get_trials()
     assert all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
@@ -428,9 +433,9 @@ def test_full_disk_ends_the_run_and_the_ledger_resumes(full_disk, small):
 
 
 @pytest.mark.slow
-def test_timeout_stops_the_sweep_and_the_same_command_goes_on(home, small):
-    status, _, complained = finish([*small, "--trials", "40", "--timeout", "5"])
+def test_timeout_stops_the_sweep_and_the_same_command_goes_on(home, with_baseline):
+    status, _, complained = finish([*with_baseline, "--trials", "40", "--timeout", "5"])
     assert status == 130
     assert "--timeout 5 s is over; nothing is lost, the same command goes on" in complained
-    assert finish([*small, "--trials", "40"])[0] == 0
+    assert finish([*with_baseline, "--trials", "40"])[0] == 0
     assert states() == [TrialState.COMPLETE] * 40

@@ -1,8 +1,8 @@
 import logging
 import shutil
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from catdog.model import load_model, save_model
 from catdog.monitor import Monitor
 from catdog.predict import Classifier
 from catdog.service import Service, UnavailableError
+from tests.processes import wait_until
 from tests.test_intake import saved
 
 
@@ -32,11 +33,23 @@ def put(path, service):
     beside.replace(service.path)
 
 
-def wait_for(condition, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
+@contextmanager
+def asked_all_the_time(ask):
+    """Have eight threads ask again and again; return their answers, which come as long as this lasts."""
+    over, answers = threading.Event(), []
+
+    def ask_on():
+        while not over.is_set():
+            answers.append(ask())
+
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask_on) for _ in range(8)]
+        try:
+            yield answers
+        finally:
+            over.set()
+    for one in asking:
+        one.result()
 
 
 def test_answers_are_those_of_the_classifier(service, champion, drawn_files):
@@ -58,18 +71,18 @@ def test_service_waits_for_its_first_champion(service, champion, drawn_files):
     with pytest.raises(UnavailableError, match=r"^no champion: .* does not exist; python run_sweep\.py trains"):
         service.ask(drawn_files[0][0])
     put(champion(), service)
-    wait_for(lambda: service.classifier)
+    wait_until(lambda: service.classifier)
     assert service.problem == ""
     assert service.ask(drawn_files[0][0]).answer.label in ("cat", "dog")
 
 
 def test_new_champion_takes_the_place_of_the_old_one(service, champion):
     put(champion(0), service)
-    wait_for(lambda: service.classifier)
+    wait_until(lambda: service.classifier)
     put(champion(1), service)
-    wait_for(lambda: service.classifier.header["provenance"]["trial"] == 1)
+    wait_until(lambda: service.classifier.header["provenance"]["trial"] == 1)
     put(champion(0), service)
-    wait_for(lambda: service.classifier.header["provenance"]["trial"] == 0)
+    wait_until(lambda: service.classifier.header["provenance"]["trial"] == 0)
 
 
 def torn(path):
@@ -109,24 +122,24 @@ def dumb(path):
 )
 def test_broken_champion_is_refused_and_the_old_one_stays(service, champion, drawn_files, broken, sentence, caplog):
     put(champion(), service)
-    wait_for(lambda: service.classifier)
+    wait_until(lambda: service.classifier)
     version = service.classifier.version
     caplog.set_level(logging.WARNING)
     (service.path.parent / "broken").write_bytes(broken(champion()))
     (service.path.parent / "broken").replace(service.path)
-    wait_for(lambda: sentence in service.problem)
+    wait_until(lambda: sentence in service.problem)
     assert f"; model {version} stays in service" in service.problem
     assert any(sentence in record.message for record in caplog.records)
     assert service.ask(drawn_files[0][0]).version == version
     put(champion(1), service)
-    wait_for(lambda: service.problem == "")
+    wait_until(lambda: service.problem == "")
 
 
 def test_champion_that_goes_stays_in_service(service, champion, drawn_files):
     put(champion(), service)
-    wait_for(lambda: service.classifier)
+    wait_until(lambda: service.classifier)
     service.path.unlink()
-    wait_for(lambda: "is gone; model " in service.problem)
+    wait_until(lambda: "is gone; model " in service.problem)
     service.ask(drawn_files[0][0])
 
 
@@ -134,13 +147,13 @@ def test_model_that_was_never_promoted_is_served(service, champion):
     model, header = load_model(champion())
     header.pop("reference")
     save_model(model, service.path, header)
-    wait_for(lambda: service.classifier)
+    wait_until(lambda: service.classifier)
     assert service.ask(saved(Image.new("RGB", (8, 8)), "PNG")).answer.familiar
 
 
 def test_strange_picture_is_probably_neither(service, champion):
     put(champion(), service)
-    wait_for(lambda: service.classifier)
+    wait_until(lambda: service.classifier)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     noise[::2] = 255 - noise[::2] // 8
     assert not service.ask(saved(Image.fromarray(noise), "PNG")).answer.familiar
@@ -148,7 +161,7 @@ def test_strange_picture_is_probably_neither(service, champion):
 
 def test_broken_picture_is_the_senders_fault_and_stops_nobody(service, champion, drawn_files):
     put(champion(), service)
-    wait_for(lambda: service.classifier)
+    wait_until(lambda: service.classifier)
 
     def ask(index):
         try:
@@ -176,21 +189,11 @@ def test_swaps_lose_no_request_and_mix_no_models(service, champion, drawn_files)
     files = [champion(), turned]
     expected = {c.version: c(drawn_files[0][:1])[0] for c in map(Classifier, files)}
     put(files[0], service)
-    wait_for(lambda: service.classifier)
-    replies, over = [], threading.Event()
-
-    def ask():
-        while not over.is_set():
-            replies.append(service.ask(drawn_files[0][0]))
-
-    with ThreadPoolExecutor(8) as pool:
-        asking = [pool.submit(ask) for _ in range(8)]
+    wait_until(lambda: service.classifier)
+    with asked_all_the_time(lambda: service.ask(drawn_files[0][0])) as replies:
         for swap in range(1, 13):
             put(files[swap % 2], service)
-            wait_for(lambda: service.classifier.header["sha256"] == Classifier(service.path).header["sha256"])
-        over.set()
-        for one in asking:
-            one.result()
+            wait_until(lambda: service.classifier.header["sha256"] == Classifier(service.path).header["sha256"])
     assert {reply.version for reply in replies} == set(expected)
     for reply in replies:
         assert [*reply.answer.probabilities.values()] == pytest.approx(expected[reply.version], abs=0.01)

@@ -18,6 +18,7 @@ from search.opening import create_ledger
 from search.storage import LedgerError, noted_storage, validated_storage
 from search.study import open_study
 from tests.counting_sweep import make_sweep
+from tests.processes import wait_until
 from tests.test_confirm import values_of
 from tests.test_sweep import assert_exact, epochs_in, start
 
@@ -51,6 +52,10 @@ def cut_off(postgres, trial):
     postgres.ask(f"SELECT pg_terminate_backend(pid) FROM pg_locks WHERE {held}")
 
 
+def num_epochs(folder):
+    return len(epochs_in(folder)) if (folder / "epochs.log").exists() else 0
+
+
 def all_epochs(*folders):
     return Counter(epoch for folder in folders for epoch in epochs_in(folder))
 
@@ -60,9 +65,7 @@ def test_two_machines_share_a_sweep_and_one_dies_for_good(postgres, tmp_path):
     hosts = [tmp_path / name / "runs/shared" for name in ("one", "two")]
     options = ("60", "4", "--storage", postgres.url, "--pruner", "none")
     one, two = (start(host, *options, start_new_session=True) for host in hosts)
-    while not all((host / "epochs.log").exists() and len(epochs_in(host)) > 20 for host in hosts):
-        assert one.poll() is None
-        time.sleep(0.1)
+    wait_until(lambda: all(num_epochs(host) > 20 for host in hosts), one)
     os.killpg(one.pid, signal.SIGKILL)
     assert one.wait() == -signal.SIGKILL
     assert two.wait() == 0
@@ -78,9 +81,7 @@ def test_trial_goes_on_on_another_machine_where_the_first_one_left_it(postgres, 
     options = ("12", "2", "--seconds", "0.4", "--storage", postgres.url, "--pruner", "none")
     options = (*options, "--artifacts", tmp_path / "store", "--keep", "3")
     one, two = (start(host, *map(str, options), start_new_session=True) for host in hosts)
-    while not (hosts[0] / "epochs.log").exists() or len(epochs_in(hosts[0])) < 6:
-        assert one.poll() is None
-        time.sleep(0.05)
+    wait_until(lambda: num_epochs(hosts[0]) >= 6, one)
     os.killpg(one.pid, signal.SIGKILL)
     assert one.wait() == -signal.SIGKILL
     assert two.wait() == 0
@@ -96,10 +97,8 @@ def test_trial_goes_on_on_another_machine_where_the_first_one_left_it(postgres, 
 def test_server_that_starts_again_interrupts_nothing(postgres, tmp_path):
     folder = tmp_path / "runs/restarted"
     process = start(folder, "10", "3", "--storage", postgres.url, "--pruner", "none", "--seconds", "0.4")
-    for num_epochs in (4, 16):
-        while not (folder / "epochs.log").exists() or len(epochs_in(folder)) < num_epochs:
-            assert process.poll() is None
-            time.sleep(0.05)
+    for number in (4, 16):
+        wait_until(lambda: num_epochs(folder) >= number, process)  # noqa: B023
         postgres.stop()
         time.sleep(1)
         postgres.start()

@@ -1,25 +1,25 @@
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
 
 from search.study import open_study, parameters_of
 from search.sweep import places, sole_owner
+from tests import processes
 from tests.conftest import ROOT
 from tests.counting_sweep import EPOCHS
+from tests.processes import is_alive, wait_until
 
 PROGRAM = [sys.executable, str(ROOT / "tests/counting_sweep.py")]
 
 
 def start(folder, *arguments, **options):
-    return subprocess.Popen([*PROGRAM, str(folder), *arguments], **options)
+    return processes.start([*PROGRAM, folder, *arguments], **options)
 
 
 def workers_of(pid):
@@ -28,10 +28,6 @@ def workers_of(pid):
         ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False
     )
     return [int(line.split()[0]) for line in listing.stdout.splitlines() if "popen_loky" in line]
-
-
-def is_alive(pid):
-    return Path(f"/proc/{pid}").exists()
 
 
 def epochs_in(folder):
@@ -61,36 +57,10 @@ def test_uninterrupted_sweep_trains_every_epoch_once(tmp_path):
     assert len(epochs_in(folder)) == sum(trial.last_step for trial in trials)
 
 
-def test_killed_at_random_moments_it_ends_with_exactly_the_budget(tmp_path):
-    folder, rng, kills, allowed = tmp_path / "runs/killed", random.Random(), 0, 0
-    process = start(folder, "12", "2")
-    while True:
-        try:
-            process.wait(rng.uniform(0.3, 2.5))
-            break
-        except subprocess.TimeoutExpired:
-            pass
-        workers = workers_of(process.pid)
-        if kills < 8 and workers and rng.random() < 0.6:
-            os.kill(rng.choice(workers), signal.SIGKILL)
-            kills, allowed = kills + 1, allowed + 1
-        elif kills < 8:
-            process.kill()
-            process.wait()
-            kills, allowed = kills + 1, allowed + 2  # two workers die with it
-            process = start(folder, "12", "2")
-    assert process.returncode == 0
-    assert kills >= 2
-    assert_exact(folder, 12)
-    repeats = Counter(epochs_in(folder))
-    assert sum(count - 1 for count in repeats.values()) <= allowed
-
-
 def test_retaken_trial_keeps_its_seed_and_parameters(tmp_path):
     folder = tmp_path / "runs/retaken"
     process = start(folder, "4", "2")
-    while not (folder / "epochs.log").exists():
-        time.sleep(0.02)
+    wait_until((folder / "epochs.log").exists, process)
     process.kill()
     process.wait()
     assert start(folder, "4", "2").wait() == 0
@@ -129,40 +99,34 @@ def test_trial_that_finds_no_memory_beside_others_goes_on_with_fewer_workers_unb
 @pytest.mark.parametrize("moment", ["as they start", "as they train"])
 def test_workers_die_with_their_parent(tmp_path, moment):
     process = start(tmp_path / "runs/orphans", "12", "2")
-    while len(workers := workers_of(process.pid)) < 2:
-        time.sleep(0.01)
-    while moment == "as they train" and not (tmp_path / "runs/orphans/epochs.log").exists():
-        time.sleep(0.05)
+    workers = wait_until(lambda: len(pids := workers_of(process.pid)) == 2 and pids, process)
+    if moment == "as they train":
+        wait_until((tmp_path / "runs/orphans/epochs.log").exists, process)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
-    while any(map(is_alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(is_alive, workers))
+    wait_until(lambda: not any(map(is_alive, workers)))
 
 
 @pytest.mark.parametrize("pauses", [(), (0.04,)], ids=["once", "twice"])
 def test_interrupt_ends_the_command_and_its_workers_whatever_it_is_doing(tmp_path, pauses):
     process = start(tmp_path / "runs/interrupted", "200", "4", stderr=subprocess.DEVNULL)
-    while not (workers := workers_of(process.pid)):  # others are just being started
-        time.sleep(0.01)
+    workers = wait_until(lambda: workers_of(process.pid), process)  # others are just being started
     process.send_signal(signal.SIGINT)
     for pause in pauses:
         time.sleep(pause)
         process.send_signal(signal.SIGINT)
-    assert process.wait(30) != 0
+    assert process.wait() != 0
     assert not any(map(is_alive, workers))
 
 
 def test_worker_that_was_stopped_does_not_outlive_its_parent(tmp_path):
     folder = tmp_path / "runs/left"
     process = start(folder, "3", "2", start_new_session=True)  # else the kernel wakes those that are left
-    while not (folder / "epochs.log").exists():
-        time.sleep(0.02)
+    wait_until((folder / "epochs.log").exists, process)
     os.kill(workers_of(process.pid)[0], signal.SIGSTOP)
     process.kill()
     process.wait()
-    assert start(folder, "3", "2").wait(30) == 0
+    assert start(folder, "3", "2").wait() == 0
     assert_exact(folder, 3)
 
 
@@ -191,8 +155,7 @@ def test_workers_are_dealt_onto_devices_and_share_the_cores():
 def test_worker_that_is_stopped_for_long_is_replaced(tmp_path):
     folder = tmp_path / "runs/stopped"
     process = start(folder, "4", "2", "--stopped", "2", "--pruner", "none")
-    while not (folder / "epochs.log").exists():
-        time.sleep(0.02)
+    wait_until((folder / "epochs.log").exists, process)
     victim = workers_of(process.pid)[0]
     os.kill(victim, signal.SIGSTOP)
     assert process.wait() == 0

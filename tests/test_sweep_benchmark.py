@@ -69,7 +69,6 @@ def test_peer_that_fails_is_named_and_costs_its_row_only(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_small_form_measures_ours_and_the_tutorial(photographs):
     command = [sys.executable, "benchmarks/sweep.py", "--data", str(photographs), "--small", "--rounds", "1"]
     done = subprocess.run([*command, "--peers", "a,b"], cwd=ROOT, capture_output=True, text=True, check=False)

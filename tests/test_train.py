@@ -15,6 +15,8 @@ from catdog.data import Pictures
 from catdog.evaluate import normalise
 from catdog.model import ModelConfig, build_model, load_model
 from catdog.train import TrainConfig, augment, main, train
+from tests import processes
+from tests.conftest import ROOT
 
 SHAPE = ModelConfig(stem_width=4, body_width=8, body_repeats=2, dropout=0.2, image_size=32)
 RECIPE = TrainConfig(learning_rate=3e-3, batch_size=16, epochs=4, augmentation="color", schedule="one_cycle", seed=3)
@@ -236,16 +238,13 @@ torch.save(model.state_dict(), {output!r})
 
 
 def test_process_killed_and_started_again_ends_bit_identical(tmp_path):
-    from tests.conftest import ROOT
-
     def start(name):
         files = {"checkpoint": str(tmp_path / f"{name}.pt"), "output": str(tmp_path / f"{name}.weights")}
         code = KILLED.format(root=str(ROOT), **files)
-        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        return processes.start([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
     whole, killed = start("whole"), start("killed")
-    while killed.stdout.readline().strip() != "2":
-        time.sleep(0.001)
+    assert [killed.stdout.readline() for _ in "12"] == ["1\n", "2\n"]
     time.sleep(random.uniform(0, 0.1))  # somewhere in the third epoch, or its checkpoint
     os.kill(killed.pid, signal.SIGKILL)
     for process in (whole, killed, start("killed")):

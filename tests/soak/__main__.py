@@ -21,6 +21,7 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
+from tests.processes import all_ended
 from tests.soak.faults import FAULTS, FOR_PEERS, Injector, small_disk
 from tests.soak.programs import CountingSweep, OptunaSweep, RaySweep, RealSweep
 
@@ -41,7 +42,6 @@ def inject(program, num_faults, kinds, rng, pause):
         if status == 0:
             return faults, allowed
         if time.monotonic() > deadline:
-            program.end()
             raise TimeoutError(f"no end {program.patience:g} s after {faults.total()} faults: {program.said()}")
         if status is not None:
             assert status != 2, f"exit status {status}: {program.said()}"
@@ -69,11 +69,11 @@ def soak(folder, *, faults, trials, workers, each, seed):
             program = RealSweep(home / "home", trials, workers)
             rng = random.Random(f"{seed}/{number}")
             try:
-                injected, allowed = inject(program, min(each, faults - done.total()), FAULTS, rng, (0.3, 4))
+                with all_ended():
+                    injected, allowed = inject(program, min(each, faults - done.total()), FAULTS, rng, (0.3, 4))
                 outcome = program.outcome()
                 assert outcome["again"] <= allowed, f"{outcome['again']} epochs begun again, {allowed} allowed"
             except BaseException:
-                program.end()
                 shutil.copytree(home, folder / f"failed-{number}")
                 raise
         done, again, number = done + injected, again + outcome["again"], number + 1
@@ -106,12 +106,11 @@ def compare(folder, *, trials, workers, each, seed, python):
 
 def _fate(program, num_faults, kinds, rng):
     try:
-        inject(program, num_faults, kinds, rng, (0.5, 2))
+        with all_ended():
+            inject(program, num_faults, kinds, rng, (0.5, 2))
         outcome, ends = program.outcome(), sum(program.statuses.values())
     except TimeoutError:
         return "does not end"
-    finally:
-        program.end()
     return f"{outcome['finished']} / {program.num_trials}; {outcome['again']}; {ends}"
 
 

@@ -4,12 +4,10 @@ import functools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from catdog.model import load_model
 from catdog.synthetic import draw
 from search.ledger import MAX_DEATHS
 from search.study import CHOSEN, counted, open_confirmation, open_study
+from tests import processes
 from tests.test_sweep import workers_of
 
 HERE = Path(__file__).parent
@@ -49,7 +48,7 @@ class Program:
     deaths: Counter = field(default_factory=Counter)  # of workers, at most, by the trial or run and epoch they were at
 
     name = ""
-    patience = 300.0  # seconds that it may take from the last fault to its end
+    patience = 900.0  # seconds that it may take from the last fault to its end
 
     @property
     def folder(self):
@@ -64,7 +63,7 @@ class Program:
     def start(self):
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "log.txt").open("a") as log:
-            self.process = subprocess.Popen(
+            self.process = processes.start(
                 self.command(), start_new_session=True, stdout=log, stderr=log, cwd=self.home, env=self._environment()
             )
 
@@ -95,12 +94,6 @@ class Program:
     def said(self):
         """Return the last that it said."""
         return (self.home / "log.txt").read_text()[-2000:]
-
-    def end(self):
-        """Leave nothing of it running."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
     def outcome(self):
         """Return how many trials finished, and how many epochs were begun again."""
@@ -145,7 +138,7 @@ class RealSweep(Ours):
     def command(self):
         self._prepare()
         sizes = ("--image-size", "64", "--epochs", "5", "--trials", self.num_trials, "--workers", self.num_workers)
-        confirmed = ("--confirm", "1", "--confirm-seeds", "2", "--promote", "always")
+        confirmed = ("--no-baseline", "--confirm", "1", "--confirm-seeds", "2", "--promote", "always")
         options = ("--data", "../photographs", "--name", "soak", "--tracking", "off", *sizes, *confirmed)
         program = [*AS_A_USER, sys.executable, HERE / "real_sweep.py", "optimizer.json", *options]
         return list(map(str, program))
