@@ -1,7 +1,5 @@
 import os
-import random
 import signal
-import subprocess
 import time
 from collections import Counter
 from dataclasses import replace
@@ -17,7 +15,7 @@ from search.opening import create_confirmation, create_ledger
 from search.space import derive_seed
 from search.study import counted, open_confirmation, open_study, parameters_of
 from tests.counting_sweep import EPOCHS, make_sweep
-from tests.test_sweep import assert_exact, epochs_in, start, workers_of
+from tests.test_sweep import assert_exact, epochs_in, start
 
 
 @pytest.fixture
@@ -316,32 +314,3 @@ def test_worker_that_dies_as_it_confirms_ahead_costs_its_run_an_epoch_and_nobody
     assert_exact(folder, 3)
     assert len(values_of(folder)) == 2
     assert max(Counter(epochs_in(folder)).values()) == 1
-
-
-def test_killed_at_random_moments_it_ends_with_exactly_the_runs_asked_for(tmp_path):
-    folder, rng, kills = tmp_path / "runs/killed", random.Random(), 0
-    arguments = (folder, "5", "3", "--confirm", "3", "--seconds", "0.1")
-    process = start(*arguments)
-    while True:
-        try:
-            process.wait(rng.uniform(0.3, 1.5))
-            break
-        except subprocess.TimeoutExpired:
-            pass
-        if kills >= 6 or not (folder / "confirmation.log").exists():
-            continue
-        kills += 1
-        workers = workers_of(process.pid)
-        if workers and rng.random() < 0.5:
-            os.kill(rng.choice(workers), signal.SIGKILL)
-        else:
-            process.kill()
-            process.wait()
-            process = start(*arguments)
-    assert process.returncode == 0
-    assert kills >= 1
-    assert_exact(folder, 5)
-    num_complete = sum(trial.state == TrialState.COMPLETE for trial in open_study(folder).trials)
-    assert len(values_of(folder)) == 2 * min(3, num_complete)
-    for run in open_confirmation(folder).trials:
-        assert run.state == (TrialState.PRUNED if "displaced" in run.user_attrs else TrialState.COMPLETE)
