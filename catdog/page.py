@@ -157,10 +157,10 @@ class Page:
             )
         return [cards, requests, latency, drift, classes]
 
-    def show_one(self, content: bytes | None) -> tuple[Any, Any, Any, str]:
+    def show_one(self, content: bytes | None) -> tuple[Any, Any, Any, Any]:
         """Return what the page shows of one picture: itself, the label, what spoke for it, what else to say."""
-        if content is None:
-            return None, None, None, ""
+        if content is None:  # Gradio empties its place before it takes a pasted one, which may be there by now
+            return (gr.skip(),) * 4
         try:
             reply = self.service.ask(content, heat=True)
             picture = preview(content, PREVIEW)

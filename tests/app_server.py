@@ -46,11 +46,8 @@ class AppServer:
         return self
 
     def __exit__(self, *_):
-        try:
-            self.process.send_signal(signal.SIGINT)
-            self.process.wait()
-        finally:
-            end(self.process)
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait()
 
     def _url(self):
         found = re.search(r"http://[\d.]+:\d+", self.log.read_text())

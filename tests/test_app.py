@@ -328,20 +328,12 @@ def test_mistake_on_the_command_line_is_one_sentence(tmp_path, options, sentence
     assert done.stderr.count("\n") == 1
 
 
-def test_first_champion_is_served_when_it_appears(tmp_path, champion):
-    with AppServer(tmp_path) as server:
-        status, content = server.get("/health")
-        assert status == 503
-        assert json.loads(content)["problem"].startswith("no champion: best_model/model.safetensors does not exist")
-        assert server.classify(GOOD["jpeg"]).startswith("no champion")
-        shutil.copy(champion(), server.model)
-        wait_until(lambda: server.get("/health")[0] == 200)
-        assert "label" in server.classify(GOOD["jpeg"])
-
-
-def test_ctrl_c_ends_it_and_leaves_no_upload(tmp_path, champion, files):
-    environment = {**os.environ, "CATDOG_CACHE": str(tmp_path / "cache")}
-    server = AppServer(tmp_path, environment=environment)
+def test_first_champion_is_served_when_it_appears_and_ctrl_c_leaves_no_upload(tmp_path, champion, files):
+    server = AppServer(tmp_path)
+    status, content = server.get("/health")
+    assert status == 503
+    assert json.loads(content)["problem"].startswith("no champion: best_model/model.safetensors does not exist")
+    assert server.classify(GOOD["jpeg"]).startswith("no champion")
     shutil.copy(champion(), server.model)
     wait_until(lambda: server.get("/health")[0] == 200)
     client_of(server).predict(handle_file(files[0]), False, api_name="/classify")

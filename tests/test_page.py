@@ -197,6 +197,7 @@ def test_page_fits_light_and_dark_wide_and_phone(visit, server, size, theme, cat
 
 def test_keyboard_alone_is_enough(visit, server, cat_file):
     page = visit(server)
+    page.on("filechooser", lambda _: None)  # from here on none opens unseen
     page.get_by_role("tab", name="Classify").focus()
     for _ in range(12):
         page.keyboard.press("Tab")

@@ -1,32 +1,32 @@
 import sys
 
 import pytest
-from filelock import FileLock
 
 from search import report
 from search.report import kept_up_to_date, main, write_page
 from search.study import open_study
+from tests.app_server import HANG
 from tests.counting_sweep import make_sweep
 from tests.finished_sweep import make_finished_sweep
 from tests.processes import wait_until
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(made_once):
     """The folder of a finished sweep of 500 trials, with its report."""
-    shared = tmp_path_factory.getbasetemp().parent / "runs"  # of all processes that test
-    shared.mkdir(exist_ok=True)
-    with FileLock(shared / "lock"):
-        if not (shared / "finished/report.html").exists():
-            make_finished_sweep(shared / "finished", 500)
-            write_page(shared / "finished")
-    return shared / "finished"
+
+    def make(folder):
+        make_finished_sweep(folder / "finished", 500)
+        write_page(folder / "finished")
+
+    return made_once("report", make) / "finished"
 
 
 @pytest.fixture
 def opened(finished, browser):
     """The report in a browser without a network; what it complained about is in `opened.complaints`."""
     context = browser.new_context(offline=True, viewport={"width": 1200, "height": 900})
+    context.set_default_timeout(1000 * HANG)
     tab = context.new_page()
     tab.complaints = []
     tab.on("console", lambda message: message.type in ("error", "warning") and tab.complaints.append(message.text))

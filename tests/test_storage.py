@@ -225,7 +225,7 @@ def test_address_that_nobody_answers_is_not_kept(tmp_path):
 
 def test_checkpoint_of_a_trial_that_has_ended_leaves_the_store(postgres, tmp_path):
     folder, store = tmp_path / "runs/one", tmp_path / "store"
-    options = ("--storage", postgres.url, "--artifacts", str(store), "--stuck", "1", "--trial-timeout", "3")
+    options = ("--storage", postgres.url, "--artifacts", str(store), "--stuck", "1", "--trial-timeout", "10")
     assert start(folder, "2", "2", *options).wait() == 0
     assert open_study(folder).get_trials()[1].state == TrialState.FAIL
     assert not [path for path in store.iterdir() if path.read_text().startswith("[{")]

@@ -71,21 +71,26 @@ def test_retaken_trial_keeps_its_seed_and_parameters(tmp_path):
     assert len(told) == 4
 
 
-def test_configuration_that_kills_its_worker_is_given_up_and_the_sweep_goes_on(tmp_path):
-    folder = tmp_path / "runs/deadly"
-    assert start(folder, "4", "2", "--deadly", "1").wait() == 0
-    states = [trial.state for trial in open_study(folder).get_trials()]
-    assert states.count(TrialState.FAIL) == 1
-    assert states[1] == TrialState.FAIL
-    assert len(states) == 4
+@pytest.fixture
+def troubled(made_once):
+    """The trials of a sweep in which 1 kills its worker, for 2 there is no memory, and 3 never ends an epoch."""
+    trouble = ("--deadly", "1", "--hungry", "2", "--stuck", "3", "--trial-timeout", "10", "--pruner", "none")
+
+    def make(folder):
+        assert start(folder / "runs/troubled", "6", "2", *trouble).wait() == 0
+
+    trials = open_study(made_once("troubled", make) / "runs/troubled").get_trials()
+    assert [trial.number for trial in trials if trial.state == TrialState.COMPLETE] == [0, 4, 5]
+    return trials
 
 
-def test_trial_that_finds_no_memory_is_tried_by_new_workers_and_given_up_with_the_reason(tmp_path):
-    folder = tmp_path / "runs/hungry"
-    assert start(folder, "4", "2", "--hungry", "1").wait() == 0
-    trials = open_study(folder).get_trials()
-    assert [trial.state for trial in trials].count(TrialState.FAIL) == 1
-    assert trials[1].user_attrs["reason"] == "its worker died 3 times in epoch 1 (out of memory, 1 GiB wanted)"
+def test_configuration_that_kills_its_worker_is_given_up_and_the_sweep_goes_on(troubled):
+    assert troubled[1].state == TrialState.FAIL
+    assert troubled[1].user_attrs["reason"].startswith("its worker died 3 times in epoch 1")
+
+
+def test_trial_that_finds_no_memory_is_tried_by_new_workers_and_given_up_with_the_reason(troubled):
+    assert troubled[2].user_attrs["reason"] == "its worker died 3 times in epoch 1 (out of memory, 1 GiB wanted)"
 
 
 def test_trial_that_finds_no_memory_beside_others_goes_on_with_fewer_workers_unblamed(tmp_path):
@@ -165,12 +170,8 @@ def test_worker_that_is_stopped_for_long_is_replaced(tmp_path):
     assert sum(count - 1 for count in Counter(epochs_in(folder)).values()) <= 1
 
 
-def test_trial_without_progress_fails_and_the_sweep_goes_on(tmp_path):
-    folder = tmp_path / "runs/stuck"
-    assert start(folder, "4", "2", "--stuck", "1", "--trial-timeout", "3").wait() == 0
-    trials = open_study(folder).get_trials()
-    assert [trial.state for trial in trials].count(TrialState.FAIL) == 1
-    assert trials[1].user_attrs["reason"] == "no progress for 3 s in epoch 1 (--trial-timeout)"
+def test_trial_without_progress_fails_and_the_sweep_goes_on(troubled):
+    assert troubled[3].user_attrs["reason"] == "no progress for 10 s in epoch 1 (--trial-timeout)"
 
 
 def test_weights_of_the_best_are_kept_and_of_nobody_else(tmp_path):
