@@ -12,7 +12,7 @@ app: .venv/installed  ## the champion as a web page, at http://127.0.0.1:7860
 	$(PYTHON) -m catdog.app
 
 test: .venv/installed  ## the tests, with the coverage of our own lines
-	$(PYTHON) -m pytest -n 3 --dist worksteal -m "not slow and not alone" --cov --cov-report=term --cov-fail-under=90
+	$(PYTHON) -m pytest -n 3 --dist worksteal -m "not slow" --cov --cov-report=term --cov-fail-under=90
 
 test-avx2: .venv/installed  ## the tests of catdog/, but for the app's, as on a CPU with AVX2 and nothing newer
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTHON) -m pytest -n 3 --dist worksteal -m "not slow" \
@@ -20,7 +20,6 @@ test-avx2: .venv/installed  ## the tests of catdog/, but for the app's, as on a 
 
 test-slow: .venv/installed  ## the tests that take minutes: all that Comet can do to a sweep, the app under load
 	$(PYTHON) -m pytest -n 4 --dist worksteal -m slow
-	$(PYTHON) -m pytest -m alone
 
 soak: .venv/installed  ## 200 random faults over real sweeps, then the same faults on what others do
 	$(PYTHON) -m tests.soak

@@ -12,7 +12,11 @@ from gradio.utils import get_upload_folder
 from catdog import show
 from catdog.intake import MAX_BYTES
 
-__all__ = ["make_files", "make_gallery", "make_picture", "refusal", "uploaded"]
+__all__ = ["UNCHANGED", "make_files", "make_gallery", "make_picture", "refusal", "uploaded"]
+
+
+# Of a picture in an answer. Told by gr.skip(), Gradio makes the picture's part anew, without what is replaced here.
+UNCHANGED = object()
 
 
 def make_picture(**options: Any) -> gr.Image:
@@ -69,6 +73,8 @@ async def _keep_where_it_is(address: str | Path | None) -> str | None:
 
 
 def _picture_in_answer(value: Any) -> Any:
+    if value is UNCHANGED:
+        return gr.skip()
     return None if value is None else {"url": show.data_address(value)}
 
 

@@ -13,7 +13,7 @@ import gradio as gr
 from catdog import show
 from catdog.card import headline, model_card
 from catdog.charts import charts
-from catdog.components import make_files, make_gallery, make_picture, refusal, uploaded
+from catdog.components import UNCHANGED, make_files, make_gallery, make_picture, refusal, uploaded
 from catdog.folder import CLASSES
 from catdog.intake import MAX_PICTURES, Item, preview, unpack
 from catdog.service import Reply, Service, UnavailableError
@@ -98,7 +98,8 @@ class Page:
                 facts = gr.HTML(elem_id="facts")
         outputs = [picture, verdict, heat, facts]
         private: dict[str, Any] = {"api_visibility": "private", "queue": False}
-        picture.input(self.show_one, picture, outputs, show_progress_on=verdict, **private)
+        # As often as it comes: for a pasted picture twice at once, empty at first.
+        picture.input(self.show_one, picture, outputs, show_progress_on=verdict, trigger_mode="multiple", **private)
         examples.click(self.show_example, examples, outputs, show_progress_on=verdict, **private)
         picture.clear(lambda: (None, None, ""), None, [verdict, heat, facts], **private)
         with gr.Row(visible=False):  # what programs call
@@ -160,7 +161,7 @@ class Page:
     def show_one(self, content: bytes | None) -> tuple[Any, Any, Any, Any]:
         """Return what the page shows of one picture: itself, the label, what spoke for it, what else to say."""
         if content is None:  # Gradio empties its place before it takes a pasted one, which may be there by now
-            return (gr.skip(),) * 4
+            return UNCHANGED, gr.skip(), UNCHANGED, gr.skip()
         try:
             reply = self.service.ask(content, heat=True)
             picture = preview(content, PREVIEW)

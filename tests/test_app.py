@@ -223,6 +223,19 @@ def test_no_picture_of_the_server_is_read(server, tmp_path, name, meta):
             assert not any(word in told for word in ("data:image", "probabilities"))
 
 
+def test_emptied_picture_changes_nothing_as_the_pasted_one_may_be_there_before_the_answer(server):
+    def show(content):
+        body = json.dumps({"data": [content], "session_hash": "of one page"}).encode()
+        kind = {"Content-Type": "application/json"}
+        return json.loads(request(f"{server.url}/gradio_api/run/show_one", body, kind)[1])["data"]
+
+    assert not any("value" in part for part in show(None))
+    shown, _, heat, facts = show(picture(GOOD["jpeg"]))
+    assert shown["url"].startswith("data:image/webp")
+    assert heat["url"].startswith("data:image/webp")
+    assert "Answered in" in facts
+
+
 def test_queued_functions_cannot_be_called_past_the_queue(server):
     assert server.run("many", [])[0] == 404
 
