@@ -19,7 +19,7 @@ __all__ = ["Conv2d", "convolve"]
 
 TILE, EDGE = 4, 6  # pixels of a tile of the output, and of the input that it is made of
 ONES = EDGE + 1  # the product that is added to every pixel of its tile of the output
-TILES_AT_ONCE = 128  # transformed together: few enough for the cache, enough rows for a matrix product
+TILES_AT_ONCE = 128  # transformed together, per thread: few enough for the cache, rows enough for a matrix product
 # Below these a direct convolution is as fast, forward and backward together (benchmarks/convolutions.py).
 MIN_TILES, MIN_SIZE = 32, 4
 MIN_CHANNELS = [32, 64]  # the fewer of those in and out, and the more
@@ -80,7 +80,7 @@ class _Convolution(torch.autograd.Function):
         y = torch.empty(shape, memory_format=torch.channels_last)
         x, pixels, transformed = _by_pixel(x), _by_pixel(y), _of_weight(weight)
         for part in _parts(x):
-            products = torch.bmm(_of_input(x[part]), transformed)
+            products = torch.bmm(_of_input(x[part]).transpose(0, 1), transformed)  # (36, tiles, K)
             products[ONES] += bias
             _to_output(products, pixels[part])
         return y
@@ -94,8 +94,8 @@ class _Convolution(torch.autograd.Function):
         x, gradient, transformed = _by_pixel(x), _by_pixel(gradient), _of_weight(weight).transpose(1, 2)
         of_products = x.new_zeros(EDGE**2, *weight.shape[1::-1])  # (36, C, K)
         for part in _parts(x):
-            of_tiles = _of_gradient(gradient[part])
-            of_products.baddbmm_(_of_input(x[part]).transpose(1, 2), of_tiles)
+            of_tiles = _of_gradient(gradient[part]).transpose(0, 1)
+            of_products.baddbmm_(_of_input(x[part]).permute(1, 2, 0), of_tiles)
             if of_x is not None:
                 _overlap(torch.bmm(of_tiles, transformed), _by_pixel(of_x)[part])
         of_weight = (_matrices().weight.t() @ of_products.flatten(1)).view(3, 3, *of_products.shape[1:])
@@ -113,7 +113,8 @@ def _num_tiles(size: int) -> int:
 
 def _parts(x: Tensor) -> Iterator[slice]:
     """Yield the pictures of (B, H, W, C) that are transformed together."""
-    num = max(1, TILES_AT_ONCE // (_num_tiles(x.shape[1]) * _num_tiles(x.shape[2])))
+    num_tiles = TILES_AT_ONCE * torch.get_num_threads()
+    num = max(1, num_tiles // (_num_tiles(x.shape[1]) * _num_tiles(x.shape[2])))
     return (slice(begin, begin + num) for begin in range(0, len(x), num))
 
 
@@ -124,24 +125,24 @@ def _of_weight(weight: Tensor) -> Tensor:
 
 
 def _of_input(x: Tensor) -> Tensor:
-    """Transform (B, H, W, C) to (36, tiles, C)."""
+    """Transform (B, H, W, C) to (tiles, 36, C)."""
     num, height, width, channels = x.shape
     rows, columns = _num_tiles(height), _num_tiles(width)
     x = F.pad(x, (0, 0, 1, columns * TILE + 1 - width, 1, rows * TILE + 1 - height))
     by_image, by_row, by_column, by_channel = x.stride()
     tiles = x.as_strided(
-        (EDGE, EDGE, num, rows, columns, channels),
-        (by_row, by_column, by_image, TILE * by_row, TILE * by_column, by_channel),
+        (num, rows, columns, EDGE, EDGE, channels),
+        (by_image, TILE * by_row, TILE * by_column, by_row, by_column, by_channel),
     )
-    return (_matrices().input @ tiles.reshape(EDGE**2, -1)).view(EDGE**2, -1, channels)
+    return _matrices().input @ tiles.reshape(-1, EDGE**2, channels)
 
 
 def _to_output(products: Tensor, y: Tensor) -> None:
     """Take the products of tiles, (36, tiles, K), to the output, (B, H, W, K)."""
     num, height, width, channels = y.shape
     rows, columns = _num_tiles(height), _num_tiles(width)
-    tiles = (_matrices().output @ products.flatten(1)).view(TILE, TILE, num, rows, columns, channels)
-    tiles = tiles.permute(2, 3, 0, 4, 1, 5)  # (B, rows, 4, columns, 4, K)
+    tiles = (_matrices().output @ products.transpose(0, 1)).view(num, rows, columns, TILE, TILE, channels)
+    tiles = tiles.transpose(2, 3)  # (B, rows, 4, columns, 4, K)
     if height % TILE or width % TILE:
         y.copy_(tiles.reshape(num, rows * TILE, columns * TILE, channels)[:, :height, :width])
     else:
@@ -149,21 +150,21 @@ def _to_output(products: Tensor, y: Tensor) -> None:
 
 
 def _of_gradient(gradient: Tensor) -> Tensor:
-    """Take the gradient of the output, (B, H, W, K), to that of the products, (36, tiles, K)."""
+    """Take the gradient of the output, (B, H, W, K), to that of the products, (tiles, 36, K)."""
     num, height, width, channels = gradient.shape
     rows, columns = _num_tiles(height), _num_tiles(width)
     if height % TILE or width % TILE:
         gradient = F.pad(gradient, (0, 0, 0, columns * TILE - width, 0, rows * TILE - height))
-    tiles = gradient.reshape(num, rows, TILE, columns, TILE, channels).permute(2, 4, 0, 1, 3, 5)
-    return (_matrices().output.t() @ tiles.reshape(TILE**2, -1)).view(EDGE**2, -1, channels)
+    tiles = gradient.reshape(num, rows, TILE, columns, TILE, channels).transpose(2, 3)
+    return _matrices().output.t() @ tiles.reshape(-1, TILE**2, channels)
 
 
 def _overlap(of_tiles: Tensor, of_x: Tensor) -> None:
     """Take the gradient of transformed tiles, (36, tiles, C), to that of the input, (B, H, W, C)."""
     num, height, width, channels = of_x.shape
     rows, columns = _num_tiles(height), _num_tiles(width)
-    tiles = (_matrices().input.t() @ of_tiles.flatten(1)).view(EDGE, EDGE, num, rows, columns, channels)
-    tiles = tiles.permute(2, 3, 0, 4, 1, 5)  # (B, rows, 6, columns, 6, C)
+    tiles = (_matrices().input.t() @ of_tiles.transpose(0, 1)).view(num, rows, columns, EDGE, EDGE, channels)
+    tiles = tiles.transpose(2, 3)  # (B, rows, 6, columns, 6, C)
     # A tile shares its last two rows and columns with the next ones.
     whole = of_x.new_zeros(num, rows + 1, TILE, columns + 1, TILE, channels)
     whole[:, :-1, :, :-1] = tiles[:, :, :TILE, :, :TILE]
