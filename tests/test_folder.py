@@ -55,11 +55,12 @@ def test_three_parts_are_kept_apart(tmp_path):
 
 
 def test_strangers_beside_the_classes_are_left_out_and_counted(tmp_path):
-    make(tmp_path, "train/cats/1.jpg", "train/dogs/1.jpg", "train/pandas/1.jpg", "single_prediction/cat_or_dog_1.jpg")
-    make(tmp_path, "_DS_Store", ".DS_Store", "train/.DS_Store", "__MACOSX/train/cats/1.jpg")
-    listing = list_photographs(tmp_path)
+    folder = tmp_path / "pictures"
+    make(folder, "train/cats/1.jpg", "train/dogs/1.jpg", "train/pandas/1.jpg", "single_prediction/cat_or_dog_1.jpg")
+    make(folder, "_DS_Store", ".DS_Store", "train/.DS_Store", "__MACOSX/train/cats/1.jpg")
+    listing = list_photographs(folder)
     assert len(listing.training) == 2
-    assert listing.notes == (f"left out 3 files of {tmp_path} that no name calls cat or dog",)
+    assert listing.notes == (f"left out 3 files of {folder} that no name calls cat or dog",)
 
 
 @pytest.mark.parametrize(
