@@ -147,7 +147,7 @@ def announce(plan: Plan, data: Data, ledger: Ledger) -> None:
         say("note: these pictures are drawn; for photographs give --data kaggle or --data FOLDER")
     if plan.notify and plan.tracking != "online":
         say("note: Comet can only notify with --tracking online")
-    if not plan.sweep.space.baseline:
+    if plan.sweep.space.baseline is None:
         say(describe_lack_of_baseline(plan))
     for sentence in describe_start(ledger):
         say(sentence)
@@ -158,13 +158,12 @@ def announce(plan: Plan, data: Data, ledger: Ledger) -> None:
 def describe_lack_of_baseline(plan: Plan) -> str:
     """Say that the README network does not take part, and beside what it would be costly."""
     what = "note: the README network is no trial of this sweep (--no-baseline)"
-    try:
-        cost = count_mult_adds(configure({}, plan.fixed)[0])
-    except ValueError:  # the pictures are too small for it
-        return what
     space = plan.sweep.space
     widest = {name: max(space.values_of(name)) for name in SIZES if space.values_of(name)}
-    largest = count_mult_adds(configure(widest, plan.fixed)[0])
+    try:
+        cost, largest = (count_mult_adds(configure(sizes, plan.fixed)[0]) for sizes in ({}, widest))
+    except ValueError:  # the pictures are too small for it
+        return what
     return f"{what}: it takes {short(cost)} mult-adds an image, the largest of this space {short(largest)}"
 
 

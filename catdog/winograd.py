@@ -3,7 +3,7 @@
 Each 4x4 tile of the output comes from a 6x6 tile of the input. Transformed, a tile's convolution is 36 products, and
 over all tiles and channels these are 36 matrix products (Lavin and Gray, "Fast Algorithms for Convolutional Neural
 Networks", 2015, arXiv:1509.09308, with the interpolation points 0, 1, -1, 2, -2). The result differs from a direct
-convolution's by some 5e-5 standard deviations at most.
+convolution's by less than 2e-4 standard deviations (tests/test_winograd.py).
 """
 
 from collections.abc import Iterator

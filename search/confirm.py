@@ -26,9 +26,7 @@ from search.evidence import (
     seed_noise,
 )
 from search.ledger import Ledger
-from search.opening import create_confirmation
 from search.ranking import rank, winner_of
-from search.runs import Runs
 from search.space import Goal, Parameters
 from search.study import CONFIRMS, REPEAT, parameters_of
 from search.wording import short
@@ -36,7 +34,6 @@ from search.wording import short
 __all__ = [
     "OUTCOMES",
     "Candidate",
-    "begin_confirmation",
     "candidates_of",
     "gain_over_baseline",
     "print_candidates",
@@ -65,13 +62,6 @@ class Candidate:
         """Return where the weights lie that this configuration would be promoted with."""
         part, number = ("trials", self.trial) if self.best_run is None else ("confirmation", self.best_run)
         return sweep_folder / part / f"{number:04}"
-
-
-def begin_confirmation(ledger: Ledger, num_configurations: int, num_repeats: int) -> Runs:
-    """Have the best complete trials trained `num_repeats` times again; return the ledger's part for that."""
-    runs = create_confirmation(ledger, num_configurations, num_repeats)
-    runs.choose()
-    return runs
 
 
 def candidates_of(ledger: Ledger, runs: Sequence[FrozenTrial], cost: Callable[[Parameters], float]) -> list[Candidate]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.box import SIMPLE
@@ -20,11 +21,6 @@ from search.wording import duration
 
 __all__ = ["Whole", "live_view"]
 
-STATES: dict[TrialState, State] = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-}
 CLOCK_SECONDS = 3.0  # how often the table's time left is counted again where nothing else has changed
 
 
@@ -104,7 +100,7 @@ class _Clock:
         if trial.state != TrialState.RUNNING:
             seconds = trial.user_attrs.get("seconds")
             pace = seconds / len(values) if seconds and values else None
-            return Seen(trial.number, STATES[trial.state], pace, values, confirms=confirms)
+            return Seen(trial.number, cast("State", state_of(trial)), pace, values, confirms=confirms)
         seen = self.epochs[self.sweep.label(trial)]
         (began, before), (ended, epoch) = seen[0], seen[-1]
         pace = (ended - began) / (epoch - before) if epoch > before else None

@@ -39,6 +39,13 @@ SPACE = {
 GRID = {"algorithm": "grid", "parameters": {"x": {"type": "float", "min": 0, "max": 1, "gridSize": 8}}}
 
 
+def begin_confirmation(ledger, num_configurations, num_repeats):
+    """Open the confirmation of a search that has ended, its runs chosen."""
+    runs = create_confirmation(ledger, num_configurations, num_repeats)
+    runs.choose()
+    return runs
+
+
 def make_sweep(folder, num_trials, pruner="hyperband", **changes):
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_suffix(".json")

@@ -9,10 +9,11 @@ from optuna.trial import TrialState, create_trial
 
 from catdog.outcomes import thumbnail
 from catdog.synthetic import synthetic
-from search.confirm import OUTCOMES, begin_confirmation, candidates_of
+from search.confirm import OUTCOMES, candidates_of
 from search.opening import create_ledger
 from search.space import load_space
 from search.study import Sweep
+from tests.counting_sweep import begin_confirmation
 
 EPOCHS, BEGAN = 8, datetime.now() - timedelta(hours=3)  # noqa: DTZ005 - as Optuna's
 SPACE = {

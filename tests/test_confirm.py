@@ -10,11 +10,11 @@ import sqlalchemy
 from optuna.trial import TrialState
 from rich.console import Console
 
-from search.confirm import OUTCOMES, begin_confirmation, candidates_of, gain_over_baseline, print_candidates
+from search.confirm import OUTCOMES, candidates_of, gain_over_baseline, print_candidates
 from search.opening import create_confirmation, create_ledger
 from search.space import derive_seed
 from search.study import counted, open_confirmation, open_study, parameters_of
-from tests.counting_sweep import EPOCHS, make_sweep
+from tests.counting_sweep import EPOCHS, begin_confirmation, make_sweep
 from tests.test_sweep import assert_exact, epochs_in, start
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from optuna.trial import TrialState
 
-from search.confirm import begin_confirmation
 from search.ledger import Ledger
 from search.opening import create_ledger
 from search.ranking import rank
@@ -15,7 +14,7 @@ from search.space import Goal
 from search.storage import validated_storage
 from search.study import CANDIDATES, parameters_of
 from search.warm_start import first_proposals, noted_earlier, read_earlier
-from tests.counting_sweep import EPOCHS, make_sweep
+from tests.counting_sweep import EPOCHS, begin_confirmation, make_sweep
 
 NAMES = ("x", "y", "z", "u")
 SPACE = {"parameters": {name: {"type": "float", "min": 0, "max": 1} for name in NAMES}}
