@@ -11,11 +11,11 @@ sweep: .venv/installed  ## 12 trials on drawn pictures: a ranked table and a pro
 app: .venv/installed  ## the champion as a web page, at http://127.0.0.1:7860
 	$(PYTHON) -m catdog.app
 
-test: .venv/installed  ## the tests, with the coverage of our own lines
-	$(PYTHON) -m pytest -n 3 --dist worksteal -m "not slow" --cov --cov-report=term --cov-fail-under=90
+test: .venv/installed  ## the tests; COVERAGE=yes: with the coverage of our own lines, which takes half as long again
+	$(PYTHON) -m pytest -n 4 --dist worksteal -m "not slow" $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=90)
 
 test-avx2: .venv/installed  ## the tests of catdog/, but for the app's, as on a CPU with AVX2 and nothing newer
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTHON) -m pytest -n 3 --dist worksteal -m "not slow" \
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTHON) -m pytest -n 4 --dist worksteal -m "not slow" \
 	  $(filter-out tests/test_app.py tests/test_page.py,$(OF_CATDOG)) tests/test_bit_exact.py
 
 test-slow: .venv/installed  ## the tests that take minutes: all that Comet can do to a sweep, the app under load

@@ -215,12 +215,13 @@ def _bind(host: str, port: int) -> socket.socket:
         raise ValueError(f"--port is {port}; it must be 0 to {LAST_PORT}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(
-            family, kind, protocol
-        )  # asyncio sends at once where the protocol is told, not after 40 ms
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()
+        with ExitStack() as closing:
+            # asyncio sends at once where the protocol is told, not after 40 ms.
+            listener = closing.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen()
+            closing.pop_all()
     except OSError as error:
         raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}); give another --host or --port") from error
     return listener

@@ -29,6 +29,7 @@ from search.study import Sweep
 from search.sweep import Limits, places, run_sweep, sole_owner, worker_pool
 from search.tracking import Model, Tracking, how_to_upload, settle
 from search.worker import OutOfMemoryError
+from tests.processes import wait_until
 
 EPOCHS, EPOCH_SECONDS = 4, 0.15
 SPACE = {
@@ -71,6 +72,8 @@ def count(task):
         time.sleep(length * options.seconds)
         if task.number == options.stuck:
             time.sleep(1000)
+        if task.number == options.waiting:
+            wait_for_next(task)
         task.check()
         if task.number == options.deadly:
             os._exit(9)
@@ -88,6 +91,12 @@ def count(task):
         partial.write_text(json.dumps(rows))
         partial.replace(checkpoint)
         yield rows[-1]
+
+
+def wait_for_next(task):
+    """Wait until another worker has begun the trial after this one."""
+    log = task.folder.parents[1] / "epochs.log"
+    wait_until(lambda: f"\n{task.number + 1} " in log.read_text())
 
 
 def others_train(task):
@@ -128,6 +137,8 @@ def parse():
     parser.add_argument("--storage", default="")
     parser.add_argument("--artifacts", default="")
     parser.add_argument("--stuck", type=int, default=-1, help="number of a trial that goes on for ever")
+    text = "number of a trial that goes on when the next one has begun"
+    parser.add_argument("--waiting", type=int, default=-1, help=text)
     parser.add_argument("--hungry", type=int, default=-1, help="number of a trial for which there is no memory")
     text = "number of a trial for which there is no memory while other workers live"
     parser.add_argument("--crowded", type=int, default=-1, help=text)
@@ -203,7 +214,16 @@ options = (
     parse()
     if __name__ == "__main__"
     else argparse.Namespace(
-        deadly=-1, hungry=-1, crowded=-1, failing=-1, diverging=-1, stuck=-1, seconds=0.15, lengths=None, backend="loky"
+        deadly=-1,
+        hungry=-1,
+        crowded=-1,
+        failing=-1,
+        diverging=-1,
+        stuck=-1,
+        waiting=-1,
+        seconds=0.15,
+        lengths=None,
+        backend="loky",
     )
 )
 

@@ -332,13 +332,14 @@ def test_password_of_the_environment(monkeypatch):
         (("--device", "cuda:9"), "unknown device 'cuda:9'; this machine has"),
     ],
 )
-def test_mistake_on_the_command_line_is_one_sentence(tmp_path, options, sentence):
-    command = [sys.executable, "-m", "catdog.app", *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith(sentence)
-    assert done.stderr.count("\n") == 1
+def test_mistake_on_the_command_line_is_one_sentence(monkeypatch, capsys, options, sentence):
+    monkeypatch.setattr(sys, "argv", ["catdog.app", *options])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    complained = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert complained.startswith(sentence)
+    assert complained.count("\n") == 1
 
 
 def test_first_champion_is_served_when_it_appears_and_ctrl_c_leaves_no_upload(tmp_path, champion, files):

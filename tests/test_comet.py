@@ -218,6 +218,7 @@ sys.addaudithook(guard)
 """
 
 
+@pytest.mark.slow
 def test_runs_of_the_confirmation_are_experiments_of_their_own(tmp_path, server, environment):
     folder = tmp_path / "runs/confirmed"
     run(folder, 2, 2, "--tracking", "online", "--pruner", "none", "--confirm", 1, environment=environment)
@@ -239,13 +240,13 @@ def test_offline_means_no_connection(tmp_path, tracking, write_space, sweep_opti
     log = tmp_path / "connections.log"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "guard"), "CONNECTIONS": str(log)}
     environment["COMET_API_KEY"] = API_KEY  # one that could be used
-    run(tmp_path / "runs/quiet", 4, 2, "--tracking", tracking, "--promoted", 0, environment=environment)
     command = [sys.executable, ROOT / "run_sweep.py", write_space(), *sweep_options, "--tracking", tracking, "--notify"]
+    command += ["--name", "quiet", "--workers", "2"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "best_model/model.safetensors").exists()
     assert not log.exists(), log.read_text()
-    assert len(list(tmp_path.glob("runs/quiet/comet/*.zip"))) == (4 if tracking == "offline" else 0)
+    assert len(list(tmp_path.glob("runs/quiet/comet/*.zip"))) == (3 if tracking == "offline" else 0)
     try_one = "import socket; socket.create_connection(('127.0.0.1', 9))"
     subprocess.run([sys.executable, "-c", try_one], env=environment, capture_output=True, check=False)
     assert log.exists(), "the guard does not guard"

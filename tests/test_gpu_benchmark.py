@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tarfile
 
+import pytest
+
 from tests.conftest import ROOT
 
 SECTIONS = {
@@ -26,6 +28,7 @@ def run(data, output, *options):
     )
 
 
+@pytest.mark.slow
 def test_every_section_of_the_gpu_benchmark_gives_finite_figures(photographs, tmp_path):
     done = run(photographs, tmp_path / "gpu.json")
     assert done.returncode == 0, done.stdout + done.stderr

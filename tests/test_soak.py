@@ -3,6 +3,7 @@
 import random
 import time
 
+import pytest
 from optuna.trial import TrialState
 
 from search.study import CHOSEN, counted, open_confirmation
@@ -24,16 +25,17 @@ class Confirmed(CountingSweep):
         return (self.folder / "confirmation.log").exists()
 
 
+@pytest.mark.slow
 def test_random_faults_cost_no_trial(tmp_path):
     faults = soak(tmp_path, faults=3, trials=5, workers=2, each=3, seed=time.time_ns() % 2**32)
     assert 0 < faults.total() <= 3
 
 
 def test_killed_at_random_moments_it_ends_with_exactly_the_budget(tmp_path):
-    program = CountingSweep(tmp_path, 12, 2)
-    kills, allowed = inject(program, 8, KILLS, random.Random(), (0.3, 2.5))
+    program = CountingSweep(tmp_path, 8, 2)
+    kills, allowed = inject(program, 5, KILLS, random.Random(), (0.3, 2.5))
     assert kills
-    assert_exact(program.folder, 12)
+    assert_exact(program.folder, 8)
     assert program.outcome()["again"] <= allowed
 
 

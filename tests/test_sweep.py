@@ -95,7 +95,7 @@ def test_trial_that_finds_no_memory_is_tried_by_new_workers_and_given_up_with_th
 
 def test_trial_that_finds_no_memory_beside_others_goes_on_with_fewer_workers_unblamed(tmp_path):
     folder = tmp_path / "runs/crowded"
-    assert start(folder, "8", "3", "--crowded", "1", "--pruner", "none").wait() == 0
+    assert start(folder, "8", "3", "--crowded", "1", "--waiting", "6", "--pruner", "none").wait() == 0
     trials = assert_exact(folder, 8)
     assert "deaths" not in trials[1].user_attrs
     assert len({trial.user_attrs["worker"]["slot"] for trial in trials}) > 1
