@@ -20,6 +20,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from catdog.block import Block
+from catdog.winograd import weights_transformed_once
 
 __all__ = [
     "CNN",
@@ -99,8 +100,9 @@ class CNN(nn.Module):
             yield cast("Block", self.body[0 if self.config.share_body else repeat])
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks():
-            x = block(x)  # half as high and wide
+        with weights_transformed_once():
+            for block in self.blocks():
+                x = block(x)  # half as high and wide
         logits: Tensor = self.head(x)
         return logits
 

@@ -7,6 +7,8 @@ convolution's by less than 2e-4 standard deviations (tests/test_winograd.py).
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -15,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Conv2d", "convolve"]
+__all__ = ["Conv2d", "convolve", "weights_transformed_once"]
 
 TILE, EDGE = 4, 6  # pixels of a tile of the output, and of the input that it is made of
 ONES = EDGE + 1  # the product that is added to every pixel of its tile of the output
@@ -54,7 +56,23 @@ class Conv2d(nn.Conv2d):
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return the 3x3 convolution, padding 1: (B, C, H, W), (K, C, 3, 3), (K,) -> (B, K, H, W), all channels-last."""
-    return cast("Tensor", _Convolution.apply(x, weight, bias))
+    transformed = _transformed.get({})
+    if weight not in transformed:
+        transformed[weight] = _of_weight(weight)
+    return cast("Tensor", _Convolution.apply(x, transformed[weight], bias))
+
+
+@contextmanager
+def weights_transformed_once() -> Iterator[None]:
+    """Within, where no weight may change, each is transformed once, however many convolutions it is for."""
+    token = _transformed.set({})
+    try:
+        yield
+    finally:
+        _transformed.reset(token)
+
+
+_transformed: ContextVar[dict[Tensor, Tensor]] = ContextVar("transformed weights")  # by weight
 
 
 class _Matrices(NamedTuple):
@@ -74,11 +92,11 @@ def _matrices() -> _Matrices:
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        shape = len(x), len(weight), *x.shape[2:]
+    def forward(ctx: Any, x: Tensor, transformed: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, transformed)
+        shape = len(x), transformed.shape[2], *x.shape[2:]
         y = torch.empty(shape, memory_format=torch.channels_last)
-        x, pixels, transformed = _by_pixel(x), _by_pixel(y), _of_weight(weight)
+        x, pixels = _by_pixel(x), _by_pixel(y)
         for part in _parts(x):
             products = torch.bmm(_of_input(x[part]).transpose(0, 1), transformed)  # (36, tiles, K)
             products[ONES] += bias
@@ -89,17 +107,20 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Run the transforms the other way round."""
-        x, weight = ctx.saved_tensors
+        x, transformed = ctx.saved_tensors
         of_x = torch.empty_like(x, memory_format=torch.channels_last) if ctx.needs_input_grad[0] else None
-        x, gradient, transformed = _by_pixel(x), _by_pixel(gradient), _of_weight(weight).transpose(1, 2)
-        of_products = x.new_zeros(EDGE**2, *weight.shape[1::-1])  # (36, C, K)
+        x, gradient = _by_pixel(x), _by_pixel(gradient)
+        of_transformed: Tensor | None = None
         for part in _parts(x):
             of_tiles = _of_gradient(gradient[part]).transpose(0, 1)
-            of_products.baddbmm_(_of_input(x[part]).permute(1, 2, 0), of_tiles)
+            inputs = _of_input(x[part]).permute(1, 2, 0)
+            if of_transformed is None:
+                of_transformed = torch.bmm(inputs, of_tiles)
+            else:
+                of_transformed.baddbmm_(inputs, of_tiles)
             if of_x is not None:
-                _overlap(torch.bmm(of_tiles, transformed), _by_pixel(of_x)[part])
-        of_weight = (_matrices().weight.t() @ of_products.flatten(1)).view(3, 3, *of_products.shape[1:])
-        return of_x, of_weight.permute(3, 2, 0, 1), gradient.sum((0, 1, 2))
+                _overlap(torch.bmm(of_tiles, transformed.transpose(1, 2)), _by_pixel(of_x)[part])
+        return of_x, of_transformed, gradient.sum((0, 1, 2))
 
 
 def _by_pixel(x: Tensor) -> Tensor:
@@ -119,7 +140,7 @@ def _parts(x: Tensor) -> Iterator[slice]:
 
 
 def _of_weight(weight: Tensor) -> Tensor:
-    """Transform (K, C, 3, 3) to (36, C, K)."""
+    """Transform (K, C, 3, 3) to (36, C, K), which autograd follows."""
     num_out, num_in = weight.shape[:2]
     return (_matrices().weight @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(EDGE**2, num_in, num_out)
 
@@ -166,7 +187,8 @@ def _overlap(of_tiles: Tensor, of_x: Tensor) -> None:
     tiles = (_matrices().input.t() @ of_tiles.transpose(0, 1)).view(num, rows, columns, EDGE, EDGE, channels)
     tiles = tiles.transpose(2, 3)  # (B, rows, 6, columns, 6, C)
     # A tile shares its last two rows and columns with the next ones.
-    whole = of_x.new_zeros(num, rows + 1, TILE, columns + 1, TILE, channels)
+    whole = of_x.new_empty(num, rows + 1, TILE, columns + 1, TILE, channels)
+    whole[:, -1] = whole[:, :, :, -1] = 0
     whole[:, :-1, :, :-1] = tiles[:, :, :TILE, :, :TILE]
     whole[:, 1:, :2, :-1] += tiles[:, :, TILE:, :, :TILE]
     whole[:, :-1, :, 1:, :2] += tiles[:, :, :TILE, :, TILE:]

@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 
-from catdog.winograd import Conv2d, convolve
+from catdog.model import ModelConfig, build_model
+from catdog.winograd import Conv2d, convolve, weights_transformed_once
 
 
 def outcome(convolution, x, weight, bias):
@@ -45,6 +46,30 @@ def test_winograd_convolution_takes_pictures_in_any_layout(tensors):
 def test_layer_takes_the_way_that_its_shape_is_worth(num, channels, size, way):
     y = Conv2d(channels, 64)(torch.randn(num, channels, size, size))
     assert (y.grad_fn.name() == "_ConvolutionBackward") == (way == "winograd")
+
+
+def test_weight_of_several_convolutions_is_transformed_once_and_anew_when_it_has_changed(tensors):
+    x, weight, bias = tensors[0], tensors[1][:32], tensors[2][:32]
+
+    def twice(convolution):
+        return lambda x, weight, bias: convolution(convolution(x, weight, bias), weight, bias)
+
+    def transforms(node):
+        return {node} if "View" in node.name() else set().union(*(transforms(n) for n, _ in node.next_functions if n))
+
+    with weights_transformed_once():
+        shared = outcome(twice(convolve), x, weight, bias)
+        weight = weight.requires_grad_()
+        assert len(transforms(twice(convolve)(x, weight, bias).grad_fn)) == 1
+    assert len(transforms(twice(convolve)(x, weight, bias).grad_fn)) == 2
+    for mine, apart in zip(shared, outcome(twice(convolve), x, weight.detach(), bias), strict=True):
+        assert (mine - apart).abs().max() < 2e-4 * apart.std()
+    model = build_model(ModelConfig(stem_width=32, body_width=64, image_size=64))
+    pictures = torch.randn(8, 3, 64, 64)
+    before = model(pictures)
+    with torch.no_grad():
+        model.body[0][0].weight.mul_(2)
+    assert not torch.allclose(model(pictures), before)
 
 
 def test_layer_under_bfloat16_is_a_direct_convolution():
