@@ -66,7 +66,10 @@ def plain_network(config: ModelConfig, seed: int = 0) -> CNN:
     model = build_model(config, seed)
     for name, module in list(model.named_modules()):
         if isinstance(module, Block):
-            model.set_submodule(name, nn.Sequential(*module))
+            ours, *others = module
+            convolution = nn.Conv2d(ours.in_channels, ours.out_channels, kernel_size=3, padding=1)
+            convolution.load_state_dict(ours.state_dict())
+            model.set_submodule(name, nn.Sequential(convolution, *others))
     return model.to(memory_format=torch.contiguous_format)
 
 
