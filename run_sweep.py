@@ -241,7 +241,7 @@ def begin_runs(plan: Plan, ledger: Ledger) -> Runs | None:
 
 def whole(plan: Plan, ledger: Ledger, runs: Runs | None) -> Whole:
     """Return both parts of a sweep, for the time that is left of it."""
-    return Whole(ledger.trials, runs.trials if runs else list, plan.confirm, plan.confirm_seeds)
+    return Whole(ledger.trials, runs.trials if runs else list, plan.confirm, plan.confirm_seeds, len(plan.where))
 
 
 def tell_comet(ledger: Ledger, tracking: Tracking | None, model: Model | None) -> None:

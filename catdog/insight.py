@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from catdog.evaluate import normalise
 from catdog.model import CNN, ModelConfig
 from catdog.precision import autocast
+from catdog.winograd import weights_transformed_once
 
 __all__ = ["Insight", "Norm", "look", "margin_of"]
 
@@ -70,7 +71,7 @@ def look(model: CNN, images: Tensor, device: torch.device, *, heat: bool = False
     """Show (B, S, S, 3) bytes to `model`, which is in eval mode on `device`; `heat` costs a part of a backward pass."""
     layers, cut = [layer for block in model.blocks() for layer in block], _cut(model.config)
     traits: list[Tensor] = []
-    with autocast(device, "auto"):
+    with autocast(device, "auto"), weights_transformed_once():
         with torch.no_grad():
             maps = _run(layers[:cut], normalise(images.to(device)), traits)
         with torch.set_grad_enabled(heat):

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -100,7 +101,7 @@ class CNN(nn.Module):
             yield cast("Block", self.body[0 if self.config.share_body else repeat])
 
     def forward(self, x: Tensor) -> Tensor:
-        with weights_transformed_once():
+        with weights_transformed_once() if x.device.type == "cpu" else nullcontext():
             for block in self.blocks():
                 x = block(x)  # half as high and wide
         logits: Tensor = self.head(x)

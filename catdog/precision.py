@@ -16,8 +16,9 @@ from torch import Tensor
 
 from catdog.data import cache_folder
 from catdog.model import write_file
+from catdog.winograd import convolve
 
-__all__ = ["Precision", "autocast", "bfloat16_fault", "has_bfloat16", "uses_bfloat16", "verdict_file"]
+__all__ = ["Precision", "autocast", "bfloat16_fault", "has_bfloat16", "resolved", "uses_bfloat16", "verdict_file"]
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -30,8 +31,14 @@ Convolution = Callable[[Tensor, Tensor, Tensor], list[Tensor]]  # input, weight,
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Enter bfloat16 arithmetic where it is wanted ("auto": where the device does it well); weights stay float32."""
-    wanted = uses_bfloat16(device) if precision == "auto" else precision == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+    return torch.autocast(device.type, torch.bfloat16, enabled=resolved(device, precision) == "bfloat16")
+
+
+def resolved(device: torch.device, precision: Precision) -> Precision:
+    """Return what "auto" means on `device`, else `precision`."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if uses_bfloat16(device) else "float32"
 
 
 def uses_bfloat16(device: torch.device) -> bool:
@@ -51,8 +58,8 @@ def has_bfloat16(device: torch.device) -> bool:
 def bfloat16_fault() -> str:
     """Say in one sentence why "auto" is float32 on a CPU that has bfloat16; nothing where that does it well.
 
-    A convolution's values and time are compared with float32's. The verdict is kept beside the decoded pictures, for
-    this machine, PyTorch and settings of its libraries.
+    A convolution's values and time are compared with those of float32, as this network computes it. The verdict is kept
+    beside the decoded pictures, for this machine, PyTorch and settings of its libraries.
     """
     if not has_bfloat16(torch.device("cpu")):
         return ""
@@ -62,11 +69,11 @@ def bfloat16_fault() -> str:
         with FileLock(f"{file}.lock"):  # two that try at once would measure each other
             if file.exists():
                 return file.read_text()
-            fault = _fault_of(partial(_convolve, torch.bfloat16))
+            fault = _fault_of(_in_bfloat16)
             write_file(file, fault.encode())
             return fault
     except OSError:  # no such folder can be written: each process finds out for itself
-        return _fault_of(partial(_convolve, torch.bfloat16))
+        return _fault_of(_in_bfloat16)
 
 
 def verdict_file() -> Path:
@@ -76,13 +83,13 @@ def verdict_file() -> Path:
     return cache_folder() / f"bfloat16-{hashlib.sha256(repr(tried).encode()).hexdigest()[:16]}"
 
 
-def _fault_of(convolve: Convolution) -> str:
+def _fault_of(in_bfloat16: Convolution) -> str:
     """Say what is wrong with a convolution beside the one in float32."""
     generator = torch.Generator().manual_seed(0)
     x, weight, gradient = (
         torch.randn(shape, generator=generator).contiguous(memory_format=torch.channels_last) for shape in SHAPES
     )
-    ways = partial(_convolve, torch.float32), convolve
+    ways = _in_float32, in_bfloat16
     exact, found = (way(x, weight, gradient) for way in ways)  # the first call of each prepares it
     error = max(float((mine.float() - one).norm() / one.norm()) for mine, one in zip(found, exact, strict=True))
     if not error <= LARGEST_ERROR:  # nor a number that is none
@@ -100,9 +107,17 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _convolve(dtype: torch.dtype, x: Tensor, weight: Tensor, gradient: Tensor) -> list[Tensor]:
-    """Return a 3x3 convolution and its gradients to input and weight, computed in `dtype`."""
-    x, weight, gradient = (tensor.to(dtype) for tensor in (x, weight, gradient))
+def _in_float32(x: Tensor, weight: Tensor, gradient: Tensor) -> list[Tensor]:
+    """Return a 3x3 convolution and its gradients to input and weight, by the way that a layer of SHAPES takes."""
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        x, weight = (tensor.clone().requires_grad_() for tensor in (x, weight))
+        y = convolve(x, weight, torch.zeros(len(weight)))
+        return [y.detach(), *torch.autograd.grad(y, (x, weight), gradient)]
+
+
+def _in_bfloat16(x: Tensor, weight: Tensor, gradient: Tensor) -> list[Tensor]:
+    """Return the same, computed in bfloat16."""
+    x, weight, gradient = (tensor.bfloat16() for tensor in (x, weight, gradient))
     ones, wanted = (1, 1), [True, True, False]
     of_x, of_weight, _ = torch.ops.aten.convolution_backward(
         gradient, x, weight, None, ones, ones, ones, False, (0, 0), 1, wanted

@@ -23,7 +23,7 @@ from catdog.device import find_devices, is_process_lost, keep_freed_memory
 from catdog.evaluate import evaluate, normalise
 from catdog.graph import Replayed
 from catdog.model import CNN, ModelConfig, add_options, build_model, config_from, save_model, write_file
-from catdog.precision import Precision, autocast, bfloat16_fault
+from catdog.precision import Precision, autocast, bfloat16_fault, resolved
 
 __all__ = ["Epoch", "TrainConfig", "train"]
 
@@ -141,6 +141,7 @@ class _Run:
         self.network = torch.compile(model, dynamic=False) if "compile" in way else model
         self.replayed = Replayed(config.batch_size, device) if "graph" in way else None
         self.optimizer.zero_grad(set_to_none=True)  # what somebody else may have left
+        self.precision = resolved(device, config.precision)  # to the end of the training, wherever it goes on
         self.order = torch.Generator().manual_seed(config.seed)  # the same pictures in a batch on every kind of device
         on_cpu = device.type == "cpu"
         self.generator = self.order if on_cpu else torch.Generator(device).manual_seed(config.seed)  # augmentation's
@@ -151,7 +152,7 @@ class _Run:
         began = time.perf_counter()
         loss, accuracy = self._pass(number)
         trained = time.perf_counter() - began
-        scores = evaluate(self.model, self.validation, device=self.device, precision=self.config.precision)
+        scores = evaluate(self.model, self.validation, device=self.device, precision=self.precision)
         for name, value in (("training", loss), ("validation", scores.loss)):
             if not math.isfinite(value):
                 raise FloatingPointError(f"diverged in epoch {number}: {name} loss is {value}")
@@ -191,7 +192,7 @@ class _Run:
     def _update(self, x: Tensor, y: Tensor) -> Tensor:
         """Move the weights by what (B, 3, S, S) floats say; a graph may record all of it."""
         network = self.network if len(y) == self.config.batch_size else self.model  # compiled for one shape
-        with autocast(self.device, self.config.precision):
+        with autocast(self.device, self.precision):
             logits = network(x)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=self.config.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -213,6 +214,7 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "device": self.device.type,
+            "precision": self.precision,
             "random": self._random_states(),
             "history": [vars(epoch) for epoch in history],
         }
@@ -241,6 +243,7 @@ class _Run:
             for generator in (self.order, self.generator):
                 generator.manual_seed(self.config.seed + len(state["history"]))
             return [Epoch(**record) for record in state["history"]]
+        self.precision = state.get("precision", self.precision)
         self.order.set_state(state["random"]["order"])
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda":

@@ -110,16 +110,15 @@ class _Convolution(torch.autograd.Function):
         x, transformed = ctx.saved_tensors
         of_x = torch.empty_like(x, memory_format=torch.channels_last) if ctx.needs_input_grad[0] else None
         x, gradient = _by_pixel(x), _by_pixel(gradient)
-        of_transformed: Tensor | None = None
+        of_transformed: Tensor | None = None  # stays None where the weights are not trained
         of_bias = transformed.new_zeros(transformed.shape[2])
         for part in _parts(x):
             of_tiles = _of_gradient(gradient[part]).transpose(0, 1)
             of_bias += of_tiles[ONES].sum(0)
-            inputs = _of_input(x[part]).permute(1, 2, 0)
-            if of_transformed is None:
-                of_transformed = torch.bmm(inputs, of_tiles)
-            else:
-                of_transformed.baddbmm_(inputs, of_tiles)
+            if of_transformed is not None:
+                of_transformed.baddbmm_(_of_input(x[part]).permute(1, 2, 0), of_tiles)
+            elif ctx.needs_input_grad[1]:
+                of_transformed = torch.bmm(_of_input(x[part]).permute(1, 2, 0), of_tiles)
             if of_x is not None:
                 _overlap(torch.bmm(of_tiles, transformed.transpose(1, 2)), _by_pixel(of_x)[part])
         return of_x, of_transformed, of_bias

@@ -32,6 +32,7 @@ class Whole:
     runs: Callable[[], Sequence[FrozenTrial]]  # that confirm the best of them
     confirm: int  # trials that are to be confirmed
     repeats: int  # runs of each of them
+    num_workers: int  # of this command
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def live_view(ledger: Ledger, console: Console, whole: Whole | None = None) -> I
 
     The time left is that of the `whole` sweep; where there is none, of the trials in the ledger.
     """
-    clock = _Clock(ledger, whole or Whole(ledger.trials, list, 0, 0))
+    clock = _Clock(ledger, whole or Whole(ledger.trials, list, 0, 0, 1))
     if console.is_terminal:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             yield _Screen(ledger, clock, live).show
@@ -57,7 +58,7 @@ class _Clock:
         self.old_notice = ledger.notice()
         # By the label of a trial that runs: when its number of epochs was seen to change.
         self.epochs: dict[str, list[tuple[float, int]]] = {}
-        self.num_workers = 1
+        self.num_workers = whole.num_workers
 
     def left(self, ledger: Ledger) -> str:
         seconds = seconds_left(self._moment(ledger))
@@ -72,7 +73,8 @@ class _Clock:
         """See which epochs have ended; return both parts."""
         parts = [self.whole.trials(), self.whole.runs()]
         running = [trial for part in parts for trial in part if trial.state == TrialState.RUNNING]
-        self.num_workers = max(self.num_workers, len(running))
+        if self.sweep.storage:  # other machines' too
+            self.num_workers = max(self.num_workers, len(running))
         for trial in running:
             seen = self.epochs.setdefault(self.sweep.label(trial), [])
             if not seen or seen[-1][1] != len(trial.intermediate_values):

@@ -20,7 +20,11 @@ __all__ = ["Runs"]
 
 
 class Runs(Ledger):
-    """The study of a confirmation, opened by one process."""
+    """The study of a confirmation, opened by one process.
+
+    A run is wanted while its trial is among the best so far; chosen, for good, once the search has ended; displaced,
+    for good, when it was stopped as nobody wanted it. Only what was chosen, and not displaced, counts.
+    """
 
     def __init__(
         self, sweep: Sweep, on_wait: Callable[[str], None] = lambda _: None, owner: Owner | None = None
@@ -114,8 +118,9 @@ class Runs(Ledger):
         why = (
             f"displaced: trial {run.user_attrs[CONFIRMS]} is not among the best {num} to be confirmed by {repeats} runs"
         )
-        run.user_attrs.setdefault(DISPLACED, why)
-        self._note(run, **{DISPLACED: run.user_attrs[DISPLACED]})
+        why = run.user_attrs.get(DISPLACED, why)
+        self._note(run, **{DISPLACED: why})
+        run.user_attrs[DISPLACED] = why  # after the ledger has it: this may be asked again
         return True
 
     def _is_surplus(self, run: FrozenTrial) -> bool:

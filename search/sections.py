@@ -127,7 +127,10 @@ def status(record: Record) -> str:
     ended = sum(run.state.is_finished() for run in record.counted)
     runs = f" and {len(record.counted)} runs to confirm the best, {ended} of them ended" if record.counted else ""
     if ahead := len(record.runs) - len(record.counted):
-        runs += f"; {count(ahead, 'run')} begun ahead of the choice not counted"
+        early = f"{count(ahead, 'run')} begun early, while the search went on,"
+        runs += (
+            f"; {early} do not count, as better configurations came" if record.counted else f" and {early} to confirm"
+        )
     return f"{len(record.trials)} trials ({counts}){runs}."
 
 

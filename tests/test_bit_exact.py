@@ -20,7 +20,7 @@ from catdog.train import TrainConfig, train
 
 data = load_data(sys.argv[1], 32)
 recipe = TrainConfig(3e-3, batch_size=8, epochs=int(sys.argv[3]), schedule="one_cycle", augmentation="color", seed=5)
-shape = ModelConfig(image_size=32, stem_width=16, body_width=32, body_repeats=3, dropout=0.3)
+shape = ModelConfig(image_size=32, stem_width=32, body_width=64, body_repeats=3, dropout=0.3)
 model = build_model(shape, 5)
 digest = hashlib.sha256()
 for epoch in train(model, recipe, data.training, data.validation, checkpoint=Path(sys.argv[2])):

@@ -23,7 +23,7 @@ def ledger(tmp_path):
 
 
 def whole(ledger, confirm):
-    return Whole(ledger.trials, list, confirm, 1)
+    return Whole(ledger.trials, list, confirm, 1, 1)
 
 
 def shown(ledger, terminal, confirm=0):

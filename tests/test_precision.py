@@ -21,19 +21,15 @@ def machine(monkeypatch, tmp_path):
 
 def stand_in(monkeypatch, *, wrong=False, slow=False):
     """Let bfloat16 be float32 that is exact and takes no time, or is wrong, or slow."""
-    exact = {}
-    real = precision._convolve
+    kept = []
 
-    def convolve(dtype, *tensors):
-        if dtype == torch.float32:
-            exact["outcome"] = real(dtype, *tensors)
-            return exact["outcome"]
-        if slow:
+    def in_bfloat16(*tensors):
+        if slow or not kept:
             for _ in range(20):
-                real(torch.float32, *tensors)
-        return [2 * tensor if wrong else tensor for tensor in exact["outcome"]]
+                kept[:] = precision._in_float32(*tensors)
+        return [2 * tensor if wrong else tensor for tensor in kept]
 
-    monkeypatch.setattr(precision, "_convolve", convolve)
+    monkeypatch.setattr(precision, "_in_bfloat16", in_bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -69,11 +65,11 @@ def test_verdict_is_kept_for_the_next_process(monkeypatch, machine):
     stand_in(monkeypatch, wrong=True)
     verdict = precision.bfloat16_fault()
     precision.bfloat16_fault.cache_clear()
-    monkeypatch.setattr(precision, "_convolve", None)
+    monkeypatch.setattr(precision, "_in_bfloat16", None)
     assert precision.bfloat16_fault() == verdict
 
 
 def test_processor_without_bfloat16_is_not_tried(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    monkeypatch.setattr(precision, "_convolve", None)
+    monkeypatch.setattr(precision, "_in_bfloat16", None)
     assert not uses_bfloat16(CPU)
