@@ -358,15 +358,32 @@ def test_first_champion_is_served_when_it_appears_and_ctrl_c_leaves_no_upload(tm
     assert "Traceback" not in server.log.read_text()
 
 
+HASTY = """
+import threading, time
+from pathlib import Path
+from catdog import app, page
+
+def hurry():
+    while not Path("hurry").exists():
+        time.sleep(0.05)
+    page.UPLOADS_KEPT = 0.0
+
+app.TIDY_SECONDS = 0.5
+threading.Thread(target=hurry, daemon=True).start()
+app.main()
+"""
+
+
 def test_uploads_are_deleted_after_a_while_and_examples_stay(tmp_path, champion, files):
-    hasty = "from catdog import app, page; page.UPLOADS_KEPT = app.TIDY_SECONDS = 0.5; app.main()"
     environment = {**os.environ, "CATDOG_CACHE": str(tmp_path / "cache")}
-    with AppServer(tmp_path, environment=environment, program=("-c", hasty)) as server:
+    with AppServer(tmp_path, environment=environment, program=("-c", HASTY)) as server:
         shutil.copy(champion(), server.model)
         wait_until(lambda: server.get("/health")[0] == 200)
         client = client_of(server)
         client.predict(handle_file(files[0]), False, api_name="/classify")
         client.predict([handle_file(file) for file in files], api_name="/many")
+        assert list((tmp_path / "cache/uploads").rglob("one.*"))
+        (tmp_path / "hurry").touch()
         wait_until(
             lambda: {path.stem[:7] for path in (tmp_path / "cache/uploads").rglob("*.*")} == {"example", ".lock"}
         )
