@@ -6,7 +6,8 @@ Both train the same network on the same drawn pictures with Adam on every core. 
 ImageFolder and a DataLoader of two processes, in float32, channels first. The limit is the network's convolutions and
 nothing else: forward and backward, to weights and, but for the first, to data, in the precision of ours. For each layer
 and direction it takes the fastest way: channels first, channels last, with prepacked weights (forward alone), which are
-oneDNN's, and in float32 Winograd's (catdog/winograd.py). Printed are medians over rounds, for oneDNN's ways alone too.
+oneDNN's, and in float32 Winograd's (catdog/winograd.py), which transforms the weight of each layer by itself, though
+ours transforms one that layers share once. Printed are medians over rounds, for oneDNN's ways alone too.
 """
 
 import argparse

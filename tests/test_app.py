@@ -394,10 +394,8 @@ def animals(number, cats=0.5, seed=20_000):
     return [saved(draw(int(rng.random() >= cats), 64, seed + i), "JPEG", quality=92) for i in range(number)]
 
 
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("usual", "noise")]
-
-
-@pytest.mark.parametrize("kind", ["one class", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["usual", "one class", "noise"])
 def test_alerts_reach_page_metrics_and_comet(tmp_path, champion, kind):
     rng = np.random.default_rng(0)
     pictures = {

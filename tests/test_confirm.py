@@ -281,6 +281,7 @@ def values_of(folder):
     return worth
 
 
+@pytest.mark.slow
 def test_sweep_that_confirms_ahead_finds_what_one_that_does_not_finds(tmp_path):
     folders = [tmp_path / "runs" / name for name in ("ahead", "after")]
     for folder, options in zip(folders, ((), ("--no-ahead",)), strict=True):

@@ -19,6 +19,7 @@ def plan(tmp_path, monkeypatch, write_space, photographs):
     return make_plan(parse([str(write_space()), "--data", str(photographs), *options]), print)
 
 
+@pytest.mark.slow
 def test_workers_are_tried_once_and_share_out_the_cores(plan):
     networks, said, num_cores = [network_of(TINY), network_of(HOPELESS)], [], len(os.sched_getaffinity(0))
     found = deal(plan, networks, said.append, print)
