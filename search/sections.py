@@ -127,10 +127,8 @@ def status(record: Record) -> str:
     ended = sum(run.state.is_finished() for run in record.counted)
     runs = f" and {len(record.counted)} runs to confirm the best, {ended} of them ended" if record.counted else ""
     if ahead := len(record.runs) - len(record.counted):
-        early = f"{count(ahead, 'run')} begun early, while the search went on,"
-        runs += (
-            f"; {early} do not count, as better configurations came" if record.counted else f" and {early} to confirm"
-        )
+        early = f"{count(ahead, 'run')} begun while the search went on"
+        runs += f"; {early} not counted, as better trials came" if record.counted else f" and {early}, to confirm"
     return f"{len(record.trials)} trials ({counts}){runs}."
 
 

@@ -75,6 +75,17 @@ def test_resumed_run_ends_bit_identical(pictures, tmp_path, optimizer, done):
     assert torch.equal(records[done - 1].logits, expected[done - 1].logits)
 
 
+def test_resumed_run_keeps_its_precision_whatever_auto_means_by_then(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("catdog.precision.uses_bfloat16", lambda _: False)
+    whole, epochs = run(pictures)
+    records = list(epochs)
+    next(run(pictures, checkpoint=tmp_path / "checkpoint.pt")[1])
+    monkeypatch.setattr("catdog.precision.uses_bfloat16", lambda _: True)
+    resumed, epochs = run(pictures, checkpoint=tmp_path / "checkpoint.pt")
+    assert without_time(epochs) == without_time(records)
+    assert same_weights(resumed, whole)
+
+
 def test_weights_are_those_of_the_last_replayed_epoch_when_it_is_yielded(pictures, tmp_path):
     first, epochs = run(pictures, checkpoint=tmp_path / "checkpoint.pt")
     list(islice(epochs, 2))
