@@ -233,7 +233,8 @@ def test_runs_of_the_confirmation_are_experiments_of_their_own(tmp_path, server,
     assert len({others["optimizer_id"] for others in again}) == 1
 
 
-@pytest.mark.parametrize("tracking", ["offline", pytest.param("off", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tracking", ["offline", "off"])
 def test_offline_means_no_connection(tmp_path, tracking, write_space, sweep_options):
     (tmp_path / "guard").mkdir()
     (tmp_path / "guard/sitecustomize.py").write_text(GUARD)

@@ -187,6 +187,7 @@ def assert_weights_are_of_the_best_epoch(folder, photographs):
     assert evaluate(model, validation).loss == pytest.approx(kept["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_sweep_starts_from_an_earlier_one_and_needs_it_only_then(home, small, capsys):
     assert run_sweep.main([*small, "--promote", "never"]) == 0
     warm = [*small, "--promote", "never", "--name", "next", "--warm-start", "small", "--trials", "2", "--epochs", "1"]

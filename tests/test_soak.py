@@ -39,6 +39,7 @@ def test_killed_at_random_moments_it_ends_with_exactly_the_budget(tmp_path):
     assert program.outcome()["again"] <= allowed
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_exactly_the_runs_to_confirm(tmp_path):
     program = Confirmed(tmp_path, 4, 2)
     kills, _ = inject(program, 6, KILLS, random.Random(), (0.1, 0.5))

@@ -223,6 +223,7 @@ def test_address_that_nobody_answers_is_not_kept(tmp_path):
     assert noted_storage(sweep.folder) == ""
 
 
+@pytest.mark.slow
 def test_checkpoint_of_a_trial_that_has_ended_leaves_the_store(postgres, tmp_path):
     folder, store = tmp_path / "runs/one", tmp_path / "store"
     options = ("--storage", postgres.url, "--artifacts", str(store), "--stuck", "1", "--trial-timeout", "10")
