@@ -23,7 +23,7 @@ from catdog.device import find_devices, is_process_lost, keep_freed_memory
 from catdog.evaluate import evaluate, normalise
 from catdog.graph import Replayed
 from catdog.model import CNN, ModelConfig, add_options, build_model, config_from, save_model, write_file
-from catdog.precision import Precision, autocast, bfloat16_fault, resolved
+from catdog.precision import Precision, autocast, bfloat16_fault, has_bfloat16, resolved
 
 __all__ = ["Epoch", "TrainConfig", "train"]
 
@@ -243,7 +243,9 @@ class _Run:
             for generator in (self.order, self.generator):
                 generator.manual_seed(self.config.seed + len(state["history"]))
             return [Epoch(**record) for record in state["history"]]
-        self.precision = state.get("precision", self.precision)
+        kept = state.get("precision", self.precision)
+        if kept == "float32" or has_bfloat16(self.device):  # else it would take many times as long here
+            self.precision = kept
         self.order.set_state(state["random"]["order"])
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda":
