@@ -74,6 +74,8 @@ def count(task):
             time.sleep(1000)
         if task.number == options.waiting:
             wait_for_next(task)
+        if options.held and task.number >= options.held[0] and epoch == options.held[1]:
+            wait_until((task.folder.parents[1] / "go").exists)
         task.check()
         if task.number == options.deadly:
             os._exit(9)
@@ -139,6 +141,8 @@ def parse():
     parser.add_argument("--stuck", type=int, default=-1, help="number of a trial that goes on for ever")
     text = "number of a trial that goes on when the next one has begun"
     parser.add_argument("--waiting", type=int, default=-1, help=text)
+    text = "N,EPOCH: trial N and those after it wait in this epoch for the file FOLDER/go"
+    parser.add_argument("--held", type=lambda text: [int(part) for part in text.split(",")], help=text)
     parser.add_argument("--hungry", type=int, default=-1, help="number of a trial for which there is no memory")
     text = "number of a trial for which there is no memory while other workers live"
     parser.add_argument("--crowded", type=int, default=-1, help=text)
@@ -221,6 +225,7 @@ options = (
         diverging=-1,
         stuck=-1,
         waiting=-1,
+        held=None,
         seconds=0.15,
         lengths=None,
         backend="loky",

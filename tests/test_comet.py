@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -156,17 +155,23 @@ def test_search_that_ends_before_the_budget_ends_the_sweep(tmp_path, server, env
         assert_exact(folder, number)
 
 
+def kill_a_worker_then_its_parent(process, folder):
+    """Kill a worker of a sweep whose trials are held, and when its trial goes on the parent; let the trials go."""
+    num_epochs = len(epochs_in(folder))
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    wait_until(lambda: len(epochs_in(folder)) > num_epochs, process)
+    process.kill()
+    process.communicate()
+    (folder / "go").touch()
+
+
 @pytest.mark.slow
 def test_killed_worker_and_killed_parent_double_nothing_in_comet(tmp_path, server, environment):
     folder = tmp_path / "runs/killed"
-    options = ("--engine", "comet", "--tracking", "online", "--pruner", "none", "--seconds", 1)
+    options = ("--engine", "comet", "--tracking", "online", "--pruner", "none", "--held", "0,3")
     process = start(folder, 5, 2, *options, environment=environment)
     wait_until(lambda: any(experiment.metrics for experiment in list(server.experiments.values())), process)
-    num_epochs = len(epochs_in(folder))  # metrics are sent every other second: some are there, some are not
-    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
-    wait_until(lambda: len(epochs_in(folder)) > num_epochs + 3, process)
-    process.kill()
-    process.communicate()
+    kill_a_worker_then_its_parent(process, folder)  # metrics are sent every other second: some are there, some are not
     said = run(folder, 5, 2, *options, environment=environment)
     assert "5 trials in Comet" in said
     trials = assert_exact(folder, 5)
@@ -182,13 +187,10 @@ def test_killed_worker_and_killed_parent_double_nothing_in_comet(tmp_path, serve
 @pytest.mark.slow
 def test_archives_of_a_killed_and_resumed_sweep_are_delivered_whole(tmp_path, server, environment):
     folder = tmp_path / "runs/offline"
-    options = ("--tracking", "offline", "--failing", 2, "--promoted", 0)
+    options = ("--tracking", "offline", "--failing", 2, "--promoted", 0, "--held", "3,1")
     process = start(folder, 6, 2, *options, environment=environment)
     wait_until(lambda: list(folder.glob("comet/*.zip")), process)
-    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
-    time.sleep(1)
-    process.kill()
-    process.communicate()
+    kill_a_worker_then_its_parent(process, folder)
     said = run(folder, 6, 2, *options, environment=environment)
     archives = sorted(folder.glob("comet/*.zip"))
     assert len(archives) == 6
