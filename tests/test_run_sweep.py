@@ -128,6 +128,7 @@ def test_smaller_sweep_is_extended_but_not_under_other_settings(home, small, pho
     assert len(list(home.glob("runs/small/trials/*/model.safetensors"))) == 1
 
 
+@pytest.mark.slow
 def test_sweep_without_the_readme_network(home, small, with_baseline, capsys):
     assert run_sweep.main(small) == 0
     said, trials = capsys.readouterr().out, open_study(Path("runs/small")).get_trials()

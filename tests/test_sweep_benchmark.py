@@ -68,6 +68,7 @@ def test_each_epoch_of_a_history_is_noted_once_and_no_line_that_is_only_half_wri
     assert [(r["trial"], r["epoch"], r["val_loss"]) for r in records] == [("0003", 1, 0.7), ("0003", 2, 0.65)]
 
 
+@pytest.mark.slow
 def test_peer_that_fails_is_named_and_costs_its_row_only(tmp_path, capsys):
     runs = {"a": make_round()["a"]}
     task = Task(str(tmp_path / "nowhere"), "", "", 1, 2, 64)
