@@ -30,9 +30,10 @@ check: .venv/installed  ## style, formatting, types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-bench: .venv/installed  ## the tables of the README
+bench: .venv/installed  ## most tables of the README; beside each is its own command
 	$(PYTHON) benchmarks/training.py
 	$(PYTHON) benchmarks/cores.py
+	$(PYTHON) benchmarks/idle.py
 	$(PYTHON) benchmarks/tracking.py
 	$(PYTHON) benchmarks/promotion.py
 	$(PYTHON) benchmarks/report.py

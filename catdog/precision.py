@@ -26,8 +26,6 @@ SHAPES = [(8, 64, 16, 16), (128, 64, 3, 3), (8, 128, 16, 16)]  # input, weight a
 LARGEST_ERROR = 0.03  # of the norm of a convolution or its gradient; rounding to bfloat16 makes 0.002 to 0.004
 NUM_ROUNDS = 3  # each way is timed; the fastest counts
 
-Convolution = Callable[[Tensor, Tensor, Tensor], list[Tensor]]  # input, weight, gradient -> output and both gradients
-
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Enter bfloat16 arithmetic where it is wanted ("auto": where the device does it well); weights stay float32."""
@@ -69,11 +67,11 @@ def bfloat16_fault() -> str:
         with FileLock(f"{file}.lock"):  # two that try at once would measure each other
             if file.exists():
                 return file.read_text()
-            fault = _fault_of(_in_bfloat16)
+            fault = _measured_fault()
             write_file(file, fault.encode())
             return fault
     except OSError:  # no such folder can be written: each process finds out for itself
-        return _fault_of(_in_bfloat16)
+        return _measured_fault()
 
 
 def verdict_file() -> Path:
@@ -83,13 +81,13 @@ def verdict_file() -> Path:
     return cache_folder() / f"bfloat16-{hashlib.sha256(repr(tried).encode()).hexdigest()[:16]}"
 
 
-def _fault_of(in_bfloat16: Convolution) -> str:
-    """Say what is wrong with a convolution beside the one in float32."""
+def _measured_fault() -> str:
+    """Say what is wrong with a convolution in bfloat16 beside the one in float32."""
     generator = torch.Generator().manual_seed(0)
     x, weight, gradient = (
         torch.randn(shape, generator=generator).contiguous(memory_format=torch.channels_last) for shape in SHAPES
     )
-    ways = _in_float32, in_bfloat16
+    ways = _in_float32, _in_bfloat16
     exact, found = (way(x, weight, gradient) for way in ways)  # the first call of each prepares it
     error = max(float((mine.float() - one).norm() / one.norm()) for mine, one in zip(found, exact, strict=True))
     if not error <= LARGEST_ERROR:  # nor a number that is none

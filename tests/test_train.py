@@ -86,6 +86,18 @@ def test_resumed_run_keeps_its_precision_whatever_auto_means_by_then(pictures, t
     assert same_weights(resumed, whole)
 
 
+@pytest.mark.parametrize(("is_there", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_run_begun_in_bfloat16_goes_on_in_it_where_it_can(pictures, tmp_path, monkeypatch, is_there, precision):
+    path = tmp_path / "checkpoint.pt"
+    monkeypatch.setattr("catdog.precision.uses_bfloat16", lambda _: True)
+    next(run(pictures, checkpoint=path)[1])
+    assert torch.load(path, weights_only=True)["precision"] == "bfloat16"
+    monkeypatch.setattr("catdog.precision.uses_bfloat16", lambda _: False)
+    monkeypatch.setattr("catdog.train.has_bfloat16", lambda _: is_there)
+    list(islice(run(pictures, checkpoint=path)[1], 2))
+    assert torch.load(path, weights_only=True)["precision"] == precision
+
+
 def test_weights_are_those_of_the_last_replayed_epoch_when_it_is_yielded(pictures, tmp_path):
     first, epochs = run(pictures, checkpoint=tmp_path / "checkpoint.pt")
     list(islice(epochs, 2))
