@@ -1,4 +1,4 @@
-OF_CATDOG := $(wildcard $(patsubst catdog/%.py,tests/test_%.py,$(wildcard catdog/*.py)))
+
 .PHONY: help sweep test test-avx2 test-slow soak app check bench
 PYTHON := .venv/bin/python
 
@@ -16,7 +16,7 @@ test: .venv/installed  ## the tests; COVERAGE=yes: with the coverage of our own 
 
 test-avx2: .venv/installed  ## the tests of catdog/, but for the app's, as on a CPU with AVX2 and nothing newer
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTHON) -m pytest -n 4 --dist worksteal -m "not slow" \
-	  $(filter-out tests/test_app.py tests/test_page.py,$(OF_CATDOG)) tests/test_bit_exact.py
+	  $(filter-out tests/catdog/test_app.py tests/catdog/serving/test_ui.py,$(OF_CATDOG)) tests/catdog/test_bit_exact.py
 
 test-slow: .venv/installed  ## the tests that take minutes: all that Comet can do to a sweep, the app under load
 	$(PYTHON) -m pytest -n 4 --dist worksteal -m slow

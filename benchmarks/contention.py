@@ -25,10 +25,10 @@ sys.path.insert(0, str(ROOT))
 
 from rich.console import Console
 
-from search.live import live_view
-from search.opening import create_ledger
-from search.sweep import TimeUpError, places, run_sweep
-from tests.counting_sweep import EPOCHS, make_sweep
+from search.report.live_table import live_view
+from search.study.create import create_ledger
+from search.workers.supervisor import TimeUpError, places, run_sweep
+from tests.servers.counting_sweep import EPOCHS, make_sweep
 
 SECONDS_OF_AN_EPOCH = 1.0
 

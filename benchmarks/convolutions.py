@@ -3,8 +3,8 @@
     python benchmarks/convolutions.py [--rounds 5]
 
 Shapes are those of networks at 64 px, batch 32, and of one picture that is asked about. Each way runs in turn in every
-round, with one thread; printed is the fastest call's CPU time, which other programs hardly disturb. catdog/winograd.py
-has its limits from here.
+round, with one thread; printed is the fastest call's CPU time, which other programs hardly disturb.
+catdog/kernels/winograd.py has its limits from here.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from catdog.device import keep_freed_memory
-from catdog.winograd import Conv2d, convolve
+from catdog.kernels.winograd import Conv2d, convolve
 
 SHAPES = [  # pictures, channels in and out, pixels
     *((32, 16, 64, 32), (32, 32, 64, 32), (32, 32, 128, 32), (32, 64, 256, 32), (32, 64, 512, 32)),

@@ -16,7 +16,7 @@ from multiprocessing import get_context
 import torch
 from training import BATCH, JPEG_SIZE, NETWORKS, describe_machine, next_of, prepare_ours, resized
 
-from catdog.synthetic import synthetic
+from catdog.data.synthetic import synthetic
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from catdog.folder import list_photographs
-from catdog.synthetic import synthetic
+from catdog.data.sources import list_photographs
+from catdog.data.synthetic import synthetic
 
 NUM_FILES, NUM_DRAWN, DRAWN_SIZE = 2400, 200, 384  # pixels: the Kaggle set's have 383 by geometric mean
 JPEG = b"\xff\xd8"  # how its files begin
@@ -32,7 +32,7 @@ OURS = """
 import os, sys, time
 os.sched_setaffinity(0, range(int(sys.argv[3])))
 os.cpu_count = lambda: int(sys.argv[3])
-from catdog.data import load_data
+from catdog.data.dataset import load_data
 began = time.perf_counter()
 load_data(sys.argv[1], int(sys.argv[2]))
 print(time.perf_counter() - began)

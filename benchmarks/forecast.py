@@ -24,11 +24,11 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import run_sweep
-from forecast import forecast
-from plan import make_plan, parse
-from probe import peak_memory_of
-from search.warm_start import first_proposals
+from pipeline import cli
+from pipeline.forecast import forecast
+from pipeline.plan import make_plan, parse
+from pipeline.profiling import peak_memory_of
+from search.study.warm_start import first_proposals
 
 QUICK = [str(ROOT / "configs/quick.json"), "--image-size", "64", "--epochs", "4", "--no-baseline"]
 
@@ -60,7 +60,7 @@ def watched(command):
 def predict(options):
     """The process of a dry run: print seconds and bytes."""
     plan = make_plan(parse([*options, "--dry-run"]), print)
-    proposals = first_proposals(plan.sweep.space, min(run_sweep.NUM_SHOWN, plan.sweep.num_trials))
+    proposals = first_proposals(plan.sweep.space, min(cli.NUM_SHOWN, plan.sweep.num_trials))
     outlook = forecast(plan, proposals, lambda _: None)
     print(outlook.seconds, outlook.low, outlook.high, outlook.memory, outlook.search, outlook.confirmation)
 

@@ -25,9 +25,9 @@ sys.path.insert(0, str(ROOT))
 from rich.console import Console
 from rich.table import Table
 
-from search.opening import create_confirmation, create_ledger
-from search.sweep import places, run_sweep, worker_pool
-from tests.counting_sweep import make_sweep
+from search.study.create import create_confirmation, create_ledger
+from search.workers.supervisor import places, run_sweep, worker_pool
+from tests.servers.counting_sweep import make_sweep
 
 RECORDED = json.loads((ROOT / "benchmarks/curves_drawn.json").read_text())["trials"]
 EPOCHS, NUM_CONFIRMED, NUM_REPEATS = 3, 3, 2

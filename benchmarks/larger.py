@@ -95,7 +95,7 @@ def train_on(path):
     """Print the pictures per second of one epoch."""
     import torch
 
-    from catdog.data import Pictures
+    from catdog.data.dataset import Pictures
     from catdog.model import ModelConfig, build_model
     from catdog.train import TrainConfig, train
 

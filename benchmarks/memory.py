@@ -26,7 +26,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from catdog.synthetic import synthetic
+from catdog.data.synthetic import synthetic
 
 SIZE, NUM_DRAWN, TICK = 64, 64, 0.01  # pixels; different drawings; seconds
 SWEEP = ["run_sweep.py", "--image-size", str(SIZE), "--workers", "1", "--devices", "cpu", "--tracking", "off"]

@@ -47,10 +47,10 @@ from optuna.storages import RDBStorage
 from rich.console import Console
 from rich.table import Table
 
-import tests.postgres
+import tests.servers.postgres
 from benchmarks.overhead_run import EPOCHS, RUNS, Setting
 from benchmarks.parent import measure_parent
-from search.storage import validated_storage
+from search.study.storage import validated_storage
 
 RUN = ROOT / "benchmarks/overhead_run.py"
 SPAN = 100  # trials at either end that are compared
@@ -117,8 +117,8 @@ def new_database(setting, server):
 
 
 def postgresql_server():
-    tests.postgres.SETTINGS = {}
-    return tests.postgres.postgres_server()
+    tests.servers.postgres.SETTINGS = {}
+    return tests.servers.postgres.postgres_server()
 
 
 def numbers(words):
@@ -166,7 +166,7 @@ def main():
     options = parse()
     if options.parent_only:
         return measure_parent()
-    if not tests.postgres.is_installed():
+    if not tests.servers.postgres.is_installed():
         options.storages = [storage for storage in options.storages if storage != "postgresql"]
     settings = settings_of(options)
     costs = {setting: [] for setting in settings}

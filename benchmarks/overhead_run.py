@@ -50,10 +50,10 @@ def losses(folder, num_workers):
 
 
 def run_harness(setting, folder, url):
-    from search.live import live_view
-    from search.opening import create_ledger
-    from search.sweep import places, run_sweep, sole_owner
-    from tests.counting_sweep import make_sweep
+    from search.report.live_table import live_view
+    from search.study.create import create_ledger
+    from search.workers.supervisor import places, run_sweep, sole_owner
+    from tests.servers.counting_sweep import make_sweep
 
     sweep = make_sweep(folder / "runs/sweep", setting.num_trials, algorithm=setting.algorithm)
     sweep = replace(sweep, epochs=EPOCHS, **({"storage": url} if setting.storage == "postgresql" else {}))
@@ -114,7 +114,7 @@ def optimize(setting, folder, url):
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = RandomSampler() if setting.algorithm == "random" else TPESampler()
-    pruner = HyperbandPruner(min_resource=2, max_resource=EPOCHS - 1, reduction_factor=3)  # as in search/study.py
+    pruner = HyperbandPruner(min_resource=2, max_resource=EPOCHS - 1, reduction_factor=3)  # as in search/study/sweep.py
     study = optuna.load_study(study_name="sweep", storage=open_peer(url), sampler=sampler, pruner=pruner)
     until = MaxTrialsCallback(setting.num_trials, states=(TrialState.COMPLETE, TrialState.PRUNED))
     study.optimize(objective, callbacks=[until])

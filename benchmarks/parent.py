@@ -18,12 +18,12 @@ sys.path.insert(0, str(ROOT))
 
 from rich.console import Console
 
-from search.live import live_view
-from search.opening import create_ledger
-from search.report import kept_up_to_date
-from search.study import open_study
-from search.sweep import places, run_sweep, sole_owner
-from tests.counting_sweep import make_sweep
+from search.report.live_table import live_view
+from search.report.page import kept_up_to_date
+from search.study.create import create_ledger
+from search.study.sweep import open_study
+from search.workers.supervisor import places, run_sweep, sole_owner
+from tests.servers.counting_sweep import make_sweep
 
 VIEWS = {"table": True, "lines": False}  # whether it is a terminal's
 EPOCHS, EPOCH_SECONDS = 6, 2.0

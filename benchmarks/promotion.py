@@ -24,7 +24,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from search.evidence import (
+from search.analysis.statistics import (
     Outcomes,
     accuracy_interval,
     compare,
@@ -33,7 +33,7 @@ from search.evidence import (
     mean_interval,
     seed_noise,
 )
-from search.study import CANDIDATES, open_study
+from search.study.sweep import CANDIDATES, open_study
 
 NUM_TRIALS, NUM_CONFIRMED, NUM_SEEDS = 20, 3, 2
 NUM_VALIDATION, NUM_TEST = 1200, 2000

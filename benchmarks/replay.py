@@ -37,8 +37,9 @@ from optuna.trial import TrialState
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from search.schedule import Cost, play
-from search.study import Sweep, open_study, parameters_of
+from search.schedule.simulator import Cost, play
+from search.study.sweep import Sweep, open_study
+from search.study.trials import parameters_of
 
 NEAR = 1.02  # times the best loss: near enough
 

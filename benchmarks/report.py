@@ -19,7 +19,7 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.finished_sweep import make_finished_sweep
+from tests.servers.finished_sweep import make_finished_sweep
 
 NUM_TRIALS, ROUNDS = 500, 3
 PEER = """
@@ -43,7 +43,7 @@ def main():
         folder = Path(home) / "runs/sweep"
         make_finished_sweep(folder, NUM_TRIALS)
         commands = {
-            "this project: report.html": [sys.executable, "-m", "search.report", "sweep"],
+            "this project: report.html": [sys.executable, "-m", "search.report.page", "sweep"],
             "Optuna's six pictures": [sys.executable, "-c", PEER],
         }
         times = {name: [] for name in commands}

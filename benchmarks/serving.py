@@ -43,7 +43,7 @@ NUM_FOR_MEMORY, NUM_SETTLED = 2000, 200
 def drawn_jpegs():
     from PIL import Image
 
-    from catdog.synthetic import draw
+    from catdog.data.synthetic import draw
 
     files = []
     for seed in range(NUM_PICTURES):
@@ -55,10 +55,10 @@ def drawn_jpegs():
 
 def save_network(path, seed):
     """An untrained README network, with everything that a promoted one carries."""
-    from catdog import data
-    from catdog.data import load_data, preprocessing
+    from catdog.data import dataset as data
+    from catdog.data.dataset import load_data, preprocessing
     from catdog.model import ModelConfig, build_model, save_model
-    from catdog.reference import make_reference
+    from catdog.serving.reference import make_reference
 
     data.NUM_DRAWN = {"training": 60, "test": 20}
     os.environ["CATDOG_CACHE"] = str(path.parent / "cache")
@@ -191,7 +191,7 @@ from pathlib import Path
 import torch
 from catdog.device import keep_freed_memory
 from catdog.evaluate import normalise
-from catdog.precision import autocast
+from catdog.kernels.precision import autocast
 from catdog.predict import Classifier
 keep_freed_memory()
 classify, content, taken = Classifier(Path({str(path)!r})), sys.stdin.buffer.read(), []
@@ -340,7 +340,7 @@ def swaps(server, path, versions, files, num_swaps, quiet):
 def monitoring(path, num=20_000):
     """Microseconds that counting a request takes, the window's comparison once a second left aside."""
     from catdog.model import read_header
-    from catdog.monitor import Monitor
+    from catdog.serving.monitor import Monitor
 
     monitor = Monitor()
     monitor.serve("version", read_header(path))

@@ -30,11 +30,11 @@ SECONDS = 120.0  # that a round may take
 # Functions by the module in which they are defined.
 WATCHED = {
     "plan": ["make_plan"],
-    "catdog.data": ["load_data"],
-    "search.opening": ["create_ledger", "open_ledger"],
-    "search.sweep": ["run_sweep", "_start"],
-    "search.worker": ["work"],
-    "search.ledger": ["Ledger.take"],
+    "catdog.data.dataset": ["load_data"],
+    "search.study.create": ["create_ledger", "open_ledger"],
+    "search.workers.supervisor": ["run_sweep", "_start"],
+    "search.workers.worker": ["work"],
+    "search.study.shared_study": ["Ledger.take"],
     "catdog.model": ["build_model", "layer_table"],
     "catdog.train": ["_Run.__init__", "_Run._step"],
 }

@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from catdog.data import load_test
+from catdog.data.dataset import load_test
+from catdog.data.synthetic import draw
 from catdog.predict import CHAMPION, Classifier
-from catdog.synthetic import draw
 
 NUM, BATCH, SURE = 300, 32, 0.9
 

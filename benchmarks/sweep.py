@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.peers.measure import measure
 from benchmarks.peers.task import Task
-from tests.comet_server import CometServer
+from tests.servers.comet_server import CometServer
 
 PEERS = {
     "a": "ours",
@@ -62,8 +62,8 @@ def lay_out(source, folder, num_pictures):
 
     The test part is there because ours would else take validation/ for it; nobody opens its pictures.
     """
-    from catdog.data import load_data
-    from catdog.folder import list_photographs
+    from catdog.data.dataset import load_data
+    from catdog.data.sources import list_photographs
 
     listing, subset = list_photographs(Path(source)), folder / "subset"
     link(subset / "train", [p for label in (0, 1) for p in some_of(listing.training, label, num_pictures // 2)])

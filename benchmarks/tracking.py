@@ -2,9 +2,9 @@
 
     python benchmarks/tracking.py [--rounds 3] [--trials 8]
 
-The training is counting (tests/counting_sweep.py), 4 epochs of half a second, so that the rest of the time is ours:
-one worker, the real client, Comet's services on loopback (tests/comet_server.py). Seconds of a trial are those of the
-whole command, divided; the cost is the difference to tracking off.
+The training is counting (tests/servers/counting_sweep.py), 4 epochs of half a second, so that the rest of the time is
+ours: one worker, the real client, Comet's services on loopback (tests/servers/comet_server.py). Seconds of a trial are
+those of the whole command, divided; the cost is the difference to tracking off.
 """
 
 import argparse
@@ -21,14 +21,20 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.comet_server import CometServer
+from tests.servers.comet_server import CometServer
 
 MODES = ("off", "offline", "online")
 
 
 def seconds_of(mode, num_trials, environment):
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, ROOT / "tests/counting_sweep.py", f"{folder}/runs/timed", str(num_trials), "1"]
+        command = [
+            sys.executable,
+            ROOT / "tests/servers/counting_sweep.py",
+            f"{folder}/runs/timed",
+            str(num_trials),
+            "1",
+        ]
         command += ["--seconds", "0.5", "--pruner", "none", "--tracking", mode]
         began = time.perf_counter()
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

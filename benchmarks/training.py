@@ -6,8 +6,8 @@ Both train the same network on the same drawn pictures with Adam on every core. 
 ImageFolder and a DataLoader of two processes, in float32, channels first. The limit is the network's convolutions and
 nothing else: forward and backward, to weights and, but for the first, to data, in the precision of ours. For each layer
 and direction it takes the fastest way: channels first, channels last, with prepacked weights (forward alone), which are
-oneDNN's, and in float32 Winograd's (catdog/winograd.py), which transforms the weight of each layer by itself, though
-ours transforms one that layers share once. Printed are medians over rounds, for oneDNN's ways alone too.
+oneDNN's, and in float32 Winograd's (catdog/kernels/winograd.py), which transforms the weight of each layer by itself,
+though ours transforms one that layers share once. Printed are medians over rounds, for oneDNN's ways alone too.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from torchvision.datasets import ImageFolder
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.peers.tutorial import plain_network
-from catdog.data import Pictures
+from catdog.data.dataset import Pictures
+from catdog.data.synthetic import synthetic
+from catdog.kernels.precision import bfloat16_fault, uses_bfloat16
+from catdog.kernels.winograd import convolve
 from catdog.model import CNN, ModelConfig, build_model
-from catdog.precision import bfloat16_fault, uses_bfloat16
-from catdog.synthetic import synthetic
 from catdog.train import TrainConfig, train
-from catdog.winograd import convolve
 
 BATCH, NUM_LOADERS, SKIPPED = 32, 2, 2
 JPEG_SIZE = 384  # pixels of the files of the tutorial; those of the Kaggle set have 383 by geometric mean

@@ -18,13 +18,13 @@ from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from filelock import FileLock, Timeout
 
-from catdog.data import cache_folder
+from catdog.data.dataset import cache_folder
 from catdog.device import find_devices, keep_freed_memory
-from catdog.intake import MAX_BYTES, MAX_TOTAL
-from catdog.monitor import Monitor
 from catdog.predict import CHAMPION
-from catdog.service import Service
-from catdog.teller import Teller, has_api_key
+from catdog.serving.comet import Teller, has_api_key
+from catdog.serving.monitor import Monitor
+from catdog.serving.service import Service
+from catdog.serving.uploads import MAX_BYTES, MAX_TOTAL
 
 __all__ = ["make_app"]
 
@@ -55,7 +55,7 @@ def make_app(
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     import gradio as gr  # noqa: PLC0415 - reads its settings when it is imported
 
-    from catdog.page import CSS, Page  # noqa: PLC0415 - see above
+    from catdog.serving.ui import CSS, Page  # noqa: PLC0415 - see above
 
     page = Page(service, folder)
     app = FastAPI(

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 from torch import Tensor
 
-from catdog.batches import batches
-from catdog.data import MEAN, STD, Pictures
+from catdog.data.dataset import MEAN, STD, Pictures
+from catdog.data.loader import batches
+from catdog.kernels.precision import Precision, autocast
 from catdog.model import CNN
-from catdog.precision import Precision, autocast
 
 __all__ = ["Scores", "confusion", "evaluate", "losses", "normalise"]
 

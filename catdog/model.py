@@ -6,7 +6,6 @@
 import argparse
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -20,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from catdog.block import Block
-from catdog.winograd import weights_transformed_once
+from catdog.files import write_file
+from catdog.kernels.block import Block
+from catdog.kernels.winograd import weights_transformed_once
 
 __all__ = [
     "CNN",
@@ -33,7 +33,6 @@ __all__ = [
     "load_model",
     "read_header",
     "save_model",
-    "write_file",
 ]
 
 Header = dict[str, Any]
@@ -217,22 +216,6 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write `content` so that `path` holds either its old bytes or all the new ones, also after a power cut.
-
-    One process at a time may write a path.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def add_options(parser: argparse.ArgumentParser, config: type) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from catdog.data import Data
+from catdog.data.dataset import Data
 from catdog.evaluate import confusion, losses
-from catdog.model import write_file
+from catdog.files import write_file
 
 __all__ = ["thumbnail", "write_outcomes"]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from catdog.data import preprocessing
-from catdog.insight import Norm, look, margin_of
-from catdog.intake import decode
+from catdog.data.dataset import preprocessing
+from catdog.explain import Norm, look, margin_of
 from catdog.model import load_model
+from catdog.serving.uploads import decode
 
 __all__ = ["CHAMPION", "Answer", "Classifier"]
 

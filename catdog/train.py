@@ -16,14 +16,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 from torch import Tensor
 
-from catdog.batches import batches
 from catdog.compiler import put_off_compiler
-from catdog.data import Data, Pictures, load_data, preprocessing
+from catdog.data.dataset import Data, Pictures, load_data, preprocessing
+from catdog.data.loader import batches
 from catdog.device import find_devices, is_process_lost, keep_freed_memory
 from catdog.evaluate import evaluate, normalise
-from catdog.graph import Replayed
-from catdog.model import CNN, ModelConfig, add_options, build_model, config_from, save_model, write_file
-from catdog.precision import Precision, autocast, bfloat16_fault, has_bfloat16, resolved
+from catdog.files import write_file
+from catdog.kernels.cuda_graph import Replayed
+from catdog.kernels.precision import Precision, autocast, bfloat16_fault, has_bfloat16, resolved
+from catdog.model import CNN, ModelConfig, add_options, build_model, config_from, save_model
 
 __all__ = ["Epoch", "TrainConfig", "train"]
 

@@ -7,8 +7,8 @@ python -m search.promote --rollback
 import argparse
 from pathlib import Path
 
-from judge import BEST_MODEL, judge_trial, restore
-from search.storage import LedgerError
+from pipeline.promotion import BEST_MODEL, judge_trial, restore
+from search.study.storage import LedgerError
 
 __all__ = ["main"]
 

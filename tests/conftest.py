@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from catdog import data
-from catdog.data import Pictures, load_data, preprocessing
+from catdog.data import dataset as data
+from catdog.data.dataset import Pictures, load_data, preprocessing
+from catdog.data.synthetic import draw, synthetic
+from catdog.kernels.precision import bfloat16_fault, verdict_file
 from catdog.model import ModelConfig, build_model, load_model, save_model
-from catdog.precision import bfloat16_fault, verdict_file
-from catdog.reference import make_reference
-from catdog.synthetic import draw, synthetic
+from catdog.serving.reference import make_reference
 from catdog.train import TrainConfig, train
-from tests.processes import all_ended, guard
+from tests.servers.processes import all_ended, guard
 
 ROOT = Path(__file__).parents[1]
 
@@ -176,7 +176,7 @@ def champion(made_once, tmp_path_factory):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory, champion):
     """A server of the champion, for tests that leave both as they are."""
-    from tests.app_server import AppServer
+    from tests.servers.app_server import AppServer
 
     folder = tmp_path_factory.mktemp("served")
     (folder / "best_model").mkdir()
@@ -200,7 +200,7 @@ def lack(what):
 @pytest.fixture
 def postgres():
     """A PostgreSQL server of this test's own."""
-    from tests.postgres import is_installed, postgres_server
+    from tests.servers.postgres import is_installed, postgres_server
 
     if not is_installed():
         lack("PostgreSQL (Debian: apt-get install postgresql)")
@@ -218,7 +218,7 @@ def browser():
         lack("Chromium (Debian: apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
-    from tests.app_server import HANG
+    from tests.servers.app_server import HANG
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=1000 * HANG)

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 import catdog.train
-from catdog.data import load_data
-from catdog.insight import look
+from catdog.data.dataset import load_data
+from catdog.explain import look
 from catdog.model import ModelConfig, build_model
 from catdog.train import TrainConfig, train
 

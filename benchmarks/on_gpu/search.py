@@ -12,7 +12,7 @@ import numpy as np
 from on_gpu.speed import start_worker
 
 import catdog.train
-from catdog.data import load_data, load_test, preprocessing
+from catdog.data.dataset import load_data, load_test, preprocessing
 from catdog.evaluate import evaluate
 from catdog.model import ModelConfig, build_model, load_model, save_model
 from catdog.train import TrainConfig, train

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import catdog.train
-from catdog.data import load_data, load_test
+from catdog.data.dataset import load_data, load_test
+from catdog.data.sources import list_photographs
 from catdog.device import peak_memory
 from catdog.evaluate import evaluate
-from catdog.folder import list_photographs
 from catdog.model import build_model, count_mult_adds
 from catdog.train import TrainConfig, train
 

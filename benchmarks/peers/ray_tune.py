@@ -18,10 +18,10 @@ NUM_WORKERS = 2
 
 def losses_of_ours(parameters, task):
     """Train by our own generator, on pictures that are decoded once."""
-    from catdog.data import load_data
+    from catdog.data.dataset import load_data
     from catdog.model import build_model
     from catdog.train import train
-    from objective import configure
+    from pipeline.task import configure
 
     shape, recipe = configure(parameters, {"epochs": task.epochs, "image_size": task.image_size})
     data = load_data(task.data, task.image_size)

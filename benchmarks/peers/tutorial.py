@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from catdog.block import Block
+from catdog.kernels.block import Block
 from catdog.model import CNN, ModelConfig, build_model
 
 SHAPE = ("stem_width", "body_width", "body_repeats", "dropout")

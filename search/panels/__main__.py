@@ -8,8 +8,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from search.comet import has_api_key, quiet_client
-from search.scribe import PROJECT
+from search.comet.optimizer import has_api_key, quiet_client
+from search.comet.writer import PROJECT
 
 NAME = "Sweep"  # of the panel and of the view
 PANEL = Path(__file__).with_name("ranking.py")

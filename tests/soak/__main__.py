@@ -21,7 +21,7 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.processes import all_ended
+from tests.servers.processes import all_ended
 from tests.soak.faults import FAULTS, FOR_PEERS, Injector, small_disk
 from tests.soak.programs import CountingSweep, OptunaSweep, RaySweep, RealSweep
 

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from optuna.trial import TrialState
 
+from catdog.data.synthetic import draw
 from catdog.model import load_model
-from catdog.synthetic import draw
-from search.ledger import MAX_DEATHS
-from search.study import CHOSEN, counted, open_confirmation, open_study
-from tests import processes
-from tests.test_sweep import workers_of
+from search.study.shared_study import MAX_DEATHS
+from search.study.sweep import CHOSEN, open_confirmation, open_study
+from search.study.trials import counted
+from tests.search.workers.test_supervisor import workers_of
+from tests.servers import processes
 
 HERE = Path(__file__).parent
 STOPPED_SECONDS = 2.0  # how long a worker may be stopped in these sweeps
@@ -188,7 +189,7 @@ class CountingSweep(Ours):
     def command(self):
         sizes = (self.folder, self.num_trials, self.num_workers)
         options = ("--pruner", "none", "--stopped", STOPPED_SECONDS)
-        return [*AS_A_USER, *map(str, (sys.executable, HERE.parent / "counting_sweep.py", *sizes, *options))]
+        return [*AS_A_USER, *map(str, (sys.executable, HERE.parent / "servers/counting_sweep.py", *sizes, *options))]
 
 
 @dataclass

@@ -9,10 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import run_sweep
-import search.watch
+import search.workers.liveness
 from catdog import train
-from objective import TrainTrial
+from pipeline import cli
+from pipeline.task import TrainTrial
 
 
 class Counted(TrainTrial):
@@ -34,6 +34,6 @@ class Counted(TrainTrial):
 
 
 if __name__ == "__main__":
-    search.watch.STOPPED_SECONDS = float(os.environ["STOPPED_SECONDS"])
-    run_sweep.TrainTrial = Counted
-    sys.exit(run_sweep.main())
+    search.workers.liveness.STOPPED_SECONDS = float(os.environ["STOPPED_SECONDS"])
+    cli.TrainTrial = Counted
+    sys.exit(cli.main())

@@ -1,0 +1,1 @@
+"""How a training step is computed: convolutions, blocks, precision, CUDA graphs."""

@@ -1,0 +1,1 @@
+"""The champion as a web page: service, page, monitor."""

@@ -1,0 +1,93 @@
+"""What a network showed when it was promoted -> an entry of its header, by which it is watched when it serves.
+
+The entry says when a picture is probably none of the classes, how often which class and which confidence came up on
+the validation pictures, how far the pictures of a service may drift from that, and what it answers to some pictures.
+"""
+
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from catdog.data.dataset import Data, Pictures
+from catdog.data.sources import read_picture
+from catdog.data.synthetic import draw
+from catdog.explain import Norm, look, margin_of
+from catdog.model import CNN
+from catdog.serving.drift import psi_threshold, rate_threshold, shares_of
+
+__all__ = ["known_answers", "make_reference"]
+
+NUM_USUAL = 1000  # training pictures that tell what is usual
+ABSTAINED = 0.02  # share of the validation pictures that are to be called neither
+NUM_BINS = 10  # of the confidence, each with as many validation pictures
+WINDOW = 300  # pictures of a service that are compared with the validation pictures at a time
+ERRORS = 0.2  # share of requests that may fail
+NUM_KNOWN, KNOWN_SIZE = 8, 96  # pictures with known answers, and their pixels
+BATCH_PIXELS = 64 * 64 * 64
+
+
+def make_reference(model: CNN, data: Data, device: str) -> dict[str, Any]:
+    """Return the header entry `reference` of a network, from its training and validation pictures. All JSON-able."""
+    where = torch.device(device)
+    model.to(where).eval()
+    step = max(1, len(data.training) // NUM_USUAL)
+    norm = Norm.of(_look(model, data.training, data.training.rows[::step], where)[1], model.config)
+    logits, traits = _look(model, data.validation, data.validation.rows, where)
+    distance = norm.distance(traits)
+    norm = Norm(norm.mean, norm.std, norm.sizes, float(torch.quantile(distance, 1 - ABSTAINED)))
+    called, margins = logits.argmax(1).numpy(), margin_of(logits).numpy()
+    edges = np.quantile(margins, np.linspace(0, 1, NUM_BINS + 1)[1:-1]).tolist()
+    classes = shares_of(np.bincount(called, minlength=len(data.classes)).tolist())
+    abstained = float((distance > norm.limit).float().mean())
+    return {
+        "norm": norm.for_header(),
+        "pictures": len(data.validation),
+        "classes": classes,
+        "margin_edges": edges,
+        "margins": shares_of(np.bincount(np.digitize(margins, edges), minlength=NUM_BINS).tolist()),
+        "abstained": abstained,
+        "window": WINDOW,
+        "thresholds": {
+            "class_psi": psi_threshold(len(classes), WINDOW, len(data.validation)),
+            "confidence_psi": psi_threshold(NUM_BINS, WINDOW, len(data.validation)),
+            "abstained": rate_threshold(abstained, WINDOW, len(data.validation)),
+            "errors": ERRORS,
+        },
+        "known_answers": _ask(model, norm, where),
+    }
+
+
+def known_answers(entry: Mapping[str, Any]) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+    """Return the pictures, as files, that a header's `reference` knows; (n, classes) probabilities; (n,) distances."""
+    known = entry["known_answers"]
+    probabilities, distances = ([one[name] for one in known] for name in ("probabilities", "distance"))
+    return [b64decode(one["picture"]) for one in known], np.array(probabilities), np.array(distances)
+
+
+def _ask(model: CNN, norm: Norm, device: torch.device) -> list[dict[str, Any]]:
+    """Draw pictures, and return them as small files with what the network makes of them."""
+    files = []
+    for seed in range(NUM_KNOWN):
+        file = BytesIO()
+        draw(seed % 2, KNOWN_SIZE, seed).save(file, "JPEG", quality=80)
+        files.append(file.getvalue())
+    images = np.stack([np.array(read_picture(file, model.config.image_size)) for file in files])
+    seen = look(model, torch.from_numpy(images), device)
+    answers = zip(files, seen.logits.softmax(1).tolist(), norm.distance(seen.traits).tolist(), strict=True)
+    return [
+        {"picture": b64encode(file).decode(), "probabilities": probabilities, "distance": distance}
+        for file, probabilities, distance in answers
+    ]
+
+
+def _look(model: CNN, pictures: Pictures, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return logits (N, classes) and traits (N, T) of some rows."""
+    size = pictures.images.shape[1]
+    batches = torch.split(rows, max(1, BATCH_PIXELS // size**2))
+    seen = [look(model, pictures.images[batch], device) for batch in batches]
+    return torch.cat([one.logits for one in seen]), torch.cat([one.traits for one in seen])

@@ -1,0 +1,1 @@
+"""Comet: the client, the Optimizer as a sampler, the process that writes experiments."""

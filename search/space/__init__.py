@@ -1,0 +1,1 @@
+"""configs/optimizer.json as a validated search space."""

@@ -1,0 +1,1 @@
+"""The record of a sweep: one Optuna study that all workers share."""

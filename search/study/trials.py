@@ -1,0 +1,56 @@
+"""Trials of a study: their states, parameters and order."""
+
+import math
+from collections.abc import Sequence
+
+from optuna.trial import FrozenTrial, TrialState
+
+from search.space.space import Goal, Parameters
+
+__all__ = ["CONFIRMS", "DISPLACED", "REPEAT", "counted", "ordered", "parameters_of", "state_of", "value_of"]
+
+CONFIRMS, REPEAT = "confirms", "repeat"  # user attributes of a run: the trial that it trains again, and which time
+DISPLACED = "displaced"  # user attribute of a run that does not count: why
+ORDER = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL]
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "unfinished",
+    TrialState.WAITING: "unfinished",
+}
+
+
+def state_of(trial: FrozenTrial) -> str:
+    """Name a trial's state as users read it. An unfinished one is being trained, or will be gone on with."""
+    return STATES[trial.state]
+
+
+def parameters_of(trial: FrozenTrial) -> Parameters:
+    """Return a trial's parameters, in the terms of optimizer.json."""
+    return {**trial.params, **trial.user_attrs.get("parameters", {})}
+
+
+def ordered(trials: Sequence[FrozenTrial], goal: Goal) -> list[FrozenTrial]:
+    """Order trials: complete ones by the goal, then pruned, running and failed ones by what they had reached."""
+
+    def key(trial: FrozenTrial) -> tuple[int, float, int]:
+        value = value_of(trial, goal)
+        worst_last = math.inf if value is None else value if goal.direction == "minimize" else -value
+        return ORDER.index(trial.state), worst_last, trial.number
+
+    return sorted(trials, key=key)
+
+
+def value_of(trial: FrozenTrial, goal: Goal) -> float | None:
+    """Return what a trial is ranked by: its result or, of one that did not complete, what it had reached."""
+    if trial.state == TrialState.COMPLETE:
+        return trial.value
+    values = [value for _, value in sorted(trial.intermediate_values.items())]
+    return values[goal.index(values)] if values else None
+
+
+def counted(runs: Sequence[FrozenTrial], chosen: Sequence[Sequence[int]] | None) -> list[FrozenTrial]:
+    """Return the runs that were `chosen` by trial and repeat; None: all, as nothing was made ahead of the choice."""
+    kept = [run for run in runs if DISPLACED not in run.user_attrs]
+    return [run for run in kept if chosen is None or [run.user_attrs[CONFIRMS], run.user_attrs[REPEAT]] in chosen]

@@ -1,0 +1,145 @@
+"""What a sweep begins with: what an earlier one of the same space found, for its sampler alone; its first proposals."""
+
+import statistics
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from search.space.space import Parameters, Space
+from search.study.storage import open_storage
+from search.study.sweep import CANDIDATES, Sweep, open_study
+
+__all__ = ["WARM_START", "Earlier", "InformedStudy", "earlier_of", "first_proposals", "noted_earlier", "read_earlier"]
+
+WARM_START = "warm_start"  # the setting of that name, and the user attribute of the study
+# Settings that leave results comparable.
+NO_MATTER = {"seed", "pruner", "engine", "algorithm", "baseline", "versions", WARM_START}
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier sweep as it was when this one was begun; JSON-able."""
+
+    name: str
+    settings: Mapping[str, Any]  # that it was made with
+    winner: Parameters  # to be tried again; empty where that is the baseline, which is tried anyway
+    trials: Sequence[Mapping[str, Any]]  # that ended and lie in the space: state, params, value, step
+    num_proposed: int  # trials that it had; with an equal seed, ours would begin with the same random ones
+
+    def differences(self, settings: Mapping[str, Any]) -> list[str]:
+        """Name the settings, those of pictures and epochs say, for which results of this sweep are not comparable."""
+        return sorted(key for key in settings.keys() - NO_MATTER if settings[key] != self.settings.get(key))
+
+
+def read_earlier(folder: Path, space: Space) -> Earlier:
+    """Read the sweep in `folder`. Raises ValueError, one sentence, where a search of `space` cannot learn from it."""
+    if space.algorithm != "bayes":
+        raise ValueError(f"--warm-start is for algorithm bayes; {space.algorithm} learns from no results")
+    try:
+        study = open_study(folder)
+    except ValueError as error:
+        raise ValueError(f"--warm-start: {error}") from error
+    settings = study.user_attrs["settings"]
+    for key, ours in {"parameters": space.content["parameters"], "goal": asdict(space.goal)}.items():
+        if settings.get(key) != ours:
+            raise ValueError(f"--warm-start: {folder} differs in {key}; name a sweep of the same space and goal")
+    states = (TrialState.COMPLETE, TrialState.PRUNED)
+    ended = [trial for trial in study.get_trials(deepcopy=False, states=states) if trial.params]
+    complete = [trial for trial in ended if trial.state == TrialState.COMPLETE]
+    if not complete:
+        raise ValueError(f"--warm-start: no trial of {folder} is complete and in the space, so it has nothing to teach")
+    confirmed = [candidate["trial"] for candidate in study.user_attrs.get(CANDIDATES, [])]  # the winner first
+    sign = 1 if space.goal.direction == "minimize" else -1
+    by_value = sorted(complete, key=lambda trial: sign * (trial.value or 0.0))
+    best = sorted(by_value, key=lambda trial: trial.number not in confirmed[:1])
+    winner = next((trial.params for trial in best if trial.params != space.baseline), {})
+    return Earlier(folder.name, settings, winner, [_record(trial) for trial in ended], len(study.get_trials()))
+
+
+def earlier_of(study: optuna.Study) -> Earlier | None:
+    """Return the earlier sweep that a study was begun with."""
+    attributes = study.user_attrs
+    return Earlier(**attributes[WARM_START]) if WARM_START in attributes.get("settings", {}) else None
+
+
+def noted_earlier(sweep: Sweep) -> Earlier | None:
+    """Return the earlier sweep that this one was begun with, if it was."""
+    if not (sweep.storage or (sweep.folder / "ledger.db").is_file()):
+        return None
+    try:
+        return earlier_of(optuna.load_study(study_name=sweep.name, storage=open_storage(sweep.folder, sweep.storage)))
+    except KeyError:
+        return None
+
+
+class InformedStudy(optuna.Study):
+    """A study that shows its sampler the trials of an earlier sweep before its own.
+
+    Only proposals are asked of it. Budget, ranking, pruner and all that reads the ledger see the trials that it holds.
+    """
+
+    def __init__(self, study: optuna.Study, space: Space, earlier: Earlier | None) -> None:
+        super().__init__(study.study_name, study._storage)
+        self.space, self.records = space, earlier.trials if earlier else ()
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        own = super()._get_trials(deepcopy, states, use_cache)
+        if not self.records:
+            return own
+        shift = self._shift(own)
+        before = [
+            _trial(record, shift, self.space, number) for number, record in enumerate(self.records, -len(self.records))
+        ]
+        return [trial for trial in before if states is None or trial.state in states] + own
+
+    def _shift(self, own: Sequence[FrozenTrial]) -> float:
+        """Return by how much configurations that both sweeps tried came out higher in this one.
+
+        TPE asks which results are the best of all. Without this, those of the sweep with more epochs would be.
+        """
+        done = [(trial.params, trial.value) for trial in own if trial.state == TrialState.COMPLETE]
+        complete = [record for record in self.records if record["state"] == TrialState.COMPLETE.name]
+        gaps = [value - record["value"] for params, value in done for record in complete if params == record["params"]]
+        return float(statistics.median(gaps)) if gaps else 0.0
+
+
+def first_proposals(space: Space, count: int, earlier: Earlier | None = None) -> list[Parameters]:
+    """Return the parameters of a sweep's first trials, as long as no result of its own can have influenced them."""
+    study = InformedStudy(optuna.create_study(direction=space.goal.direction), space, earlier)
+    proposals = []
+    if space.baseline is not None:
+        params, distributions = ({}, {}) if space.baseline_is_outside else (space.baseline, space.distributions)
+        study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
+        proposals.append(space.baseline)
+    if earlier and earlier.winner:
+        study.enqueue_trial(earlier.winner)
+    for number in range(space.first_proposed, count):
+        study.sampler = space.sampler(number + (earlier.num_proposed if earlier else 0))
+        trial = study.ask()
+        space.suggest(trial)
+        proposals.append(trial.params)
+    return proposals
+
+
+def _record(trial: FrozenTrial) -> dict[str, Any]:
+    return {"state": trial.state.name, "params": trial.params, "value": trial.value, "step": trial.last_step}
+
+
+def _trial(record: Mapping[str, Any], shift: float, space: Space, number: int) -> FrozenTrial:
+    """Make an earlier trial, of a negative number: TPE gives old trials less weight."""
+    value = record["value"] + shift
+    trial = create_trial(
+        state=TrialState[record["state"]],
+        params=dict(record["params"]),
+        distributions=space.distributions,
+        value=value,
+        intermediate_values={record["step"]: value} if record["step"] else {},
+    )
+    trial.number = number
+    return trial

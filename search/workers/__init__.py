@@ -1,0 +1,1 @@
+"""The processes that train trials, and the supervisor that keeps them running."""

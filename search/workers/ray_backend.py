@@ -1,0 +1,260 @@
+"""Workers on a Ray cluster: Ray chooses machine and GPU for each; here they are started, watched and ended.
+
+One actor per worker, and not Ray's joblib backend: that one is a pool whose dead actors nobody starts again, whose call
+fails as a whole when one of them dies, and which runs a pool of one in this very process.
+"""
+
+import math
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import ray
+from ray import cloudpickle
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+
+from search.formatting import count
+from search.workers.loky_backend import Job, Process, WorkerDiedError
+from search.workers.worker import Place
+
+__all__ = ["Home", "RayBackend", "Share", "connect", "share_out"]
+
+PORT = 6379  # of a head node, where the user names none
+CONNECT_SECONDS = 5.0
+PROBE_SECONDS = 2.0  # that Ray has to find out how a process died
+END_SECONDS = 10.0  # that Ray has to end a process
+# Environment variables that workers share with their command begin so.
+KINDS_OF_SETTINGS = ("AWS_", "CATDOG_CACHE", "COMET_", "PGHOST", "PGPASS", "PGPORT", "PGSSL", "PGUSER")
+
+
+@dataclass(frozen=True)
+class Home:
+    """What a worker's machine must have as the command's has it."""
+
+    folder: str  # the command's working directory
+    versions: Mapping[str, str]  # of Python, by the name "python", and of packages
+    single: bool  # whether the command's host is the only one that may work: the ledger is a file there
+    host: str = socket.gethostname()
+    code: str = str(Path(__file__).parents[2])  # where search/ lies
+
+
+@dataclass(frozen=True)
+class Share:
+    """What Ray sets aside for each worker."""
+
+    num_workers: int
+    num_cpus: float
+    num_gpus: float
+
+    @property
+    def threads(self) -> int:
+        return max(1, int(self.num_cpus))
+
+    def __str__(self) -> str:
+        gpus = f"{count(self.num_gpus, 'GPU')} and " if self.num_gpus else ""
+        return f"{count(self.num_workers, 'worker')} with {gpus}{count(self.num_cpus, 'CPU')} each"
+
+    def places(self) -> list[Place]:
+        """Return one place for each worker; which device it is will be told by Ray."""
+        device = "a GPU of the cluster" if self.num_gpus else "a CPU of the cluster"
+        return [Place(slot, device, self.threads, alone=True) for slot in range(self.num_workers)]
+
+
+def connect(address: str, *, single: bool) -> list[tuple[float, float]]:
+    """Join the cluster at HOST[:PORT], else the one that Ray finds, else start one here.
+
+    Return the CPUs and GPUs of each node. Raises ValueError where no cluster can be joined, and where it is to be of a
+    `single` machine and is not.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here tells nobody
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    if address not in ("", "auto", "local"):
+        address = _answering(address)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address or None, logging_level="critical", log_to_driver=False)
+    except (OSError, RuntimeError, ValueError, SystemExit) as error:  # Ray leaves the process where nobody answers
+        where = f"at {address}" if address else "here"
+        raise ValueError(f"--ray-address: no Ray cluster can be joined {where} ({_first_line(error)})") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    # Pages of Ray's log about every death, in the midst of the live table; the ledger has a sentence for it.
+    vars(sys.modules["ray._private.worker"])["print_to_stdstream"] = lambda *_, **__: None
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    num_machines = len({ray.util.get_node_ip_address(), *(node["NodeManagerAddress"] for node in nodes)})
+    if single and num_machines > 1:
+        raise ValueError(f"--backend ray over {num_machines} machines needs --storage postgresql://USER@HOST/DATABASE")
+    return [(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in nodes]
+
+
+def share_out(nodes: Sequence[tuple[float, float]], wanted: int | None, per_gpu: int | None) -> Share:
+    """Share out nodes, each with so many CPUs and GPUs, among `wanted` workers, or as many as there is room for.
+
+    There is room for `per_gpu` on each GPU, or where there is no GPU for one on each CPU. Workers that there is no
+    room for wait until machines join. Raises ValueError for a cluster without CPUs, and for `per_gpu` without GPUs.
+    """
+    num_gpus = int(sum(gpus for _, gpus in nodes))
+    if num_gpus:
+        per_gpu = per_gpu or 1
+        cpus = min(cpus / (gpus * per_gpu) for cpus, gpus in nodes if gpus >= 1)
+        return Share(wanted or num_gpus * per_gpu, math.floor(cpus) or _rounded(cpus), _rounded(1 / per_gpu))
+    if per_gpu:
+        raise ValueError("--workers-per-device is about GPUs, and this Ray cluster has none; give --workers")
+    num_cpus = int(sum(cpus for cpus, _ in nodes))
+    if not num_cpus:
+        raise ValueError("this Ray cluster has neither GPUs nor CPUs; start its nodes with --num-cpus or --num-gpus")
+    chunk = next(
+        (cpus for cpus in range(num_cpus, 0, -1) if sum(node // cpus for node, _ in nodes) >= (wanted or num_cpus)), 1
+    )
+    return Share(wanted or num_cpus, chunk, 0.0)
+
+
+@dataclass(frozen=True)
+class RayBackend:
+    """Processes on the cluster that `connect` joined."""
+
+    home: Home
+    share: Share
+    find_device: Callable[[], str]  # asked in each worker that has a GPU: what is it called there?
+
+    def start(self, job: Job, place: Place) -> Process:
+        try:
+            return _RayProcess(self, job, place)
+        except RayError as error:
+            raise RuntimeError(f"Ray failed ({_first_line(error)})") from error
+
+
+class _RayProcess:
+    def __init__(self, backend: RayBackend, job: Job, place: Place) -> None:
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no machine needs our code before `join`
+        share = backend.share
+        member = ray.remote(_Member).options(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_restarts=0)
+        settings = {name: value for name, value in os.environ.items() if name.startswith(KINDS_OF_SETTINGS)}
+        settings |= {name: str(place.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        self.actor = member.remote()
+        self.where = self.actor.where.remote()
+        task = cloudpickle.dumps((job, place, backend.find_device))
+        self.future: Future[None] = self.actor.work.remote(backend.home, settings, task).future()
+
+    def result(self) -> None:
+        try:
+            self.future.result()
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else RuntimeError(_last_line(error))) from error
+        except RayActorError as error:
+            death = error if isinstance(error, ActorDiedError) else self._death()
+            how = " for want of memory" if "low on memory" in str(death) else ""
+            worker_alone = death and "node has died" not in str(death)  # Ray has no field for it
+            raise WorkerDiedError(how, "" if worker_alone else f"the Ray node on {self._whereabouts()[0]}") from error
+        except RayError as error:
+            raise RuntimeError(f"Ray failed ({_first_line(error)})") from error
+
+    def is_waiting(self) -> bool:
+        return not ray.wait([self.where], timeout=0)[0]
+
+    def pids(self) -> list[int]:
+        host, pid = self._whereabouts()
+        return [pid] if host == socket.gethostname() else []
+
+    def end(self) -> None:
+        pids = self.pids()
+        with suppress(RayError):
+            ray.kill(self.actor)
+        deadline = time.monotonic() + END_SECONDS
+        wait([self.future], END_SECONDS)
+        while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
+            time.sleep(0.02)
+
+    def _death(self) -> ActorDiedError | None:
+        """Return how a process died that Ray only called out of reach; None where it still does not know."""
+        try:
+            ray.get(self.actor.where.remote(), timeout=PROBE_SECONDS)
+        except ActorDiedError as error:
+            return error
+        except RayError:
+            pass
+        return None
+
+    def _whereabouts(self) -> tuple[str, int]:
+        """Return host and process id; a host that is none where it has not been started."""
+        with suppress(RayError):
+            if not self.is_waiting():
+                host, pid = ray.get(self.where)
+                return host, pid
+        return "a machine of the cluster", 0
+
+
+class _Member:
+    """The worker's process on its machine: an actor of Ray's. It and `Home` travel by value."""
+
+    def where(self) -> tuple[str, int]:
+        return socket.gethostname(), os.getpid()
+
+    def work(self, home: Home, settings: Mapping[str, str], task: bytes) -> None:
+        """Join the sweep and do the job. Raises OSError, naming this host, for what is wrong with it."""
+        _join(home)
+        os.environ.update(settings)
+        job, place, find_device = cloudpickle.loads(task)
+        gpus = ray.get_gpu_ids()
+        device = find_device() if gpus else "cpu"
+        host = socket.gethostname()
+        label = f"{host} cuda:{gpus[0]}" if gpus else f"{host} {device}"
+        try:
+            job(replace(place, device=device, label=label))
+        except OSError as error:
+            raise OSError(f"{label}: {error}") from error
+
+
+def _join(home: Home) -> None:
+    """Go to the command's folder and code. Raises OSError where this machine is not as the command's."""
+    host = socket.gethostname()
+    if home.single and host != home.host:
+        raise OSError(
+            f"{host} has joined the Ray cluster of {home.host}; many machines need --storage postgresql://..."
+        )
+    for folder in (home.folder, home.code):
+        if not Path(folder).is_dir():
+            raise OSError(f"{host} cannot work for {home.host}: it has no folder {folder}")
+    for name, wanted in home.versions.items():
+        try:
+            found = platform.python_version() if name == "python" else version(name)
+        except PackageNotFoundError:
+            found = "missing"
+        if found != wanted:
+            raise OSError(f"{host} cannot work for {home.host}: its {name} is {found}, not {wanted}")
+    os.chdir(home.folder)
+    sys.path.insert(0, home.code)
+
+
+def _answering(address: str) -> str:
+    """Return HOST:PORT where somebody answers; Ray itself would try for two minutes. Raises ValueError."""
+    host, _, port = address.rpartition(":") if ":" in address else (address, "", str(PORT))
+    if not host or "/" in address or not port.isdecimal():
+        raise ValueError(f"--ray-address is {address!r}; it takes HOST or HOST:PORT of the cluster's head node")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"--ray-address: nobody answers at {host}:{port} ({error})") from error
+    return f"{host}:{port}"
+
+
+def _rounded(part: float) -> float:
+    """Round down to what Ray can count: ten-thousandths."""
+    return math.floor(part * 10_000) / 10_000
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]

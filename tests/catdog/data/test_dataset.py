@@ -1,0 +1,223 @@
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from catdog.data import dataset as data
+from catdog.data.dataset import describe_source, load_data, load_test, preprocessing
+from tests.servers.processes import wait_until
+
+
+def of(pictures):
+    """The set of a side's decoded pictures, as bytes."""
+    return {image.numpy().tobytes() for image in pictures.images[pictures.rows]}
+
+
+def test_sides_share_no_picture_and_hold_all(photographs):
+    loaded, test = load_data(str(photographs), 32), load_test(str(photographs), 32).pictures
+    training, validation = of(loaded.training), of(loaded.validation)
+    assert (len(training), len(validation), len(of(test))) == (34, 6, 8)
+    assert not training & validation
+    assert torch.equal(loaded.validation.labels[loaded.validation.rows].bincount(), torch.tensor([3, 3]))
+
+
+def test_split_follows_content_not_names(photographs):
+    before = of(load_data(str(photographs), 32).validation)
+    cats = sorted((photographs / "training_set/training_set/cats").iterdir())
+    for index, path in enumerate(cats):
+        path.rename(path.with_name(f"cat.{900 - index}.png"))
+    assert of(load_data(str(photographs), 32).validation) == before
+
+
+def test_equal_files_stand_on_one_side(photographs):
+    cats = photographs / "training_set/training_set/cats"
+    for path in list(cats.iterdir()):
+        path.with_name(f"{path.stem}(1).jpg").write_bytes(path.read_bytes())
+    loaded = load_data(str(photographs), 32)
+    assert len(loaded.training) + len(loaded.validation) == 60
+    assert not of(loaded.training) & of(loaded.validation)
+
+
+def test_test_part_is_split_off_where_the_folder_has_none(photographs):
+    folder = photographs / "training_set"
+    loaded, test = load_data(str(folder), 32), load_test(str(folder), 32).pictures
+    assert len(test) == 8  # a fifth of 40
+    assert not of(test) & (of(loaded.training) | of(loaded.validation))
+
+
+def test_own_validation_part_is_used(photographs):
+    (photographs / "test_set").rename(photographs / "validation")
+    for name in ("cats", "dogs"):
+        (photographs / "test" / name).mkdir(parents=True)
+        path = next((photographs / "training_set/training_set" / name).iterdir())
+        path.rename(photographs / "test" / name / path.name)
+    loaded, test = load_data(str(photographs), 32), load_test(str(photographs), 32).pictures
+    assert (len(loaded.training), len(loaded.validation), len(test)) == (38, 8, 2)
+
+
+def test_test_pictures_known_from_training_are_left_out_and_counted(photographs):
+    training, test = (photographs / f"{part}_set/{part}_set/cats" for part in ("training", "test"))
+    before = load_test(str(photographs), 32)
+    (test / "copy.jpg").write_bytes(next(training.iterdir()).read_bytes())
+    sealed = load_test(str(photographs), 32)
+    assert (len(before.pictures), before.num_left_out) == (8, 0)
+    assert (len(sealed.pictures), sealed.num_left_out) == (8, 1)
+    assert sealed.fingerprint == before.fingerprint
+    assert sealed.notes == ("left out 1 of the test pictures: their content also stands in the training pictures",)
+
+
+def test_broken_picture_is_left_out_and_named(photographs):
+    cats = photographs / "training_set/training_set/cats"
+    (cats / "_DS_Store").write_bytes(b"Bud1")
+    (cats / "cat.1.jpg").write_bytes(b"")
+    loaded = load_data(str(photographs), 32)
+    assert len(loaded.training) + len(loaded.validation) == 39
+    assert "left out 2 of 41 files that are no pictures" in loaded.notes[0]
+    assert "_DS_Store" in loaded.notes[0]
+    assert "cat.1.jpg" in loaded.notes[0]
+
+
+def test_link_to_nowhere_is_left_out_and_named(photographs):
+    (photographs / "training_set/training_set/cats/gone.jpg").symlink_to("/nowhere.jpg")
+    loaded = load_data(str(photographs), 32)
+    assert "gone.jpg" in loaded.notes[0]
+
+
+def test_test_pictures_that_training_has_all_seen_are_refused(photographs):
+    shutil.rmtree(photographs / "test_set")
+    shutil.copytree(photographs / "training_set", photographs / "test_set")
+    with pytest.raises(ValueError, match="no readable test pictures of each class that training has not seen"):
+        load_test(str(photographs), 32)
+
+
+def test_picture_called_both_cat_and_dog_is_on_no_side(photographs):
+    folder = photographs / "training_set/training_set"
+    (folder / "dogs/copy.jpg").write_bytes((folder / "cats/cat.3.jpg").read_bytes())
+    loaded = load_data(str(photographs), 32)
+    assert len(loaded.training) + len(loaded.validation) == 39
+
+
+def test_folder_of_broken_files_is_refused_and_leaves_nothing(photographs, cache):
+    for path in photographs.rglob("*.jpg"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="none of the 40 files could be read as a picture"):
+        load_data(str(photographs), 32)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_too_few_pictures_to_hold_some_out_are_refused(tmp_path, drawn_files):
+    for label, name in enumerate(("cats", "dogs")):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        (tmp_path / "few" / name / "1.jpg").write_bytes(drawn_files[label][0])
+    with pytest.raises(ValueError, match="too few readable pictures"):
+        load_data(str(tmp_path / "few"), 32)
+
+
+def test_second_load_decodes_nothing(photographs, monkeypatch):
+    first = load_data(str(photographs), 32)
+    monkeypatch.setattr(data, "read_picture", None)
+    second = load_data(str(photographs), 32)
+    assert torch.equal(first.training.images, second.training.images)
+    assert first.fingerprint == second.fingerprint
+
+
+def test_changed_file_is_decoded_again(photographs):
+    before = load_data(str(photographs), 32)
+    (photographs / "training_set/training_set/cats/cat.0.jpg").unlink()
+    after = load_data(str(photographs), 32)
+    assert len(after.training) + len(after.validation) == 39
+    assert before.fingerprint != after.fingerprint
+
+
+def build_slowly(folder, log, seconds=0.5):
+    def build(partial):
+        with log.open("a") as file:
+            file.write("built\n")
+        (partial / "half").write_text("half")
+        time.sleep(seconds)
+        (partial / "whole").write_text("whole")
+
+    data._built_once(folder, build)
+
+
+def start(*arguments):
+    process = multiprocessing.get_context("fork").Process(target=build_slowly, args=arguments)
+    process.start()
+    return process
+
+
+def test_two_processes_build_once(tmp_path):
+    processes = [start(tmp_path / "made", tmp_path / "log") for _ in range(2)]
+    for process in processes:
+        process.join()
+    assert (tmp_path / "log").read_text() == "built\n"
+    assert (tmp_path / "made/whole").exists()
+
+
+def test_killed_build_leaves_nothing_half_built(tmp_path):
+    process = start(tmp_path / "made", tmp_path / "log", 1000)
+    wait_until((tmp_path / "made.partial/half").exists)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not (tmp_path / "made").exists()
+    build_slowly(tmp_path / "made", tmp_path / "log")
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["half", "whole"]
+
+
+def test_drawn_pictures_are_made_once(monkeypatch):
+    monkeypatch.setattr(data, "NUM_DRAWN", {"training": 40, "test": 20})
+    loaded, test = load_data("synthetic", 32), load_test("synthetic", 32).pictures
+    assert (len(loaded.training), len(loaded.validation), len(test)) == (34, 6, 20)
+    larger = load_data("synthetic", 64)
+    assert larger.fingerprint == loaded.fingerprint
+    assert torch.equal(larger.validation.rows, loaded.validation.rows)
+    monkeypatch.setattr(data, "synthetic", None)
+    assert load_data("synthetic", 32).fingerprint == loaded.fingerprint
+
+
+def test_unwritable_cache_says_what_to_set(photographs, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CATDOG_CACHE", str(tmp_path / "file/cache"))
+    with pytest.raises(ValueError, match=r"cannot keep decoded pictures in .*; set CATDOG_CACHE"):
+        load_data(str(photographs), 32)
+
+
+def test_kaggle_without_a_network_is_one_sentence(monkeypatch):
+    import kagglehub
+
+    def no_network(name):
+        raise ConnectionError(f"no route to {name}")
+
+    monkeypatch.setattr(kagglehub, "dataset_download", no_network)
+    with pytest.raises(ValueError, match=r"could not fetch tongpython/cat-and-dog .*; download it by hand"):
+        load_data("kaggle", 32)
+
+
+def test_kaggle_is_read_where_kagglehub_put_it(photographs, monkeypatch):
+    import kagglehub
+
+    monkeypatch.setattr(kagglehub, "dataset_download", lambda _: str(photographs))
+    assert len(load_data("kaggle", 32).training) == 34
+
+
+def test_sources_are_described_without_decoding(photographs, cache):
+    assert describe_source("synthetic") == "synthetic (1200 drawn pictures to train, 1000 to test)"
+    assert describe_source(str(photographs)).endswith("(40 pictures to train, 8 to test)")
+    assert not [path for path in cache.glob("*") if path.is_dir()]
+
+
+def test_preprocessing_names_every_step():
+    assert set(preprocessing(64)) == {"image_size", "resize", "color", "mean", "std"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_bytes_are_shared_with_the_file_on_the_cpu(photographs):
+    training = load_data(str(photographs), 32).training
+    assert training.to("cpu") is training
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "images.npy" in line]
+    assert mapped

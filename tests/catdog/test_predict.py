@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from catdog.data.dataset import preprocessing
+from catdog.model import ModelConfig, build_model, save_model
+from catdog.predict import Classifier, main
+
+HEADER = {"classes": ["cat", "dog"], "preprocessing": preprocessing(32), "metrics": {}, "provenance": {}}
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(build_model(ModelConfig(2, 4, 2, image_size=32)), path, HEADER)
+    return path
+
+
+@pytest.fixture
+def ask(model_file, monkeypatch):
+    def run(*pictures, model=model_file):
+        monkeypatch.setattr("sys.argv", ["predict", *map(str, pictures), "--model", str(model)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        return exit_.value.code
+
+    return run
+
+
+def test_probabilities_sum_to_one(model_file, drawn_files):
+    probabilities = Classifier(model_file)(drawn_files[0][:3])
+    assert probabilities.shape == (3, 2)
+    assert np.allclose(probabilities.sum(1), 1, atol=1e-6)
+
+
+def test_command_says_cat_or_dog_for_each_picture(ask, photographs, capsys):
+    pictures = sorted((photographs / "test_set/test_set/cats").iterdir())
+    assert ask(*pictures) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert all(line.startswith(str(path)) and "cat " in line for line, path in zip(lines, pictures, strict=True))
+
+
+def test_broken_picture_among_others_is_named_and_the_rest_go_on(ask, photographs, tmp_path, capsys):
+    (tmp_path / "text.jpg").write_text("no picture")
+    good = next((photographs / "test_set/test_set/dogs").iterdir())
+    assert ask(tmp_path / "text.jpg", tmp_path / "none.jpg", good) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith(str(good))
+    assert "text.jpg: this file is not a picture that can be read" in said.err
+    assert "none.jpg: No such file or directory" in said.err
+
+
+def test_model_of_other_preprocessing_is_refused(tmp_path):
+    header = {**HEADER, "preprocessing": {**preprocessing(32), "resize": "crop"}}
+    save_model(build_model(ModelConfig(2, 4, 2, image_size=32)), tmp_path / "other.safetensors", header)
+    with pytest.raises(ValueError, match="wants pictures prepared in a way that this version does not know"):
+        Classifier(tmp_path / "other.safetensors")
+
+
+def test_tampered_model_is_refused(ask, model_file, photographs, capsys):
+    content = bytearray(model_file.read_bytes())
+    content[-5] ^= 1
+    model_file.write_bytes(content)
+    assert ask(next(photographs.rglob("*.jpg"))) == 2
+    assert "was altered: its sha256 does not match" in capsys.readouterr().err
+
+
+def test_strange_picture_is_probably_neither(champion, tmp_path, monkeypatch, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    monkeypatch.setattr("sys.argv", ["predict", str(tmp_path / "noise.png"), "--model", str(champion())])
+    with pytest.raises(SystemExit):
+        main()
+    assert "noise.png: probably neither  (cat " in capsys.readouterr().out

@@ -1,0 +1,276 @@
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+
+from catdog.data.dataset import Pictures
+from catdog.evaluate import normalise
+from catdog.model import ModelConfig, build_model, load_model
+from catdog.train import TrainConfig, augment, main, train
+from tests.conftest import ROOT
+from tests.servers import processes
+
+SHAPE = ModelConfig(stem_width=4, body_width=8, body_repeats=2, dropout=0.2, image_size=32)
+RECIPE = TrainConfig(learning_rate=3e-3, batch_size=16, epochs=4, augmentation="color", schedule="one_cycle", seed=3)
+
+
+def sides(pictures):
+    return replace(pictures, rows=pictures.rows[:100]), replace(pictures, rows=pictures.rows[100:])
+
+
+def run(pictures, recipe=RECIPE, **options):
+    model = build_model(SHAPE, recipe.seed)
+    return model, train(model, recipe, *sides(pictures), **options)
+
+
+def same_weights(one, other):
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def without_time(epochs):
+    return [replace(epoch, seconds=0, images_per_second=0) for epoch in epochs]
+
+
+def test_network_learns(pictures):
+    model, epochs = run(pictures, replace(RECIPE, augmentation="none", epochs=8, label_smoothing=0.05))
+    records = list(epochs)
+    assert [record.epoch for record in records] == list(range(1, 9))
+    assert records[-1].train_loss < 0.8 * records[0].train_loss
+    assert not model.training
+
+
+def test_equal_seeds_train_equal_weights_and_others_do_not(pictures):
+    trained = []
+    for seed in (3, 3, 4):
+        model, epochs = run(pictures, replace(RECIPE, seed=seed, epochs=2))
+        list(epochs)
+        trained.append(model)
+    assert same_weights(trained[0], trained[1])
+    assert not same_weights(trained[0], trained[2])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("done", [1, 3])
+def test_resumed_run_ends_bit_identical(pictures, tmp_path, optimizer, done):
+    recipe = replace(RECIPE, optimizer=optimizer, weight_decay=1e-4)
+    whole, epochs = run(pictures, recipe)
+    expected = list(epochs)
+    _, epochs = run(pictures, recipe, checkpoint=tmp_path / "checkpoint.pt")
+    list(islice(epochs, done))
+    torch.manual_seed(99)  # whatever the next process did before
+    resumed, epochs = run(pictures, recipe, checkpoint=tmp_path / "checkpoint.pt")
+    records = list(epochs)
+    assert same_weights(whole, resumed)
+    assert without_time(records) == without_time(expected)
+    assert [record.logits is None for record in records] == [number < done for number in range(1, 5)]
+    assert torch.equal(records[done - 1].logits, expected[done - 1].logits)
+
+
+def test_resumed_run_keeps_its_precision_whatever_auto_means_by_then(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("catdog.kernels.precision.uses_bfloat16", lambda _: False)
+    whole, epochs = run(pictures)
+    records = list(epochs)
+    next(run(pictures, checkpoint=tmp_path / "checkpoint.pt")[1])
+    monkeypatch.setattr("catdog.kernels.precision.uses_bfloat16", lambda _: True)
+    resumed, epochs = run(pictures, checkpoint=tmp_path / "checkpoint.pt")
+    assert without_time(epochs) == without_time(records)
+    assert same_weights(resumed, whole)
+
+
+@pytest.mark.parametrize(("is_there", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_run_begun_in_bfloat16_goes_on_in_it_where_it_can(pictures, tmp_path, monkeypatch, is_there, precision):
+    path = tmp_path / "checkpoint.pt"
+    monkeypatch.setattr("catdog.kernels.precision.uses_bfloat16", lambda _: True)
+    next(run(pictures, checkpoint=path)[1])
+    assert torch.load(path, weights_only=True)["precision"] == "bfloat16"
+    monkeypatch.setattr("catdog.kernels.precision.uses_bfloat16", lambda _: False)
+    monkeypatch.setattr("catdog.train.has_bfloat16", lambda _: is_there)
+    list(islice(run(pictures, checkpoint=path)[1], 2))
+    assert torch.load(path, weights_only=True)["precision"] == precision
+
+
+def test_weights_are_those_of_the_last_replayed_epoch_when_it_is_yielded(pictures, tmp_path):
+    first, epochs = run(pictures, checkpoint=tmp_path / "checkpoint.pt")
+    list(islice(epochs, 2))
+    second, epochs = run(pictures, checkpoint=tmp_path / "checkpoint.pt")
+    last = list(islice(epochs, 2))[-1]
+    assert last.epoch == 2
+    assert last.logits is not None
+    assert same_weights(first, second)
+
+
+def test_checkpoint_that_is_torn_anywhere_gives_way_to_the_one_before(pictures, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    first, _ = islice(run(pictures, checkpoint=path)[1], 2)
+    whole = path.read_bytes()
+    for share in (0, 0.01, 0.3, 0.5, 0.7, 0.9, 0.99):
+        path.write_bytes(whole[: int(share * len(whole))])
+        _, epochs = run(pictures, checkpoint=path)
+        assert next(epochs) == first, share  # replayed, its seconds too
+        next(epochs)
+        path.write_bytes(b"torn again")  # as the next epoch's is written
+        assert next(run(pictures, checkpoint=path)[1]) == first, share
+    path.with_name("checkpoint.pt.before").unlink()
+    path.write_bytes(whole[:-1000])
+    assert len(list(run(pictures, checkpoint=path)[1])) == RECIPE.epochs
+
+
+def test_checkpoint_of_other_settings_is_refused(pictures, tmp_path):
+    _, epochs = run(pictures, checkpoint=tmp_path / "checkpoint.pt")
+    next(epochs)
+    _, epochs = run(pictures, replace(RECIPE, epochs=5), checkpoint=tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="belongs to other settings"):
+        next(epochs)
+
+
+def test_loss_that_is_not_finite_names_its_epoch(pictures):
+    model, epochs = run(pictures, replace(RECIPE, precision="float32"))
+    next(epochs)
+    with torch.no_grad():
+        model.head[2].weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="diverged in epoch 2: training loss is nan"):
+        next(epochs)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_both_precisions_train(pictures, precision):
+    _, epochs = run(pictures, replace(RECIPE, precision=precision, epochs=1))
+    assert math.isfinite(next(epochs).val_loss)
+
+
+def test_last_batch_of_one_picture_is_left_out(pictures):
+    model = build_model(replace(SHAPE, image_size=16), 0)  # ends at 1 x 1: BatchNorm refuses a single value
+    small = Pictures(pictures.images[:, ::2, ::2], pictures.labels, pictures.rows[:17])
+    assert math.isfinite(next(train(model, RECIPE, small, small)).train_loss)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),  # after steps 1 and 3 of 4, counted from 0: the rate of each epoch's last step
+    [("constant", [1, 1]), ("cosine", [0.8536, 0.1464]), ("one_cycle", [1, 0.25])],
+)
+def test_rate_follows_its_schedule(pictures, schedule, expected):
+    recipe = replace(RECIPE, schedule=schedule, epochs=2, learning_rate=1e-3, batch_size=50)
+    _, epochs = run(pictures, recipe)
+    assert [epoch.learning_rate / 1e-3 for epoch in epochs] == pytest.approx(expected, abs=1e-3)
+
+
+def test_run_goes_on_on_another_kind_of_device(pictures, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    _, epochs = run(pictures, checkpoint=path)
+    list(islice(epochs, 2))
+    state = torch.load(path, weights_only=True)
+    state["device"], state["random"]["order"] = "cuda", torch.zeros(16, dtype=torch.uint8)  # the size of CUDA's
+    torch.save(state, path)
+    _, epochs = run(pictures, checkpoint=path)
+    assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["none", "flip", "crop", "color"])
+def test_augmentation_keeps_shape_and_follows_its_generator(pictures, kind):
+    x = normalise(pictures.images[:8])
+    one, same = (augment(x, kind, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert one.shape == x.shape
+    assert torch.equal(one, same)
+    assert torch.equal(one, x) == (kind == "none")
+
+
+def test_flip_mirrors_about_half_of_the_pictures(pictures):
+    x = normalise(pictures.images)
+    flipped = augment(x, "flip", torch.Generator().manual_seed(0))
+    mirrored = (flipped == x.flip(3)).flatten(1).all(1)
+    untouched = (flipped == x).flatten(1).all(1)
+    assert (mirrored | untouched).all()
+    assert 40 < mirrored.sum() < 80
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("epochs", 0, "epochs is 0; it must be at least 1"),
+        ("batch_size", 0, "batch_size is 0"),
+        ("learning_rate", 0.0, "learning_rate is 0.0; it must be above 0"),
+        ("learning_rate", math.nan, "learning_rate is nan"),
+        ("weight_decay", -1.0, "weight_decay is -1.0"),
+        ("label_smoothing", 1.0, "label_smoothing is 1.0"),
+        ("optimizer", "adan", "optimizer is 'adan'; it must be one of adam, adamw, sgd"),
+        ("schedule", "linear", "schedule is 'linear'"),
+        ("augmentation", "mixup", "augmentation is 'mixup'"),
+        ("precision", "int8", "precision is 'int8'"),
+    ],
+)
+def test_recipe_out_of_range_is_refused(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**{field: value})
+
+
+OPTIONS = ["--image-size", "64", "--stem-width", "2", "--body-width", "4", "--epochs", "2"]
+
+
+def test_command_trains_and_saves_the_best_epoch(photographs, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out.safetensors"
+    monkeypatch.setattr("sys.argv", ["train", "--data", str(photographs), *OPTIONS, "--output", str(output)])
+    main()
+    _, header = load_model(output)
+    assert header["provenance"]["training"]["epochs"] == 2
+    said = capsys.readouterr().out
+    assert said.count("epoch  ") == 2
+    assert f"is in {output}" in said
+
+
+def test_command_that_cannot_save_ends_with_one_sentence(photographs, monkeypatch, capsys):
+    output = "/nowhere/out.safetensors"
+    monkeypatch.setattr("sys.argv", ["train", "--data", str(photographs), *OPTIONS, "--output", output])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "is in no folder that exists" in capsys.readouterr().err
+
+
+def test_command_refuses_bad_input_in_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train", "--data", "/nowhere", *OPTIONS])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "data folder /nowhere does not exist" in capsys.readouterr().err
+
+
+KILLED = """
+import torch, sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from catdog.data.dataset import Pictures
+from catdog.data.synthetic import synthetic
+from catdog.model import build_model
+from tests.catdog.test_train import SHAPE, RECIPE, sides
+from catdog.train import train
+torch.set_num_threads(1)
+images, labels = synthetic(120, 32, seed=0)
+pictures = Pictures(torch.from_numpy(images), torch.from_numpy(labels).long(), torch.arange(120))
+model = build_model(SHAPE, RECIPE.seed)
+for epoch in train(model, RECIPE, *sides(pictures), checkpoint=Path({checkpoint!r})):
+    print(epoch.epoch, flush=True)
+torch.save(model.state_dict(), {output!r})
+"""
+
+
+def test_process_killed_and_started_again_ends_bit_identical(tmp_path):
+    def start(name):
+        files = {"checkpoint": str(tmp_path / f"{name}.pt"), "output": str(tmp_path / f"{name}.weights")}
+        code = KILLED.format(root=str(ROOT), **files)
+        return processes.start([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+    whole, killed = start("whole"), start("killed")
+    assert [killed.stdout.readline() for _ in "12"] == ["1\n", "2\n"]
+    time.sleep(random.uniform(0, 0.1))  # somewhere in the third epoch, or its checkpoint
+    os.kill(killed.pid, signal.SIGKILL)
+    for process in (whole, killed, start("killed")):
+        process.communicate()
+    one, other = (torch.load(tmp_path / f"{name}.weights", weights_only=True) for name in ("whole", "killed"))
+    assert all(torch.equal(one[key], other[key]) for key in one)

@@ -1,0 +1,325 @@
+import re
+import shutil
+import sys
+from random import Random
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from catdog.data import dataset as data
+from catdog.data.dataset import load_data, preprocessing
+from catdog.model import ModelConfig, build_model, load_model, read_header, save_model
+from catdog.predict import Classifier
+from catdog.serving.reference import known_answers
+from pipeline.promotion import champion_of, holder_of, promote_weights, record_of, restore, sentences_of
+from pipeline.registry import CHAMPION
+from search.promote import main
+from search.study.create import create_ledger
+from search.study.sweep import PROMOTION, open_study
+from tests.conftest import DRAWN, GOOD
+from tests.servers.counting_sweep import make_sweep
+
+LARGER = ModelConfig(stem_width=8, body_width=24, body_repeats=2, image_size=32)
+
+
+@pytest.fixture
+def bench(good, tmp_path, monkeypatch):
+    """A place to promote in: `bench(model, trial, **provenance)` saves a model file and tries to promote it."""
+    monkeypatch.setenv("CATDOG_CACHE", str(good[1]))
+    monkeypatch.setattr(data, "NUM_DRAWN", DRAWN)
+    monkeypatch.chdir(tmp_path)
+    fingerprint = load_data("synthetic", 32).fingerprint
+
+    def attempt(model, trial=0, *, always=False, classes=("cat", "dog"), data=fingerprint, run="one"):
+        header = {
+            "classes": classes,
+            "preprocessing": preprocessing(model.config.image_size),
+            "metrics": {"validation": {"accuracy": 0.9, "accuracy_interval": (0.8, 0.95), "loss": 0.2, "pictures": 30}},
+            "provenance": {"run": run, "trial": trial, "data": {"source": "synthetic", "fingerprint": data}},
+        }
+        path = tmp_path / f"runs/{run}/trials/{trial:04}/model.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_model(model, path, header)
+        return promote_weights(path, tmp_path / "best_model", "synthetic", "cpu", always=always)
+
+    attempt.champion = tmp_path / "best_model" / CHAMPION
+    return attempt
+
+
+def test_first_champion_is_tested_once_and_has_a_card(bench, good):
+    outcome = bench(good[0], 3)
+    assert outcome.promoted
+    assert "there was none before" in outcome.reason
+    test = read_header(bench.champion)["metrics"]["test"]
+    assert (test["pictures"], test["looks"], test["left_out"]) == (300, 1, 0)
+    assert test["accuracy"] > 0.7
+    assert sum(map(sum, test["confusion"])) == 300
+    card = (bench.champion.parent / "README.md").read_text()
+    assert f"{test['accuracy']:.1%}" in card
+    assert "Trial 3 of the sweep `one`" in card
+    assert "looked at once" in card
+    reference = read_header(bench.champion)["reference"]
+    assert reference["pictures"] == 30
+    classifier = Classifier(bench.champion)
+    files, answers, _ = known_answers(reference)
+    assert classifier(files) == pytest.approx(answers, abs=1e-3)
+
+
+def test_champion_names_its_experiment_in_comet(bench, good):
+    note = bench.champion.parents[1] / "runs/one/trials/0003/comet.json"
+    note.parent.mkdir(parents=True)
+    note.write_text('{"url": "https://comet.example/catdog/abc"}')
+    bench(good[0], 3)
+    assert read_header(bench.champion)["provenance"]["experiment"] == "https://comet.example/catdog/abc"
+    assert "<https://comet.example/catdog/abc>" in (bench.champion.parent / "README.md").read_text()
+
+
+def test_better_challenger_wins_and_worse_one_is_kept_out(bench, good):
+    bench(build_model(GOOD), 0)
+    outcome = bench(good[0], 1)
+    assert outcome.promoted
+    assert outcome.comparison["verdict"] == "better"
+    assert "trial 1 of one is better beside the champion, trial 0 of one: accuracy +" in outcome.reason
+    assert "kept as" in outcome.notes[-1]
+    before = load_model(bench.champion)[0]
+    outcome = bench(build_model(GOOD, seed=5), 2)
+    assert not outcome.promoted
+    assert "is worse beside the champion" in outcome.reason
+    model, header = load_model(bench.champion)
+    assert torch.equal(model.head[2].weight, before.head[2].weight)
+    assert header["provenance"]["trial"] == 1
+    assert header["metrics"]["test"]["looks"] == 3  # one for each attempt, whoever won
+    said = "\n".join(sentences_of(outcome))
+    assert re.search(
+        r"challenger: trial 2 of one, test accuracy \d.*\nchampion: trial 1 of one, test accuracy \d", said
+    )
+    assert "looked at 3 times" in said
+    assert len(list((bench.champion.parent / "history").iterdir())) == 1
+
+
+def widened(model):
+    """A larger network that answers all but exactly the same."""
+    wide = build_model(LARGER)
+    wide.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in wide.state_dict().items()})
+    for name, tensor in wide.state_dict().items():
+        small = model.state_dict()[name]
+        if name.endswith("head.2.weight"):
+            tensor.view(2, 24, 2, 2)[:, :16] = small.view(2, 16, 2, 2)
+        elif tensor.dim():
+            tensor[tuple(slice(size) for size in small.shape)] = small
+    return wide
+
+
+@pytest.mark.parametrize("cheaper_is_challenger", [True, False])
+def test_tied_challenger_wins_where_it_is_cheaper(bench, good, cheaper_is_challenger):
+    small, large = good[0], widened(good[0])
+    first, second = (large, small) if cheaper_is_challenger else (small, large)
+    bench(first, 0)
+    outcome = bench(second, 1)
+    assert outcome.comparison["verdict"] == "tied"
+    assert outcome.promoted is cheaper_is_challenger
+    assert ("is tied and cheaper" if cheaper_is_challenger else "is no better and no cheaper") in outcome.reason
+
+
+def test_the_same_weights_again_are_no_challenger_and_cost_no_look(bench, good):
+    bench(good[0], 3)
+    before = bench.champion.read_bytes()
+    outcome = bench(good[0], 3)
+    assert not outcome.promoted
+    assert outcome.reason == "trial 3 of one is the champion already: the very same weights"
+    assert bench.champion.read_bytes() == before
+
+
+def test_champion_of_other_data_or_classes_is_no_opponent(bench, good):
+    bench(good[0], 0)
+    model, header = load_model(bench.champion)
+    header["provenance"]["data"]["fingerprint"] = "of other pictures"
+    save_model(model, bench.champion, header)
+    before = bench.champion.read_bytes()
+    outcome = bench(build_model(GOOD), 1)
+    assert not outcome.promoted
+    assert "was made on other data or classes and is no opponent" in outcome.reason
+    assert bench.champion.read_bytes() == before
+    outcome = bench(build_model(GOOD), 1, always=True)
+    assert outcome.promoted
+    assert "without a comparison, as --promote always asks" in outcome.reason
+
+
+def test_model_of_other_pictures_is_not_judged_by_these(bench, good):
+    with pytest.raises(ValueError, match="the pictures of synthetic are not those that trial 0 of one was trained on"):
+        bench(good[0], 0, data="of other pictures")
+    assert not bench.champion.exists()
+
+
+def test_altered_champion_is_refused_and_replaced_only_on_demand(bench, good):
+    bench(good[0], 0)
+    content = bytearray(bench.champion.read_bytes())
+    content[-100] ^= 1
+    bench.champion.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors was altered"):
+        bench(build_model(GOOD), 1)
+    assert bench.champion.read_bytes() == content
+    outcome = bench(build_model(GOOD), 1, always=True)
+    assert outcome.promoted
+    assert "without a comparison, as --promote always asks" in outcome.reason
+
+
+def test_rollback_restores_the_champion_before(bench, good):
+    bench(build_model(GOOD), 0)
+    bench(good[0], 1)
+    assert "is trial 0 of one again" in restore(bench.champion.parent)
+    assert holder_of(bench.champion.parent)["trial"] == 0
+    assert "Trial 0 of the sweep `one`" in (bench.champion.parent / "README.md").read_text()
+    with pytest.raises(ValueError, match="holds no whole champion to go back to"):
+        restore(bench.champion.parent)
+
+
+def test_looks_are_counted_across_rollbacks_and_champions_of_other_data(bench, good):
+    bench(build_model(GOOD), 0)
+    bench(good[0], 1)
+    restore(bench.champion.parent)
+    assert read_header(bench.champion)["metrics"]["test"]["looks"] == 2
+    assert "looked at 2 times" in (bench.champion.parent / "README.md").read_text()
+    bench(build_model(GOOD, seed=5), 2)
+    assert read_header(bench.champion)["metrics"]["test"]["looks"] == 3
+
+
+def test_record_of_a_test_outlives_an_attempt_that_tested_nothing(bench, good):
+    first = record_of(bench(good[0], 3), {})
+    assert record_of(bench(good[0], 3), first) == first
+    assert record_of(bench(build_model(GOOD), 3), first)["promoted"] is False
+
+
+def test_missing_weights_are_one_sentence(bench, good, tmp_path):
+    bench(good[0], 0)
+    weights = tmp_path / "runs/one/trials/0009/model.safetensors"
+    with pytest.raises(ValueError, match=r"trials/0009/model\.safetensors does not exist"):
+        promote_weights(weights, tmp_path / "best_model", "synthetic", "cpu")
+
+
+def test_every_one_of_500_flipped_bits_is_refused_by_predict_and_report(bench, good):
+    bench(good[0], 0)
+    study = optuna.create_study()
+    study.set_user_attr(PROMOTION, {})
+    content, random = bytearray(bench.champion.read_bytes()), Random(7)
+    in_header = 8 + int.from_bytes(content[:8], "little")
+    assert in_header > 1000
+    for flip in range(500):
+        bit = random.randrange(8 * (in_header if flip % 2 else len(content)))
+        content[bit // 8] ^= 1 << bit % 8
+        bench.champion.write_bytes(content)
+        for read in (Classifier, lambda champion: champion_of(study, champion.parent)):
+            with pytest.raises(
+                ValueError, match=r"model\.safetensors (was altered|is not a whole|lacks|does not hold)"
+            ):
+                read(bench.champion)
+        content[bit // 8] ^= 1 << bit % 8
+    bench.champion.write_bytes(content)
+    assert champion_of(study, bench.champion.parent)["provenance"]["run"] == "one"
+
+
+def promote_command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["promote", *arguments])
+    main()
+
+
+def test_command_needs_a_sweep_or_rollback(monkeypatch, capsys):
+    for arguments in ([], ["one", "--rollback"], ["--rollback", "--trial", "3"]):
+        with pytest.raises(SystemExit, match="2"):
+            promote_command(monkeypatch, *arguments)
+        assert "give either the name of a sweep, and of a trial if you like, or --rollback" in capsys.readouterr().err
+
+
+def ended(ledger, *states):
+    for state in states:
+        claim = ledger.take(0, "cpu")
+        ledger.tell(claim.trial, state, 0.5 if state == TrialState.COMPLETE else None)
+        claim.release()
+
+
+BAD = {
+    "unknown run": ((), ["none"], "runs/none holds no sweep; name one of runs/"),
+    "empty run": ((), ["two"], "runs/two has no winner: none of its 0 trials completed"),
+    "failed run": ((TrialState.FAIL,), ["two"], "runs/two has no winner: none of its 1 trials completed"),
+    "run that goes on": ((TrialState.COMPLETE,), ["two"], "runs/two has no winner yet; let its sweep end, or give"),
+    "unknown trial": ((TrialState.COMPLETE,), ["two", "--trial", "7"], "has no trial 7; its trials are 0 to 0"),
+    "missing weights": ((TrialState.COMPLETE,), ["two", "--trial", "0"], "0000/model.safetensors was not kept"),
+    "nothing before": ((), ["--rollback"], "holds no whole champion to go back to"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_leaves_the_champion(bench, good, tmp_path, monkeypatch, capsys, case):
+    states, arguments, message = BAD[case]
+    bench(good[0], 0)
+    ended(create_ledger(make_sweep(tmp_path / "runs/two", 2), {}), *states)
+    before = bench.champion.read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        promote_command(monkeypatch, *arguments)
+    complained = capsys.readouterr().err
+    assert message in complained
+    assert complained.count("\n") == 1
+    assert bench.champion.read_bytes() == before
+
+
+def test_best_model_that_cannot_be_written_is_one_sentence(bench, good, tmp_path, monkeypatch, capsys):
+    bench(good[0], 0)
+    ended(create_ledger(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    shutil.rmtree(bench.champion.parent)
+    bench.champion.parent.write_text("a file")
+    with pytest.raises(SystemExit, match="2"):
+        promote_command(monkeypatch, "one", "--trial", "0")
+    assert "best_model/ cannot be written (Not a directory)" in capsys.readouterr().err
+
+
+def test_trial_is_promoted_by_hand_and_told(bench, good, tmp_path, monkeypatch, capsys):
+    bench(build_model(GOOD), 0, run="other")
+    bench(good[0], 0)
+    restore(bench.champion.parent)
+    ended(create_ledger(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    promote_command(monkeypatch, "one", "--trial", "0")
+    said = capsys.readouterr().out
+    assert "challenger: trial 0 of one, test accuracy" in said
+    assert "promoted: trial 0 of one is better beside the champion, trial 0 of other" in said
+    assert open_study(tmp_path / "runs/one").user_attrs[PROMOTION]["trials/0000"]["promoted"]
+    bench(good[0], 0, run="third", always=True)
+    promote_command(monkeypatch, "one", "--trial", "0")
+    assert "is the champion already: the very same weights" in capsys.readouterr().out
+    promote_command(monkeypatch, "--rollback")
+    assert "is trial 0 of other again" in capsys.readouterr().out
+
+
+def test_pictures_that_have_moved_can_be_named(bench, good, tmp_path, monkeypatch, capsys):
+    bench(build_model(GOOD), 0, run="other")
+    bench(good[0], 0)
+    restore(bench.champion.parent)
+    before = bench.champion.read_bytes()
+    ended(create_ledger(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    with pytest.raises(SystemExit, match="2"):
+        promote_command(monkeypatch, "one", "--trial", "0", "--data", "nowhere")
+    assert "data folder nowhere does not exist" in capsys.readouterr().err
+    assert bench.champion.read_bytes() == before
+
+
+def test_what_a_rollback_withdrew_can_be_promoted_again(bench, good, tmp_path, monkeypatch, capsys):
+    bench(build_model(GOOD), 0, run="other")
+    bench(good[0], 0)
+    restore(bench.champion.parent)
+    ended(create_ledger(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    promote_command(monkeypatch, "one", "--trial", "0")
+    promote_command(monkeypatch, "--rollback")
+    promote_command(monkeypatch, "one", "--trial", "0")
+    assert holder_of(bench.champion.parent)["run"] == "one"
+    assert "promoted: trial 0 of one is better" in capsys.readouterr().out
+
+
+def test_loser_is_not_tested_again_beside_the_same_champion(bench, good, tmp_path, monkeypatch, capsys):
+    bench(build_model(GOOD), 0)
+    bench(good[0], 0, run="other")
+    ended(create_ledger(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    for said in ("kept the champion: trial 0 of one is worse", "--promote always replaces it"):
+        promote_command(monkeypatch, "one", "--trial", "0")
+        assert said in capsys.readouterr().out
+        assert read_header(bench.champion)["metrics"]["test"]["looks"] == 3

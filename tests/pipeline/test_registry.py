@@ -1,0 +1,186 @@
+import subprocess
+import sys
+
+import pytest
+
+from catdog.model import ModelConfig, build_model, read_header, save_model
+from catdog.serving.model_card import write_card
+from pipeline.registry import CHAMPION, promote, require_writable, rollback
+from tests.conftest import ROOT
+from tests.servers.processes import start
+
+TINY = ModelConfig(stem_width=1, body_width=2, body_repeats=1, image_size=8)
+
+
+def judge_as(text, *, replaces=True):
+    def judge(champion, target):
+        target.write_text(text)
+        return replaces
+
+    return judge
+
+
+def nothing(_):
+    """Describe or verify nothing."""
+
+
+def kept_in(best):
+    return {path.name: path.read_text() for path in sorted((best / "history").iterdir())}
+
+
+def test_champion_before_is_kept_under_the_next_number(tmp_path):
+    for name in ("one", "two", "three"):
+        promote(tmp_path / "best", judge_as(name), nothing)
+    assert (tmp_path / "best" / CHAMPION).read_text() == "three"
+    assert kept_in(tmp_path / "best") == {"0001.safetensors": "one", "0002.safetensors": "two"}
+
+
+def test_history_keeps_the_last_ten(tmp_path):
+    for number in range(15):
+        promote(tmp_path / "best", judge_as(str(number)), nothing)
+    assert list(kept_in(tmp_path / "best").values()) == [str(number) for number in range(4, 14)]
+
+
+def test_champion_that_defended_itself_is_no_new_one(tmp_path):
+    best = tmp_path / "best"
+    promote(best, judge_as("one"), nothing)
+    assert promote(best, judge_as("one, looked at twice", replaces=False), nothing) is None
+    assert (best / CHAMPION).read_text() == "one, looked at twice"
+    promote(best, lambda *_: False, nothing)
+    assert (best / CHAMPION).read_text() == "one, looked at twice"
+    assert not kept_in(best)
+
+
+def test_failed_judgement_leaves_the_champion_untouched(tmp_path):
+    best = tmp_path / "best"
+    promote(best, judge_as("one"), nothing)
+
+    def refuse(_, target):
+        target.write_text("half")
+        raise ValueError("weights do not match")
+
+    with pytest.raises(ValueError, match="weights do not match"):
+        promote(best, refuse, nothing)
+    assert (best / CHAMPION).read_text() == "one"
+    assert sorted(path.name for path in best.iterdir()) == [".lock", "history", CHAMPION]
+
+
+def test_rollbacks_go_back_one_by_one_and_lose_nothing(tmp_path):
+    best = tmp_path / "best"
+    for name in ("one", "two", "three"):
+        promote(best, judge_as(name), nothing)
+    rollback(best, nothing, nothing)
+    assert (best / CHAMPION).read_text() == "two"
+    rollback(best, nothing, nothing)
+    assert (best / CHAMPION).read_text() == "one"
+    assert kept_in(best) == {"0003-withdrawn.safetensors": "three", "0004-withdrawn.safetensors": "two"}
+    with pytest.raises(ValueError, match="holds no whole champion to go back to"):
+        rollback(best, nothing, nothing)
+    promote(best, judge_as("four"), nothing)
+    rollback(best, nothing, nothing)
+    assert (best / CHAMPION).read_text() == "one"
+
+
+def test_two_promotions_at_once_wait_for_each_other(tmp_path):
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
+        "from pipeline.registry import promote\n"
+        "def judge(champion, target):\n"
+        "    before = champion.read_text() if champion else ''\n"
+        "    target.write_text(before + sys.argv[1]); time.sleep(0.3); return True\n"
+        f"promote(Path({str(tmp_path / 'best')!r}), judge, lambda _: None)"
+    )
+    promotions = [start([sys.executable, "-c", code, name]) for name in "abc"]
+    assert [process.wait() for process in promotions] == [0, 0, 0]
+    assert sorted((tmp_path / "best" / CHAMPION).read_text()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("blocked", ["", "history"])
+def test_folder_that_cannot_be_written_is_one_sentence(tmp_path, blocked):
+    best = tmp_path / "best"
+    (best / blocked).parent.mkdir(exist_ok=True)
+    (best / blocked).write_text("a file")
+    with pytest.raises(ValueError, match="best/ cannot be written"):
+        require_writable(best)
+
+
+KILLER = """
+import os, random, signal, sys, time; sys.path.insert(0, {root!r})
+from pathlib import Path
+import torch
+from catdog.serving.model_card import write_card
+from catdog.model import load_model, read_header, save_model
+from pipeline.registry import CHAMPION, promote, rollback
+torch.set_num_threads(1)
+best, number = Path({best!r}), 0
+
+def judge(champion, target):
+    model, header = load_model(Path({challenger!r}))
+    header["provenance"]["trial"] = number
+    save_model(model, target, {{key: value for key, value in header.items() if key != "model"}})
+    return number % 3 != 0
+
+for number in (1, 2):
+    promote(best, judge, write_card)
+holders = set()
+kills = 0
+while kills < 100 or len(holders) < 2:  # promotions do happen
+    child = os.fork()  # a process that has imported everything: what is killed is a promotion
+    while not child:
+        number += 1
+        promote(best, judge, write_card)
+        if number % 5 == 4:
+            rollback(best, load_model, write_card)
+    time.sleep(random.uniform(0, 0.1))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    kills += 1
+    holders.add(read_header(best / CHAMPION)["provenance"]["trial"])  # raises where it is not whole and true
+    for path in (best / "history").glob("*.safetensors"):
+        read_header(path)
+"""
+
+
+def test_killed_at_a_hundred_random_moments_the_champion_is_whole(tmp_path):
+    header = {"classes": ["cat", "dog"], "preprocessing": {}, "metrics": {}, "provenance": {"run": "one"}}
+    best, challenger = tmp_path / "best", tmp_path / "challenger.safetensors"
+    save_model(build_model(TINY), challenger, header)
+    code = KILLER.format(root=str(ROOT), best=str(best), challenger=str(challenger))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    promote(best, lambda *_: False, write_card)
+    assert sorted(path.name for path in best.iterdir()) == [".lock", "README.md", "history", CHAMPION]
+    trial = read_header(best / CHAMPION)["provenance"]["trial"]
+    assert f"Trial {trial} of" in (best / "README.md").read_text()
+
+
+def test_what_a_killed_promotion_left_is_never_promoted(tmp_path):
+    best = tmp_path / "best"
+    promote(best, judge_as("one"), nothing)
+    (best / ".work").mkdir()
+    (best / ".work" / CHAMPION).write_text("two, of a promotion that was killed")
+    promote(best, lambda *_: False, nothing)
+    assert (best / CHAMPION).read_text() == "one"
+
+
+def test_promotion_killed_before_its_rename_leaves_no_second_champion(tmp_path):
+    best = tmp_path / "best"
+    for name in ("one", "two"):
+        promote(best, judge_as(name), nothing)
+    for mark in ("", "-withdrawn"):
+        (best / f"history/0002{mark}.safetensors").hardlink_to(best / CHAMPION)
+        promote(best, judge_as("two, looked at again", replaces=False), nothing)
+        assert kept_in(best) == {"0001.safetensors": "one"}
+
+
+def test_rollback_passes_over_a_damaged_champion(tmp_path):
+    best = tmp_path / "best"
+    for name in ("one", "damaged", "three"):
+        promote(best, judge_as(name), nothing)
+
+    def verify(path):
+        if path.read_text() == "damaged":
+            raise ValueError("altered")
+
+    rollback(best, verify, nothing)
+    assert (best / CHAMPION).read_text() == "one"

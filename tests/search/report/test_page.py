@@ -1,0 +1,137 @@
+import sys
+
+import pytest
+
+from search.report import page as report
+from search.report.__main__ import main
+from search.report.page import kept_up_to_date, write_page
+from search.study.sweep import open_study
+from tests.servers.app_server import HANG
+from tests.servers.counting_sweep import make_sweep
+from tests.servers.finished_sweep import make_finished_sweep
+from tests.servers.processes import wait_until
+
+
+@pytest.fixture(scope="module")
+def finished(made_once):
+    """The folder of a finished sweep of 500 trials, with its report."""
+
+    def make(folder):
+        make_finished_sweep(folder / "finished", 500)
+        write_page(folder / "finished")
+
+    return made_once("report", make) / "finished"
+
+
+@pytest.fixture
+def opened(finished, browser):
+    """The report in a browser without a network; what it complained about is in `opened.complaints`."""
+    context = browser.new_context(offline=True, viewport={"width": 1200, "height": 900})
+    context.set_default_timeout(1000 * HANG)
+    tab = context.new_page()
+    tab.complaints = []
+    tab.on("console", lambda message: message.type in ("error", "warning") and tab.complaints.append(message.text))
+    tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
+    tab.on("request", lambda request: request.url.startswith("http") and tab.complaints.append(request.url))
+    tab.goto(f"file://{finished}/report.html")
+    yield tab
+    context.close()
+
+
+def test_report_of_500_trials_is_at_most_8_mb(finished):
+    assert (finished / "report.html").stat().st_size < 8e6
+
+
+def test_every_plot_draws_and_nothing_complains(opened):
+    plots = ["learning-curves", "parallel-coordinates", "importances", "slices", "timeline", "validation", "test"]
+    for name in plots:
+        box = opened.locator(f"#{name} .main-svg").first.bounding_box()
+        assert box["width"] > 200, name
+        assert box["height"] > 100, name
+    assert opened.locator("#learning-curves .scatterlayer .trace").count() == 500
+    assert opened.locator("#importances .bars .point").count() == 5
+    assert opened.locator("#slices .scatterlayer .trace").count() == 5
+    assert opened.locator("#timeline .bars .point").count() > 500
+    assert opened.locator("img[alt^='a ']").count() == 6
+    assert opened.locator("img").evaluate_all("all => all.every(image => image.naturalWidth > 0)")
+    assert opened.complaints == []
+
+
+def column(opened, index):
+    return opened.locator(f"#ranking tbody tr td:nth-child({index})").all_inner_texts()
+
+
+def test_ranking_sorts_by_click_and_by_keyboard(opened):
+    names = [text.strip() for text in opened.locator("#ranking th").all_inner_texts()]
+    assert column(opened, 1) == [str(rank) for rank in range(1, 501)]
+    by_trial = names.index("trial") + 1
+    opened.get_by_role("button", name="trial", exact=True).nth(1).click()
+    assert column(opened, by_trial) == [str(number) for number in range(500)]
+    opened.keyboard.press("Enter")  # the heading has the focus
+    assert column(opened, by_trial) == [str(number) for number in reversed(range(500))]
+    opened.locator("#ranking").get_by_role("button", name="dropout").click()
+    values = [float(text) for text in column(opened, names.index("dropout") + 1) if text]
+    assert values == sorted(values)
+
+
+def test_summary_says_what_matters(opened):
+    cards = opened.locator(".cards").inner_text()
+    assert "97.0%" in cards
+    assert "95.0 to 98.0 % of 900 sealed pictures" in cards
+    assert "winner less baseline" in cards
+    text = opened.locator("body").inner_text()
+    assert "2026-01-01T13:00:00+00:00: promoted; trial 5 is the champion" in text
+    assert "2 test pictures were left out" in text
+    assert "<b>no memory</b>" in text  # shown, not obeyed
+    assert opened.locator("#candidates tbody tr").count() == 3
+    assert opened.locator("#failures tbody tr").count() == 2
+    assert opened.locator("#ranking tr.winner").count() == 1
+
+
+def test_groups_of_trials_that_cannot_be_told_apart_share_a_letter(opened):
+    names = [text.strip() for text in opened.locator("#ranking th").all_inner_texts()]
+    letters = [text for text in column(opened, names.index("tie") + 1) if text]
+    assert letters[0] == "a"
+    assert letters.count("a") > 1
+    assert letters == sorted(letters, key=lambda text: (len(text), text))
+    assert len(set(letters)) > 3
+
+
+def test_page_of_a_sweep_that_has_just_begun(tmp_path):
+    from search.study.create import create_ledger
+
+    folder = tmp_path / "runs/begun"
+    ledger = create_ledger(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
+    assert "Too few trials for this picture" in write_page(folder).read_text()
+    claim = ledger.take(0, "cpu")
+    ledger.report(claim.trial, 1, 0.5)
+    assert "trial 0 (unfinished)" in write_page(folder).read_text()
+    claim.release()
+
+
+def test_page_is_kept_up_to_date_while_the_sweep_runs(tmp_path, monkeypatch):
+    from search.study.create import create_ledger
+
+    monkeypatch.setattr(report, "EVERY_SECONDS", 0.1)
+    folder = tmp_path / "runs/begun"
+    create_ledger(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
+    with kept_up_to_date(folder):
+        wait_until((folder / "report.html").exists)
+    assert len(open_study(folder).get_trials()) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "message"),
+    [
+        ("unknown", False, "runs/unknown holds no sweep; name one of runs/"),
+        ("empty", True, "runs/empty holds no sweep; name one of runs/"),
+    ],
+)
+def test_command_refuses_what_holds_no_sweep(tmp_path, monkeypatch, capsys, name, made, message):
+    monkeypatch.chdir(tmp_path)
+    if made:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["report", name])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err == f"{message}\n"
