@@ -1,11 +1,11 @@
-"""Many workers, one SQLite ledger: does anybody ever hear that the database is locked, and how long does a report take?
+"""Many workers, one SQLite study: does anybody ever hear that the database is locked, and how long does a report take?
 
     python benchmarks/contention.py [--workers 16] [--seconds 120]
 
 Real workers of a real sweep; each reports once a second, from when all of them have begun. A report is the time from
-handing over an epoch to being asked for the next one: ledger, pruner and history. SQLite's errors are counted where
+handing over an epoch to being asked for the next one: study, pruner and history. SQLite's errors are counted where
 they are raised, in the workers and the parent, whether or not somebody would have tried again. Ends with status 1 where
-one was raised, a notice was left, or the ledger lacks a report.
+one was raised, a notice was left, or the study lacks a report.
 """
 
 import argparse
@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))
 from rich.console import Console
 
 from search.report.live_table import live_view
-from search.study.create import create_ledger
-from search.workers.supervisor import TimeUpError, places, run_sweep
+from search.study.create import create_study
+from search.workers.supervisor import TimeUpError, run_sweep, worker_slots
 from tests.servers.counting_sweep import EPOCHS, make_sweep
 
 SECONDS_OF_AN_EPOCH = 1.0
@@ -47,13 +47,13 @@ def watch_errors(folder):
         event.listen(Engine, "handle_error", note)
 
 
-def epochs(folder, task):
+def epochs(folder, context):
     """Report once a second; write down who reported, when, and how long that took."""
     watch_errors(folder)
     for epoch in range(1, EPOCHS + 1):
         time.sleep(SECONDS_OF_AN_EPOCH)
         began = time.perf_counter()
-        yield {"epoch": epoch, "loss": 1 / (task.number + epoch), "seconds": SECONDS_OF_AN_EPOCH}
+        yield {"epoch": epoch, "loss": 1 / (context.number + epoch), "seconds": SECONDS_OF_AN_EPOCH}
         took = time.perf_counter() - began
         with (folder / "reports.log").open("a") as log:
             log.write(f"{os.getpid()} {time.time()} {took}\n")
@@ -66,11 +66,11 @@ def reports_in(folder):
 
 
 def contend(folder, num_workers, seconds):
-    """Run the sweep; return its ledger, when all workers had begun, and what was waited for."""
+    """Run the sweep; return its study, when all workers had begun, and what was waited for."""
     waits, all_in = [], []
     sweep = replace(make_sweep(folder / "runs/sweep", 100_000, algorithm="random"), pruner="none")
-    ledger = create_ledger(sweep, {"goal": "loss"}, waits.append)
-    with (folder / "lines.log").open("w") as lines, live_view(ledger, Console(file=lines)) as view:
+    study = create_study(sweep, {"goal": "loss"}, waits.append)
+    with (folder / "lines.log").open("w") as lines, live_view(study, Console(file=lines)) as view:
 
         def show():
             view()
@@ -80,9 +80,9 @@ def contend(folder, num_workers, seconds):
                 raise TimeUpError
 
         try:
-            run_sweep(ledger, partial(epochs, folder), places(["cpu"], num_workers, os.cpu_count()), show)
+            run_sweep(study, partial(epochs, folder), worker_slots(["cpu"], num_workers, os.cpu_count()), show)
         except TimeUpError:
-            return ledger, all_in[0], waits
+            return study, all_in[0], waits
 
 
 def main():
@@ -93,18 +93,18 @@ def main():
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)
         watch_errors(folder)
-        ledger, all_in, waits = contend(folder, options.workers, options.seconds)
+        study, all_in, waits = contend(folder, options.workers, options.seconds)
         reports = reports_in(folder)
         took = sorted(took for _, when, took in reports if when > all_in)
-        kept = sum(len(trial.intermediate_values) for trial in ledger.trials())
+        kept = sum(len(trial.intermediate_values) for trial in study.trials())
         errors = (folder / "errors.log").read_text().splitlines() if (folder / "errors.log").exists() else []
-        notices = [*waits, *filter(None, [ledger.notice()])]
-        ledger.close()
+        notices = [*waits, *filter(None, [study.notice()])]
+        study.close()
     print(f"{options.workers} workers, {options.seconds:g} s, {os.cpu_count()} cores, {platform.machine()}, ", end="")
     print(f"python {platform.python_version()}, sqlite {sqlite3.sqlite_version}")
     print(f"{len(took)} reports: median {1000 * statistics.median(took):.0f} ms, ", end="")
     print(f"99 % within {1000 * took[int(0.99 * len(took))]:.0f} ms, slowest {1000 * took[-1]:.0f} ms")
-    print(f"reports that the ledger lacks: {max(0, len(reports) - kept)}")
+    print(f"reports that the study lacks: {max(0, len(reports) - kept)}")
     print("\n".join([f"errors of the database: {len(errors)}", *errors]))
     print("\n".join([f"notices: {len(notices)}", *notices]))
     return int(bool(errors or notices or kept < len(reports)))

@@ -2,7 +2,7 @@
 
     python benchmarks/idle.py [--rounds 3] [--scale 0.15]
 
-Real ledger, real worker processes, the best three confirmed by two runs each; no pruner, so that both ways do the same
+Real study, real worker processes, the best three confirmed by two runs each; no pruner, so that both ways do the same
 work. Nothing is trained: trials and runs take the seconds, scaled, and have the losses that trials of
 benchmarks/curves_drawn.json were recorded with, the first one the baseline's; each round draws the others anew. What is
 measured is from the start of the first trial to the end of the last run.
@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 from rich.console import Console
 from rich.table import Table
 
-from search.study.create import create_confirmation, create_ledger
-from search.workers.supervisor import places, run_sweep, worker_pool
+from search.study.create import create_confirmation, create_study
+from search.workers.supervisor import run_sweep, worker_pool, worker_slots
 from tests.servers.counting_sweep import make_sweep
 
 RECORDED = json.loads((ROOT / "benchmarks/curves_drawn.json").read_text())["trials"]
@@ -43,9 +43,9 @@ class Measured:
     between: float  # seconds from the end of the last trial until a run begins after it
 
 
-def epochs(trials, scale, task):
+def epochs(trials, scale, context):
     """Take as long as a recorded trial, and be as good."""
-    trial = trials[task.number if task.confirms is None else task.confirms]
+    trial = trials[context.number if context.confirms is None else context.confirms]
     for epoch, loss in enumerate(trial["val_loss"], 1):
         time.sleep(scale * trial["seconds"] / EPOCHS)
         yield {"epoch": epoch, "loss": loss, "seconds": scale * trial["seconds"] / EPOCHS}
@@ -54,19 +54,19 @@ def epochs(trials, scale, task):
 def measure(trials, num_workers, scale, ahead):
     with tempfile.TemporaryDirectory() as home:
         sweep = replace(make_sweep(Path(home) / "runs/sweep", len(trials), "none"), epochs=EPOCHS)
-        ledger = create_ledger(sweep, {})
-        runs = create_confirmation(ledger, NUM_CONFIRMED, NUM_REPEATS)
-        task, where = partial(epochs, trials, scale), places(["cpu"], num_workers, num_workers)
+        study = create_study(sweep, {})
+        runs = create_confirmation(study, NUM_CONFIRMED, NUM_REPEATS)
+        context, where = partial(epochs, trials, scale), worker_slots(["cpu"], num_workers, num_workers)
         if ahead:
-            with worker_pool([(ledger, None), (runs, None)], task, where) as pool:
-                pool.complete(ledger, lambda: None)
+            with worker_pool([(study, None), (runs, None)], context, where) as pool:
+                pool.complete(study, lambda: None)
                 runs.choose()
                 pool.complete(runs, lambda: None)
         else:
-            run_sweep(ledger, task, where, lambda: None)
+            run_sweep(study, context, where, lambda: None)
             runs.choose()
-            run_sweep(runs, task, where, lambda: None)
-        return figures(ledger.trials(), runs, num_workers)
+            run_sweep(runs, context, where, lambda: None)
+        return figures(study.trials(), runs, num_workers)
 
 
 def figures(trials, runs, num_workers):

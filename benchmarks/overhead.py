@@ -14,7 +14,7 @@ ray         tune.Tuner, random search, AsyncHyperBand, as it comes: a process fo
             storage is a folder, where it writes what it knows from time to time, not at each report
 ray-reuse   the same with reuse_actors=True, for trainables that can be reset; at most 1,000 trials
 
-`last/first` is the cost over the last 100 trials divided by that over the first 100, by the times in the ledger;
+`last/first` is the cost over the last 100 trials divided by that over the first 100, by the times in the study;
 `parent` what the harness's parent process weighs at its end, and how much more that is than as trial 100 started.
 Beside each row stands Ray's longest run of at most as many trials and as many workers. PostgreSQL is a server on
 loopback with the settings it comes with, where `initdb` is found.
@@ -92,10 +92,10 @@ def measure(setting, server):
 
 
 def starts(setting, folder, url):
-    """Return when each trial started, in order: by the ledger, or by its own word where there is none."""
+    """Return when each trial started, in order: by the study, or by its own word where there is none."""
     if setting.library.startswith("ray"):
         return sorted(map(float, (folder / "starts.log").read_text().split()))
-    files = {"harness": folder / "runs/sweep/ledger.db", "optuna": folder / "study.db"}
+    files = {"harness": folder / "runs/sweep/study.db", "optuna": folder / "study.db"}
     storage = RDBStorage(url or f"sqlite:///{files[setting.library]}")
     trials = optuna.load_study(study_name="sweep", storage=storage).get_trials(deepcopy=False)
     assert all(len(trial.intermediate_values) == EPOCHS for trial in trials)

@@ -51,23 +51,23 @@ def losses(folder, num_workers):
 
 def run_harness(setting, folder, url):
     from search.report.live_table import live_view
-    from search.study.create import create_ledger
-    from search.workers.supervisor import places, run_sweep, sole_owner
+    from search.study.create import create_study
+    from search.workers.supervisor import run_sweep, sole_owner, worker_slots
     from tests.servers.counting_sweep import make_sweep
 
     sweep = make_sweep(folder / "runs/sweep", setting.num_trials, algorithm=setting.algorithm)
     sweep = replace(sweep, epochs=EPOCHS, **({"storage": url} if setting.storage == "postgresql" else {}))
     weights = []
     with sole_owner(sweep.folder), (folder / "lines.log").open("w") as lines:
-        ledger = create_ledger(sweep, {"goal": "loss"})
-        where = places(["cpu"], setting.num_workers, os.cpu_count() or 1)
-        with live_view(ledger, Console(file=lines)) as view:
+        study = create_study(sweep, {"goal": "loss"})
+        where = worker_slots(["cpu"], setting.num_workers, os.cpu_count() or 1)
+        with live_view(study, Console(file=lines)) as view:
 
             def show():
                 view()
                 weights.append((time.time(), resident_bytes()))
 
-            run_sweep(ledger, partial(epochs_of_task, folder, setting.num_workers), where, show)
+            run_sweep(study, partial(epochs_of_task, folder, setting.num_workers), where, show)
     (folder / "weights.json").write_text(json.dumps(weights))
 
 
@@ -102,7 +102,7 @@ def open_peer(url):
 
 
 def optimize(setting, folder, url):
-    def objective(trial):
+    def task(trial):
         trial.suggest_float("x", 0, 1)
         best = None
         for step, loss in enumerate(losses(folder, setting.num_workers), 1):
@@ -117,7 +117,7 @@ def optimize(setting, folder, url):
     pruner = HyperbandPruner(min_resource=2, max_resource=EPOCHS - 1, reduction_factor=3)  # as in search/study/sweep.py
     study = optuna.load_study(study_name="sweep", storage=open_peer(url), sampler=sampler, pruner=pruner)
     until = MaxTrialsCallback(setting.num_trials, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    study.optimize(objective, callbacks=[until])
+    study.optimize(task, callbacks=[until])
 
 
 def run_ray(setting, folder, _):

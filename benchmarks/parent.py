@@ -20,9 +20,9 @@ from rich.console import Console
 
 from search.report.live_table import live_view
 from search.report.page import kept_up_to_date
-from search.study.create import create_ledger
-from search.study.sweep import open_study
-from search.workers.supervisor import places, run_sweep, sole_owner
+from search.study.create import create_study
+from search.study.sweep import load_study
+from search.workers.supervisor import run_sweep, sole_owner, worker_slots
 from tests.servers.counting_sweep import make_sweep
 
 VIEWS = {"table": True, "lines": False}  # whether it is a terminal's
@@ -31,10 +31,10 @@ NUM_TRIALS, NUM_WORKERS = 28, 2  # about 130 seconds, in which a page of the rep
 LOOK_SECONDS = 0.2  # how often the CPU time is read
 
 
-def sleep(task):
+def sleep(context):
     for epoch in range(1, EPOCHS + 1):
         time.sleep(EPOCH_SECONDS)
-        yield {"epoch": epoch, "loss": abs(task.parameters["x"] - 0.3) + 1 / epoch, "seconds": EPOCH_SECONDS}
+        yield {"epoch": epoch, "loss": abs(context.parameters["x"] - 0.3) + 1 / epoch, "seconds": EPOCH_SECONDS}
 
 
 def drive(view, folder):
@@ -42,11 +42,11 @@ def drive(view, folder):
     sweep = replace(make_sweep(folder / "runs/sweep", NUM_TRIALS), epochs=EPOCHS)
     with sole_owner(sweep.folder), (folder / "output.txt").open("w") as output:
         goal = {"metric": sweep.space.goal.metric, "direction": sweep.space.goal.direction}
-        ledger = create_ledger(sweep, {"goal": goal})
+        study = create_study(sweep, {"goal": goal})
         console = Console(file=output, force_terminal=VIEWS[view], width=160)
-        where = places(["cpu"], NUM_WORKERS, NUM_WORKERS)
-        with kept_up_to_date(sweep.folder), live_view(ledger, console) as show:
-            run_sweep(ledger, sleep, where, show)
+        where = worker_slots(["cpu"], NUM_WORKERS, NUM_WORKERS)
+        with kept_up_to_date(sweep.folder), live_view(study, console) as show:
+            run_sweep(study, sleep, where, show)
 
 
 def cpu_seconds(pid):
@@ -68,7 +68,7 @@ def measure_parent():
             time.sleep(LOOK_SECONDS)
         for view, folder in folders.items():
             assert processes[view].returncode == 0, view
-            seconds, share = share_of(read[view], open_study(folder / "runs/sweep").get_trials())
+            seconds, share = share_of(read[view], load_study(folder / "runs/sweep").get_trials())
             title = f"{view}, {NUM_WORKERS} workers, {seconds:.0f} s"
             print(f"the command's own process: {100 * share:.1f} % of a core ({title})", flush=True)
 

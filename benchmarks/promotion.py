@@ -33,7 +33,7 @@ from search.analysis.statistics import (
     mean_interval,
     seed_noise,
 )
-from search.study.sweep import CANDIDATES, open_study
+from search.study.sweep import CANDIDATES, load_study
 
 NUM_TRIALS, NUM_CONFIRMED, NUM_SEEDS = 20, 3, 2
 NUM_VALIDATION, NUM_TEST = 1200, 2000
@@ -102,7 +102,7 @@ def sweep(world, random, gain):
 
 def record(folder):
     """Keep of a confirmed sweep what the simulation needs."""
-    candidates = open_study(folder).user_attrs[CANDIDATES]
+    candidates = load_study(folder).user_attrs[CANDIDATES]
     margins = []  # of each configuration: (seeds, pictures)
     for candidate in candidates:
         losses = [np.load(folder / f"confirmation/{run:04}/outcomes.npz")["val_loss"] for run in candidate["runs"]]

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from search.schedule.simulator import Cost, play
-from search.study.sweep import Sweep, open_study
+from search.study.sweep import Sweep, load_study
 from search.study.trials import parameters_of
 
 NEAR = 1.02  # times the best loss: near enough
@@ -47,7 +47,7 @@ NEAR = 1.02  # times the best loss: near enough
 def record(folder):
     """Return the curves of a finished sweep, the baseline first."""
     trials = []
-    for trial in open_study(folder).get_trials(states=[TrialState.COMPLETE]):
+    for trial in load_study(folder).get_trials(states=[TrialState.COMPLETE]):
         rows = list(csv.DictReader((folder / f"trials/{trial.number:04}/history.csv").open()))
         seconds = min(float(row["seconds"]) for row in rows)
         losses = [round(float(row["val_loss"]), 5) for row in rows]

@@ -3,7 +3,7 @@
     python benchmarks/report.py
 
 A made-up sweep of 500 trials (no network is trained), whole process, median of 3; beside it six pictures that Optuna
-draws of the same ledger by itself, each written to a page of its own.
+draws of the same study by itself, each written to a page of its own.
 """
 
 import statistics
@@ -26,7 +26,7 @@ PEER = """
 import optuna, sys
 from optuna import visualization as draw
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-study = optuna.load_study(study_name="sweep", storage="sqlite:///runs/sweep/ledger.db")
+study = optuna.load_study(study_name="sweep", storage="sqlite:///runs/sweep/study.db")
 for name in "optimization_history intermediate_values parallel_coordinate param_importances slice timeline".split():
     getattr(draw, f"plot_{name}")(study).write_html(f"peer-{name}.html")
 """

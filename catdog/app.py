@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from catdog.data.dataset import cache_folder
 from catdog.device import find_devices, keep_freed_memory
 from catdog.predict import CHAMPION
-from catdog.serving.comet import Teller, has_api_key
+from catdog.serving.comet import CometReporter, has_api_key
 from catdog.serving.monitor import Monitor
 from catdog.serving.service import Service
 from catdog.serving.uploads import MAX_BYTES, MAX_TOTAL
@@ -191,7 +191,7 @@ def main() -> None:
     keep_freed_memory()
     with ExitStack() as held:
         if options.tracking == "auto" and has_api_key():
-            monitor.listeners.append(teller := Teller())
+            monitor.listeners.append(teller := CometReporter())
             held.callback(teller.close)
         folder = held.enter_context(_own_folder(cache_folder() / "uploads"))
         service = Service(options.model, device, monitor)

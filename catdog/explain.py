@@ -12,7 +12,7 @@ from catdog.kernels.precision import autocast
 from catdog.kernels.winograd import weights_transformed_once
 from catdog.model import CNN, ModelConfig
 
-__all__ = ["Insight", "Norm", "look", "margin_of"]
+__all__ = ["Insight", "OODDetector", "look", "margin_of"]
 
 LAYERS_OF_BLOCK = 4  # convolution, ReLU, BatchNorm, pooling
 USEFUL_SIZE = 7  # pixels of a map that is to show where: that of the last block at 224 px
@@ -28,7 +28,7 @@ class Insight:
 
 
 @dataclass(frozen=True)
-class Norm:
+class OODDetector:
     """What pictures usually look like to a network, and how far from that one may be.
 
     A simple form of the Mahalanobis distance that Lee et al. (2018) detect strange pictures with: each trait in
@@ -47,14 +47,14 @@ class Norm:
         return torch.stack([group.mean(1) for group in torch.split(squares, list(self.sizes), dim=1)]).mean(0)
 
     @classmethod
-    def of(cls, traits: Tensor, shape: ModelConfig, limit: float = float("inf")) -> "Norm":
+    def of(cls, traits: Tensor, shape: ModelConfig, limit: float = float("inf")) -> "OODDetector":
         """Learn from the (N, T) traits of pictures what is usual."""
         sizes = trait_sizes(shape)
         std = [group.std(0).clamp_min(1e-3 * float(group.std()) + 1e-6) for group in torch.split(traits, sizes, dim=1)]
         return cls(_rounded(traits.mean(0)), _rounded(torch.cat(std)), sizes, limit)
 
     @classmethod
-    def from_header(cls, entry: dict[str, Any], shape: ModelConfig) -> "Norm":
+    def from_header(cls, entry: dict[str, Any], shape: ModelConfig) -> "OODDetector":
         return cls(torch.tensor(entry["mean"]), torch.tensor(entry["std"]), trait_sizes(shape), entry["limit"])
 
     def for_header(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from catdog.data.dataset import preprocessing
-from catdog.explain import Norm, look, margin_of
+from catdog.explain import OODDetector, look, margin_of
 from catdog.model import load_model
 from catdog.serving.uploads import decode
 
@@ -44,7 +44,7 @@ class Classifier:
         if self.header["preprocessing"] != preprocessing(self.image_size):
             raise ValueError(f"{path} wants pictures prepared in a way that this version does not know; train it again")
         reference = self.header.get("reference")  # a model that was never promoted has none, and never abstains
-        self.norm = Norm.from_header(reference["norm"], model.config) if reference else None
+        self.norm = OODDetector.from_header(reference["norm"], model.config) if reference else None
 
     def __call__(self, pictures: Sequence[bytes]) -> np.ndarray:
         """Return the probability of each class, (len(pictures), len(classes)) float32; each row sums to 1.

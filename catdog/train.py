@@ -22,7 +22,7 @@ from catdog.data.loader import batches
 from catdog.device import find_devices, is_process_lost, keep_freed_memory
 from catdog.evaluate import evaluate, normalise
 from catdog.files import write_file
-from catdog.kernels.cuda_graph import Replayed
+from catdog.kernels.cuda_graph import CUDAGraphStep
 from catdog.kernels.precision import Precision, autocast, bfloat16_fault, has_bfloat16, resolved
 from catdog.model import CNN, ModelConfig, add_options, build_model, config_from, save_model
 
@@ -140,7 +140,7 @@ class _Run:
         way = STEP if device.type == "cuda" else "eager"
         self.optimizer = _optimizer(config, model, device if "graph" in way else None)
         self.network = torch.compile(model, dynamic=False) if "compile" in way else model
-        self.replayed = Replayed(config.batch_size, device) if "graph" in way else None
+        self.replayed = CUDAGraphStep(config.batch_size, device) if "graph" in way else None
         self.optimizer.zero_grad(set_to_none=True)  # what somebody else may have left
         self.precision = resolved(device, config.precision)  # to the end of the training, wherever it goes on
         self.order = torch.Generator().manual_seed(config.seed)  # the same pictures in a batch on every kind of device

@@ -19,7 +19,7 @@ from catdog.device import describe_device
 from catdog.kernels.precision import bfloat16_fault
 from catdog.model import count_mult_adds, count_parameters
 from pipeline.forecast import describe_forecast, forecast
-from pipeline.plan import Plan, command, complain, make_plan, parse, settings
+from pipeline.plan import Plan, command, exit_with_error, make_plan, parse, settings
 from pipeline.profiling import deal, network_of
 from pipeline.promotion import (
     BEST_MODEL,
@@ -32,7 +32,7 @@ from pipeline.promotion import (
     sentences_of,
 )
 from pipeline.registry import CHAMPION, require_writable
-from pipeline.task import TrainTrial, configure, origin
+from pipeline.task import TrainTrial, configure, environment_info
 from search.analysis.confirmation import Candidate, candidates_of, print_candidates
 from search.analysis.ranking import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
 from search.comet.optimizer import create_search, patiently
@@ -40,11 +40,11 @@ from search.formatting import count, short
 from search.report.live_table import Whole, live_view
 from search.report.page import kept_up_to_date, write_page
 from search.space.space import Parameters
-from search.study.confirmation_study import Runs
-from search.study.create import begun_study, create_confirmation, create_ledger, require_settings
-from search.study.shared_study import Ledger
-from search.study.storage import LedgerError, first_line
-from search.study.sweep import open_confirmation
+from search.study.confirmation_study import ConfirmationStudy
+from search.study.create import create_confirmation, create_study, load_begun_study, require_settings
+from search.study.shared_study import SharedStudy
+from search.study.storage import StorageError, first_line
+from search.study.sweep import load_confirmation
 from search.study.trials import CONFIRMS
 from search.study.warm_start import first_proposals
 from search.workers.artifacts import Artifacts, weights_to_remove
@@ -80,69 +80,69 @@ def main(arguments: list[str] | None = None) -> int:
         with sole_owner(plan.sweep.folder, shared=bool(plan.sweep.storage)):
             check_best_model(plan)
             note = lambda text: say(f"note: {text}")  # noqa: E731
-            ledger = create_ledger(plan.sweep, settings(plan, data), note, plan.earlier)
+            study = create_study(plan.sweep, settings(plan, data), note, plan.earlier)
             if plan.engine == "comet":
-                ledger = join_search(plan, ledger)
-            return carry_out(deal_workers(plan), data, ledger)
+                study = join_search(plan, study)
+            return carry_out(deal_workers(plan), data, study)
     except ValueError as error:
-        return complain(2, str(error))
+        return exit_with_error(2, str(error))
     except MemoryError as error:
-        return complain(1, f"not enough memory ({error}); take a smaller --image-size or fewer --workers")
-    except (OSError, RuntimeError, LedgerError) as error:
-        what = f"the ledger fails ({first_line(error)})" if isinstance(error, LedgerError) else str(error)
-        return complain(1, f"{what}; {again}")
+        return exit_with_error(1, f"not enough memory ({error}); take a smaller --image-size or fewer --workers")
+    except (OSError, RuntimeError, StorageError) as error:
+        what = f"the study fails ({first_line(error)})" if isinstance(error, StorageError) else str(error)
+        return exit_with_error(1, f"{what}; {again}")
     except TimeUpError:
-        return complain(130, f"--timeout {options.timeout:g} s is over; {again}")
+        return exit_with_error(130, f"--timeout {options.timeout:g} s is over; {again}")
     except KeyboardInterrupt:
-        return complain(130, f"interrupted; {again}")
+        return exit_with_error(130, f"interrupted; {again}")
 
 
-def carry_out(plan: Plan, data: Data, ledger: Ledger) -> int:
+def carry_out(plan: Plan, data: Data, study: SharedStudy) -> int:
     """Search until the budget is spent, rank, confirm, promote, report, tell Comet."""
-    announce(plan, data, ledger)
-    code = {**origin(), "sweep": ledger.uid()}
-    objective = TrainTrial(ledger.sweep, plan.source, plan.fixed, data.fingerprint, code)
-    runs = begin_runs(plan, ledger)
-    parts = [(part, make_tracking(plan, part, code)) for part in (ledger, runs) if part]
+    announce(plan, data, study)
+    code = {**environment_info(), "sweep": study.uid()}
+    task = TrainTrial(study.sweep, plan.source, plan.fixed, data.fingerprint, code)
+    runs = begin_runs(plan, study)
+    parts = [(part, make_tracking(plan, part, code)) for part in (study, runs) if part]
     with news_of(*parts[0]):
         with (
-            kept_up_to_date(ledger.sweep.folder),
-            worker_pool(parts, objective, plan.where, plan.limits, plan.backend) as pool,
+            kept_up_to_date(study.sweep.folder),
+            worker_pool(parts, task, plan.slots, plan.limits, plan.backend) as pool,
         ):
             try:
-                with live_view(ledger, console, whole(plan, ledger, runs)) as show:
-                    pool.complete(ledger, show)
+                with live_view(study, console, whole(plan, study, runs)) as show:
+                    pool.complete(study, show)
             finally:
-                ranking = show_ranking(ledger)
-            bring_files(ledger)
-            candidates = confirm(plan, ledger, runs, pool) if winner_of(ranking) else []
+                ranking = show_ranking(study)
+            bring_files(study)
+            candidates = confirm(plan, study, runs, pool) if winner_of(ranking) else []
         fault = ""
         try:
             if candidates:
-                promote_winner(plan, ledger, candidates[0])
-            champion = champion_of(ledger.study, BEST_MODEL) if plan.promote != "never" else None
+                promote_winner(plan, study, candidates[0])
+            champion = champion_of(study.optuna, BEST_MODEL) if plan.promote != "never" else None
         except ValueError as error:  # the winner stays where it is; what was found is reported all the same
             fault, champion = str(error), None
-        say(f"report: {write_page(ledger.sweep.folder, champion)}")
+        say(f"report: {write_page(study.sweep.folder, champion)}")
         for part, shown in parts:
             if part.trials():
-                tell_comet(part, shown, None if fault else registration(part, ledger.uid()))
-        if plan.tracking == "offline" and (archives := how_to_upload(ledger.sweep)):
+                tell_comet(part, shown, None if fault else registration(part, study.uid()))
+        if plan.tracking == "offline" and (archives := how_to_upload(study.sweep)):
             say(f"Comet: {archives}")
     if fault:
-        return complain(2, fault)
+        return exit_with_error(2, fault)
     if candidates:
         return 0
     what = "no configuration could be confirmed" if winner_of(ranking) else "no trial completed"
-    return complain(1, f"{what}, so nothing is promoted; the report says why each one ended")
+    return exit_with_error(1, f"{what}, so nothing is promoted; the report says why each one ended")
 
 
-def announce(plan: Plan, data: Data, ledger: Ledger) -> None:
+def announce(plan: Plan, data: Data, study: SharedStudy) -> None:
     """Say what is going to happen."""
     say(f"data: {describe_source(plan.source)}; {len(data.training)} to train, {len(data.validation)} to validate")
     for note in data.notes:
         say(f"note: {note}")
-    if any(place.device == "cpu" for place in plan.where) and (fault := bfloat16_fault()):
+    if any(slot.device == "cpu" for slot in plan.slots) and (fault := bfloat16_fault()):
         say(f"note: {fault}")
     if plan.source == "synthetic":
         say("note: these pictures are drawn; for photographs give --data kaggle or --data FOLDER")
@@ -150,9 +150,9 @@ def announce(plan: Plan, data: Data, ledger: Ledger) -> None:
         say("note: Comet can only notify with --tracking online")
     if plan.sweep.space.baseline is None:
         say(describe_lack_of_baseline(plan))
-    for sentence in describe_start(ledger):
+    for sentence in describe_start(study):
         say(sentence)
-    for sentence in describe_rest(ledger):
+    for sentence in describe_rest(study):
         say(sentence)
 
 
@@ -168,99 +168,99 @@ def describe_lack_of_baseline(plan: Plan) -> str:
     return f"{what}: it takes {short(cost)} mult-adds an image, the largest of this space {short(largest)}"
 
 
-def describe_rest(ledger: Ledger) -> Iterator[str]:
+def describe_rest(study: SharedStudy) -> Iterator[str]:
     """Say what there is of a sweep that was begun before."""
-    trials, num_asked, name = ledger.trials(), ledger.sweep.num_trials, ledger.sweep.name
+    trials, num_asked, name = study.trials(), study.sweep.num_trials, study.sweep.name
     ended = [trial for trial in trials if trial.state.is_finished()]
     if len(trials) > num_asked:
         more = f"more than the {num_asked} asked for; those that ended count"
         yield f"note: {name} has {len(trials)} trials already, {more}"
-    if num_lost := len(weights_to_remove(ledger.sweep, ended)):
-        yield f"note: --keep {ledger.sweep.keep} removes the weights of {count(num_lost, 'trial')}"
-    if ledger.num_unfinished() <= 0:
+    if num_lost := len(weights_to_remove(study.sweep, ended)):
+        yield f"note: --keep {study.sweep.keep} removes the weights of {count(num_lost, 'trial')}"
+    if study.num_unfinished() <= 0:
         yield f"nothing left to search: all {len(trials)} trials of {name} have ended"
     elif trials:
         yield f"going on with {name}: {len(ended)} of {count(num_asked, 'trial')} ended before"
 
 
-def describe_start(ledger: Ledger) -> Iterator[str]:
+def describe_start(study: SharedStudy) -> Iterator[str]:
     """Say what the search knows of an earlier sweep."""
-    if not (earlier := ledger.earlier):
+    if not (earlier := study.earlier):
         return
-    first = ledger.sweep.space.first_proposed
+    first = study.sweep.space.first_proposed
     again = f"its winner is to be tried again, as trial {first}" if earlier.winner else "its winner was the baseline"
     yield f"warm start: the search knows {len(earlier.trials)} trials of {earlier.name}; {again}"
-    if others := earlier.differences(ledger.study.user_attrs["settings"]):
+    if others := earlier.differences(study.optuna.user_attrs["settings"]):
         what = "what configurations that both try differ by is added to its results"
         yield f"note: {earlier.name} had other settings ({', '.join(others)}); {what}"
 
 
-def show_ranking(ledger: Ledger) -> list[Ranked]:
+def show_ranking(study: SharedStudy) -> list[Ranked]:
     """Print the ranking and write ranking.csv."""
-    goal, path = ledger.sweep.space.goal, ledger.sweep.folder / "ranking.csv"
-    ranking = rank(ledger.trials(), goal)
+    goal, path = study.sweep.space.goal, study.sweep.folder / "ranking.csv"
+    ranking = rank(study.trials(), goal)
     write_ranking(path, ranking, goal)
-    print_ranking(console, ranking, goal, path, baseline=ledger.sweep.space.baseline is not None)
+    print_ranking(console, ranking, goal, path, baseline=study.sweep.space.baseline is not None)
     return ranking
 
 
 @contextmanager
-def news_of(ledger: Ledger, tracking: Tracking | None) -> Iterator[None]:
+def news_of(study: SharedStudy, tracking: Tracking | None) -> Iterator[None]:
     """Have Comet tell the user, where that is wanted, that the sweep has ended, or why it stopped."""
-    before = num_ended(ledger)
-    news = f"sweep {ledger.sweep.name} has ended"
+    before = num_ended(study)
+    news = f"sweep {study.sweep.name} has ended"
     try:
         yield
     except BaseException as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        news = f"sweep {ledger.sweep.name} stopped: {reason}"
+        news = f"sweep {study.sweep.name} stopped: {reason}"
         raise
     finally:
-        if tracking and num_ended(ledger) > before:
-            notify(tracking, ledger.trials(), news)
+        if tracking and num_ended(study) > before:
+            notify(tracking, study.trials(), news)
 
 
-def bring_files(ledger: Ledger) -> None:
+def bring_files(study: SharedStudy) -> None:
     """Have here what other machines left behind of this part of the sweep, where there is a store for that."""
-    if ledger.sweep.artifacts:
-        Artifacts(ledger.sweep.artifacts).fetch_all(ledger)
+    if study.sweep.artifacts:
+        Artifacts(study.sweep.artifacts).fetch_all(study)
 
 
-def num_ended(ledger: Ledger) -> int:
+def num_ended(study: SharedStudy) -> int:
     """Count what has ended of both parts of a sweep."""
-    runs = open_confirmation(ledger.sweep.folder)
-    trials = [*ledger.trials(), *(runs.get_trials(deepcopy=False) if runs else [])]
+    runs = load_confirmation(study.sweep.folder)
+    trials = [*study.trials(), *(runs.get_trials(deepcopy=False) if runs else [])]
     return sum(trial.state.is_finished() for trial in trials)
 
 
-def begin_runs(plan: Plan, ledger: Ledger) -> Runs | None:
-    """Open the ledger's part for confirming, where anything is to be confirmed, or was: that counts."""
-    if not (plan.confirm or open_confirmation(ledger.sweep.folder)):
+def begin_runs(plan: Plan, study: SharedStudy) -> ConfirmationStudy | None:
+    """Open the study's part for confirming, where anything is to be confirmed, or was: that counts."""
+    if not (plan.confirm or load_confirmation(study.sweep.folder)):
         return None
-    return create_confirmation(ledger, plan.confirm, plan.confirm_seeds)
+    return create_confirmation(study, plan.confirm, plan.confirm_seeds)
 
 
-def whole(plan: Plan, ledger: Ledger, runs: Runs | None) -> Whole:
+def whole(plan: Plan, study: SharedStudy, runs: ConfirmationStudy | None) -> Whole:
     """Return both parts of a sweep, for the time that is left of it."""
-    return Whole(ledger.trials, runs.trials if runs else list, plan.confirm, plan.confirm_seeds, len(plan.where))
+    return Whole(study.trials, runs.trials if runs else list, plan.confirm, plan.confirm_seeds, len(plan.slots))
 
 
-def tell_comet(ledger: Ledger, tracking: Tracking | None, model: Model | None) -> None:
+def tell_comet(study: SharedStudy, tracking: Tracking | None, model: Model | None) -> None:
     """Send what Comet has not got yet: results to its Optimizer, experiments, the promoted model."""
-    if ledger.sweep.search_id and ledger.budget() < ledger.sweep.num_trials:
-        say(f"Comet's search was over after {ledger.budget()} trials; it has nothing more to try")
-    if num_left := ledger.report_left():
+    if study.sweep.search_id and study.budget() < study.sweep.num_trials:
+        say(f"Comet's search was over after {study.budget()} trials; it has nothing more to try")
+    if num_left := study.report_left():
         say(f"Comet's Optimizer has not taken {num_left} results yet; the same command sends them")
     if tracking:
-        trials = [trial for trial in ledger.trials() if not ledger.sweep.storage or ledger.ran_here(trial)]
+        trials = [trial for trial in study.trials() if not study.sweep.storage or study.ran_here(trial)]
         outcome = settle(tracking, trials, model, lambda text: say(f"Comet: {text}"))
-        say(f"Comet: {ledger.sweep.title}: {outcome}")
+        say(f"Comet: {study.sweep.title}: {outcome}")
 
 
-def join_search(plan: Plan, ledger: Ledger) -> Ledger:
-    """Open the ledger so that Comet proposes: in the search noted there, else in the one to join, else a new one."""
+def join_search(plan: Plan, study: SharedStudy) -> SharedStudy:
+    """Open the study so that Comet proposes: in the search noted there, else in the one to join, else a new one."""
     sweep = plan.sweep
-    search_id = ledger.search_id()
+    search_id = study.search_id()
     if sweep.search_id and search_id not in ("", sweep.search_id):
         raise ValueError(f"{sweep.folder} belongs to Comet's search {search_id}; give another --name")
     if not search_id:
@@ -268,12 +268,12 @@ def join_search(plan: Plan, ledger: Ledger) -> Ledger:
         max_combo = 0 if sweep.space.algorithm == "grid" else 2 * sweep.num_trials
         content = {**sweep.space.content, "name": sweep.name}
         search_id = sweep.search_id or patiently(lambda: create_search(content, max_combo), sweep.patience, say)
-        ledger.note_search(search_id)
+        study.note_search(search_id)
     say(f"search at Comet: {search_id}")
-    return Ledger(replace(sweep, search_id=search_id))
+    return SharedStudy(replace(sweep, search_id=search_id))
 
 
-def make_tracking(plan: Plan, ledger: Ledger, code: Mapping[str, Any]) -> Tracking | None:
+def make_tracking(plan: Plan, study: SharedStudy, code: Mapping[str, Any]) -> Tracking | None:
     """Say where experiments go; None where there are none."""
     if plan.tracking == "off":
         return None
@@ -281,21 +281,21 @@ def make_tracking(plan: Plan, ledger: Ledger, code: Mapping[str, Any]) -> Tracki
         "host": platform.node(),
         "system": platform.platform(),
         "cores": os.cpu_count(),
-        "devices": ", ".join(dict.fromkeys(describe_device(place.device) for place in plan.where)),
+        "devices": ", ".join(dict.fromkeys(describe_device(slot.device) for slot in plan.slots)),
         "commit": code["commit"],
         **code["versions"],
     }
-    return Tracking(plan.tracking, ledger.sweep, ledger.uid(), facts, plan.notify)
+    return Tracking(plan.tracking, study.sweep, study.uid(), facts, plan.notify)
 
 
-def confirm(plan: Plan, ledger: Ledger, runs: Runs | None, pool: WorkerPool) -> list[Candidate]:
+def confirm(plan: Plan, study: SharedStudy, runs: ConfirmationStudy | None, pool: WorkerPool) -> list[Candidate]:
     """Have the best few configurations trained again with fresh seeds; return who may win, the winner first."""
     if runs:
         runs.choose()
         counted = runs.counted(runs.trials())
         if left := sum(not run.state.is_finished() for run in counted):
             say(f"confirming the best configurations with fresh seeds: {left} of {len(counted)} runs left")
-        with live_view(runs, console, whole(plan, ledger, runs)) as show:
+        with live_view(runs, console, whole(plan, study, runs)) as show:
             pool.complete(runs, show)
         bring_files(runs)
         for run in runs.counted(runs.trials()):
@@ -303,9 +303,9 @@ def confirm(plan: Plan, ledger: Ledger, runs: Runs | None, pool: WorkerPool) -> 
                 reason, trial = run.user_attrs.get("reason"), run.user_attrs[CONFIRMS]
                 say(f"{runs.sweep.label(run)} failed: {reason}; trial {trial} is no candidate")
     found = runs.counted(runs.trials()) if runs else []
-    candidates = candidates_of(ledger, found, partial(mult_adds, plan))
-    ledger.note_candidates([asdict(candidate) for candidate in candidates])
-    print_candidates(console, candidates, ledger.sweep.space.goal)
+    candidates = candidates_of(study, found, partial(mult_adds, plan))
+    study.note_candidates([asdict(candidate) for candidate in candidates])
+    print_candidates(console, candidates, study.sweep.space.goal)
     return candidates
 
 
@@ -317,7 +317,7 @@ def check_best_model(plan: Plan) -> None:
         holder_of(BEST_MODEL)
 
 
-def promote_winner(plan: Plan, ledger: Ledger, winner: Candidate) -> None:
+def promote_winner(plan: Plan, study: SharedStudy, winner: Candidate) -> None:
     """Compare the winner with the champion on the sealed pictures, once, and promote it if it is better."""
     weights = winner.folder(plan.sweep.folder) / "model.safetensors"
     if plan.promote == "never":
@@ -325,24 +325,24 @@ def promote_winner(plan: Plan, ledger: Ledger, winner: Candidate) -> None:
     if not weights.exists():
         what = "; promote it where it was trained, or give --artifacts" if plan.sweep.storage else ""
         return say(f"winner: trial {winner.trial}, not promoted: its weights are not here ({weights}){what}")
-    before, always = ledger.promotion(name_of(weights)), plan.promote == "always"
+    before, always = study.promotion(name_of(weights)), plan.promote == "always"
     if not always and before and (holder := holder_of(BEST_MODEL)):
         now = f"{BEST_MODEL / CHAMPION} holds {name_of_model(holder)}"
         say(f"winner: trial {winner.trial}, judged on {before['time']}: {before['reason']}; now {now}")
-        return say(f"to judge it again: python -m search.promote {ledger.sweep.name}")
+        return say(f"to judge it again: python -m search.promote {study.sweep.name}")
     say(f"winner: trial {winner.trial}")
     outcome = promote_weights(weights, BEST_MODEL, plan.source, plan.device, always=always)
-    ledger.note_promotion(name_of(weights), record_of(outcome, before))
+    study.note_promotion(name_of(weights), record_of(outcome, before))
     for sentence in sentences_of(outcome):
         say(sentence)
     return None
 
 
-def registration(ledger: Ledger, uid: str) -> Model | None:
+def registration(study: SharedStudy, uid: str) -> Model | None:
     """Say what Comet's Model Registry is to hold of this part of the sweep `uid`, while that is the champion."""
     holder = holder_of(BEST_MODEL)
-    number = holder.get("trial" if ledger.sweep.part == "search" else "confirmation")
-    if holder.get("sweep") != uid or number is None or ("confirmation" in holder) != (ledger.sweep.part != "search"):
+    number = holder.get("trial" if study.sweep.part == "search" else "confirmation")
+    if holder.get("sweep") != uid or number is None or ("confirmation" in holder) != (study.sweep.part != "search"):
         return None
     time = datetime.fromisoformat(holder["time"])
     version = f"{time.year}.{time.month * 100 + time.day}.{time.hour * 10000 + time.minute * 100 + time.second}"
@@ -363,7 +363,7 @@ def show_plan(plan: Plan) -> None:
     again = f"the best {plan.confirm} again, with {plan.confirm_seeds} fresh seeds each" if plan.confirm else "nothing"
     say(f"confirmed: {again}; promote: {plan.promote}")
     say(f"data: {describe_source(plan.source)}; tracking: {plan.tracking}")
-    workers = [f"{place.device} ({count(place.threads, 'thread')})" for place in plan.where]
+    workers = [f"{slot.device} ({count(slot.threads, 'thread')})" for slot in plan.slots]
     say(f"workers: {', '.join(workers)}")
     table = Table(title="first trials", title_justify="left")
     for title in ("trial", "parameters", "weights", "mult-adds"):
@@ -383,7 +383,7 @@ def show_plan(plan: Plan) -> None:
 
 def show_begun(plan: Plan) -> None:
     """Say how far a sweep of that name is. Raises ValueError where it was made with other settings."""
-    if not (study := begun_study(plan.sweep)):
+    if not (study := load_begun_study(plan.sweep)):
         return
     data = load_data(locate(plan.source), plan.fixed["image_size"])
     require_settings(plan.sweep, study, settings(plan, data), plan.earlier)

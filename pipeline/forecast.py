@@ -10,12 +10,12 @@ from optuna.trial import FrozenTrial
 from catdog.data.dataset import Data, load_data, locate
 from catdog.device import gpu_memory
 from pipeline.plan import Plan
-from pipeline.profiling import Probe, network_of, num_judged, probe
+from pipeline.profiling import Profile, network_of, num_judged, probe
 from pipeline.task import configure
 from search.formatting import duration
 from search.schedule.simulator import Cost, simulate
 from search.space.space import Parameters
-from search.workers.tracking import Row
+from search.workers.tracking import EpochMetrics
 
 __all__ = ["Forecast", "describe_forecast", "forecast"]
 
@@ -35,7 +35,7 @@ class Forecast:
 
 
 def forecast(plan: Plan, proposals: Sequence[Parameters], show: Callable[[str], None]) -> Forecast:
-    """Probe the networks of `proposals`, a sweep's first trials, and play the sweep through with what they cost.
+    """Profile the networks of `proposals`, a sweep's first trials, and play the sweep through with what they cost.
 
     Decodes the pictures where that was not done yet, as the sweep would, and leaves nothing else. Raises what a
     sweep raises, and ValueError where no network could be probed.
@@ -56,7 +56,7 @@ def forecast(plan: Plan, proposals: Sequence[Parameters], show: Callable[[str], 
         for parameters in proposals
         if network_of(parameters) in costs
     ]
-    durations = simulate(plan.sweep, known, len(plan.where), plan.confirm, plan.confirm_seeds)
+    durations = simulate(plan.sweep, known, len(plan.slots), plan.confirm, plan.confirm_seeds)
     low, high = (durations[int(share * len(durations))] for share in (0.1, 0.9))
     search, confirmation = fmean(d.search for d in durations), fmean(d.confirmation for d in durations)
     around = _around(probed)
@@ -80,7 +80,7 @@ def describe_forecast(forecast: Forecast, plan: Plan) -> Iterator[str]:
         parts += f", confirmation {duration(forecast.confirmation)} more"
     parts += f", start and end {duration(around)}"
     memory = f"; peak memory about {_gigabytes(forecast.memory)}" if forecast.memory else ""
-    workers = "this worker" if len(plan.where) == 1 else f"these {len(plan.where)} workers"
+    workers = "this worker" if len(plan.slots) == 1 else f"these {len(plan.slots)} workers"
     yield f"expected: about {duration(forecast.seconds)} on {workers} ({parts}){memory}"
     if duration(forecast.low) != duration(forecast.high):
         yield (
@@ -101,7 +101,7 @@ def describe_forecast(forecast: Forecast, plan: Plan) -> Iterator[str]:
         yield f"{device}: tensors of {_gigabytes(needed)}, {_gigabytes(free)} are free{verdict}"
 
 
-def _cost(trial: FrozenTrial, rows: Sequence[Row], data: Data, num_trained: int, image_size: int) -> Cost:
+def _cost(trial: FrozenTrial, rows: Sequence[EpochMetrics], data: Data, num_trained: int, image_size: int) -> Cost:
     """Tell a trial's fixed cost from that of a whole epoch. The first epoch, which prepares kernels, is not typical."""
     assert trial.duration, "the miniature has ended"
     judged = min(len(data.validation), num_judged(image_size))
@@ -117,7 +117,7 @@ def _cost(trial: FrozenTrial, rows: Sequence[Row], data: Data, num_trained: int,
     )
 
 
-def _around(probed: Probe) -> float:
+def _around(probed: Profile) -> float:
     """Return the seconds of a sweep outside of its trials, from those of the miniature."""
     trials = probed.trials
     start = min(trial.datetime_start.timestamp() for trial in trials if trial.datetime_start) - probed.began
@@ -127,15 +127,15 @@ def _around(probed: Probe) -> float:
     return 3 * start + end
 
 
-def _device_memory(probed: Probe) -> dict[str, int]:
+def _device_memory(probed: Profile) -> dict[str, int]:
     """Add up, for each GPU, what its workers held at most."""
     most: dict[tuple[str, int], int] = {}
     for trial, rows in zip(probed.trials, probed.rows, strict=True):
         worker = trial.user_attrs["worker"]
         if rows and worker.get("device", "cpu") != "cpu":
-            place = worker["device"], worker["slot"]
-            most[place] = max(most.get(place, 0), int(rows[-1]["device_memory"]))
-    return {name: sum(most[place] for place in most if place[0] == name) for name in sorted({name for name, _ in most})}
+            slot = worker["device"], worker["slot"]
+            most[slot] = max(most.get(slot, 0), int(rows[-1]["device_memory"]))
+    return {name: sum(most[slot] for slot in most if slot[0] == name) for name in sorted({name for name, _ in most})}
 
 
 def _gigabytes(size: int) -> str:

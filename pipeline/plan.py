@@ -18,20 +18,20 @@ import sqlalchemy
 from catdog.data.dataset import Data
 from catdog.device import find_devices
 from catdog.model import MAX_IMAGE_SIZE
-from pipeline.task import DEFAULTS, METRICS, SEARCHABLE, cast, configure, first_device, origin
+from pipeline.task import DEFAULTS, METRICS, SEARCHABLE, cast, configure, environment_info, first_device
 from search.comet.optimizer import has_api_key, patiently, read_search
 from search.formatting import count
 from search.space.schema import known_keys
 from search.space.space import Parameters, Space, load_space
 from search.study.storage import noted_storage, validated_storage, without_password
 from search.study.sweep import Sweep
-from search.study.warm_start import Earlier, noted_earlier, read_earlier
+from search.study.warm_start import PriorSweep, noted_prior_sweep, read_prior_sweep
 from search.workers.artifacts import validated_artifacts
 from search.workers.loky_backend import Backend, LokyBackend
-from search.workers.supervisor import Limits, places
-from search.workers.worker import Place
+from search.workers.supervisor import Limits, worker_slots
+from search.workers.worker import WorkerSlot
 
-__all__ = ["Plan", "command", "complain", "count_cores", "make_plan", "parse", "settings"]
+__all__ = ["Plan", "command", "count_cores", "exit_with_error", "make_plan", "parse", "settings"]
 
 Engine = Literal["optuna", "comet"]
 
@@ -50,7 +50,7 @@ class Plan:
     sweep: Sweep  # its search_id is set where the search exists at Comet already
     source: str  # of pictures
     fixed: Parameters  # of every trial: epochs, image_size
-    where: list[Place]
+    slots: list[WorkerSlot]
     is_dealt: bool  # whether the number of workers on each device is settled; else it is to be tried
     backend: Backend  # what starts workers there
     device: str  # of this machine, where the winner is judged
@@ -61,7 +61,7 @@ class Plan:
     confirm_seeds: int  # runs of each
     promote: Literal["if-better", "always", "never"]
     limits: Limits
-    earlier: Earlier | None  # the sweep that the search starts from
+    earlier: PriorSweep | None  # the sweep that the search starts from
 
 
 def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
@@ -115,7 +115,7 @@ def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
 
 def _here(
     options: argparse.Namespace, devices: list[str], _: Sweep, __: Callable[[str], None]
-) -> tuple[list[Place], Backend]:
+) -> tuple[list[WorkerSlot], Backend]:
     """Deal workers onto the devices of this machine."""
     if options.ray_address:
         raise ValueError("--ray-address is for --backend ray; give both or neither")
@@ -127,16 +127,16 @@ def _here(
     room = num_cores if devices == ["cpu"] else len(devices) * (options.workers_per_device or 1)
     if options.workers and options.workers_per_device and options.workers > room:
         raise ValueError(f"--workers is {options.workers}; with this --workers-per-device there is room for {room}")
-    return places(devices, options.workers or room, num_cores), LokyBackend()
+    return worker_slots(devices, options.workers or room, num_cores), LokyBackend()
 
 
-def _to_be_tried(options: argparse.Namespace, devices: list[str]) -> list[Place]:
+def _to_be_tried(options: argparse.Namespace, devices: list[str]) -> list[WorkerSlot]:
     """Put a worker on each device, until it is known how many these are worth."""
     if options.workers and "COMET_OPTIMIZER_PROCESS_JOBS" not in os.environ:  # comet optimize has a -j of its own
         raise ValueError("--workers-per-device auto finds the number of workers; leave out --workers")
     if len({device.split(":")[0] for device in devices}) > 1:
         raise ValueError("--workers-per-device auto is for devices of one kind; leave the CPU out of --devices")
-    return places(devices, len(devices), count_cores())
+    return worker_slots(devices, len(devices), count_cores())
 
 
 def count_cores() -> int:
@@ -146,7 +146,7 @@ def count_cores() -> int:
 
 def _on_ray(
     options: argparse.Namespace, _: list[str], sweep: Sweep, say: Callable[[str], None]
-) -> tuple[list[Place], Backend]:
+) -> tuple[list[WorkerSlot], Backend]:
     """Share out a Ray cluster."""
     if options.devices != "auto":
         raise ValueError("--devices is for --backend loky; on a cluster Ray deals out the GPUs")
@@ -161,8 +161,8 @@ def _on_ray(
     nodes = connect(options.ray_address, single=not sweep.storage)
     share = share_out(nodes, options.workers, options.workers_per_device)
     say(f"Ray: {share}, on a cluster of {count(len(nodes), 'node')}")
-    home = Home(str(Path.cwd()), origin()["versions"], single=not sweep.storage)
-    return share.places(), RayBackend(home, share, first_device)
+    home = Home(str(Path.cwd()), environment_info()["versions"], single=not sweep.storage)
+    return share.worker_slots(), RayBackend(home, share, first_device)
 
 
 def settings(plan: Plan, data: Data) -> dict[str, Any]:
@@ -179,16 +179,16 @@ def settings(plan: Plan, data: Data) -> dict[str, Any]:
         "baseline": space.baseline is not None,
         "parameters": space.content["parameters"],
         # Machines that share a sweep must come to the same numbers.
-        **({"versions": origin()["versions"]} if plan.sweep.storage else {}),
+        **({"versions": environment_info()["versions"]} if plan.sweep.storage else {}),
     }
 
 
 def _storage(folder: Path, wanted: str) -> str:
-    """Return the address of the ledger's server; empty for a file. An existing sweep's stays where it is."""
+    """Return the address of the study's server; empty for a file. An existing sweep's stays where it is."""
     url, noted = validated_storage(wanted), noted_storage(folder)
-    if url and _address(noted) != _address(url) and (noted or (folder / "ledger.db").exists()):
+    if url and _address(noted) != _address(url) and (noted or (folder / "study.db").exists()):
         where = without_password(noted) if noted else "a file in that folder"
-        raise ValueError(f"--storage: the ledger of {folder} is {where}; leave --storage out, or give another --name")
+        raise ValueError(f"--storage: the study of {folder} is {where}; leave --storage out, or give another --name")
     return url or noted
 
 
@@ -197,14 +197,14 @@ def _address(url: str) -> Any:
     return sqlalchemy.make_url(url).set(password="") if url else ""
 
 
-def _earlier(name: str, sweep: Sweep, engine: Engine) -> Earlier | None:
+def _earlier(name: str, sweep: Sweep, engine: Engine) -> PriorSweep | None:
     """Return the sweep to start from: as it was when ours was begun, else as it is."""
     if engine == "comet":
         raise ValueError("--warm-start is for --engine optuna; a search at Comet takes no results of another")
     if not re.fullmatch(NAME, name) or name == sweep.name:
         raise ValueError(f"--warm-start is {name!r}; give the name of another sweep, that of its folder in {RUNS}/")
-    noted = noted_earlier(sweep)
-    return noted if noted and noted.name == name else read_earlier(RUNS / name, sweep.space)
+    noted = noted_prior_sweep(sweep)
+    return noted if noted and noted.name == name else read_prior_sweep(RUNS / name, sweep.space)
 
 
 def _search_id(options: argparse.Namespace) -> str:
@@ -333,7 +333,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        sys.exit(complain(2, f"{message}; --help lists the options"))
+        sys.exit(exit_with_error(2, f"{message}; --help lists the options"))
 
 
 def command(options: argparse.Namespace) -> str:
@@ -346,7 +346,7 @@ def command(options: argparse.Namespace) -> str:
     return shlex.join(["python", *arguments, *([search_id] if search_id else [])])
 
 
-def complain(status: int, message: str) -> int:
+def exit_with_error(status: int, message: str) -> int:
     print(f"run_sweep.py: {' '.join(message.split())}", file=sys.stderr)
     return status
 

@@ -9,16 +9,16 @@ import hashlib
 import math
 import os
 import platform
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from threading import Event, Thread
 
+import psutil
 import torch
 from filelock import FileLock
 from optuna.trial import FrozenTrial
@@ -30,15 +30,15 @@ from catdog.files import write_file
 from pipeline.plan import Plan, count_cores
 from pipeline.task import TrainTrial, configure
 from search.space.space import Parameters
-from search.study.create import create_ledger
-from search.study.shared_study import LAST_WORDS, Ledger
-from search.workers.supervisor import places, run_sweep
-from search.workers.tracking import Row, Tracking
-from search.workers.worker import Task
+from search.study.create import create_study
+from search.study.shared_study import LAST_WORDS, SharedStudy
+from search.workers.supervisor import run_sweep, worker_slots
+from search.workers.tracking import EpochMetrics, Tracking
+from search.workers.worker import TrialContext
 
 __all__ = [
     "Network",
-    "Probe",
+    "Profile",
     "deal",
     "network_of",
     "num_judged",
@@ -63,7 +63,7 @@ WORTH = 1.05  # more workers are worth their memory where together they are so m
 
 
 @dataclass(frozen=True)
-class Probe:
+class Profile:
     """What a sweep in miniature came to."""
 
     began: float  # time.time()
@@ -71,7 +71,7 @@ class Probe:
     num_trained: int  # pictures of an epoch
     networks: Sequence[Network]  # one for each trial
     trials: Sequence[FrozenTrial]
-    rows: Sequence[Sequence[Row]]  # the epochs of each
+    rows: Sequence[Sequence[EpochMetrics]]  # the epochs of each
     memory: int  # bytes, the peak of `private_memory`
 
     @property
@@ -94,16 +94,16 @@ class Probe:
 
 @dataclass(frozen=True)
 class _Brief(TrainTrial):
-    """The objective on so few pictures that an epoch is over at once, until its time is over."""
+    """The task on so few pictures that an epoch is over at once, until its time is over."""
 
     num_pictures: int = 64
 
-    def __call__(self, task: Task) -> Iterator[Row]:
+    def __call__(self, context: TrialContext) -> Iterator[EpochMetrics]:
         began = time.time()
-        for row in super().__call__(task):
+        for row in super().__call__(context):
             now = time.time()
-            free, total = gpu_memory(task.device)
-            memory = {"device_memory": peak_memory(task.device), "device_free": free, "device_total": total}
+            free, total = gpu_memory(context.device)
+            memory = {"device_memory": peak_memory(context.device), "device_free": free, "device_total": total}
             yield {**row, "ended": now, **memory}
             if row["epoch"] >= NUM_EPOCHS and now - began > SECONDS:
                 return
@@ -120,28 +120,28 @@ def probe(
     networks: Sequence[Network],
     show: Callable[[str], None],
     num_steps: Mapping[str, int] = NUM_STEPS,
-) -> Probe:
+) -> Profile:
     """Train each network for a few seconds; leave nothing. Raises what a sweep raises."""
     batch = max(configure(dict(network), plan.fixed)[1].batch_size for network in networks)
-    num_pictures = batch * num_steps[plan.where[0].device.split(":")[0]]
+    num_pictures = batch * num_steps[plan.slots[0].device.split(":")[0]]
     with tempfile.TemporaryDirectory() as folder:
         sweep = replace(plan.sweep, folder=Path(folder) / "probe", num_trials=len(networks), pruner="none")
         sweep = replace(sweep, search_id="", storage="", artifacts="")
-        ledger = create_ledger(sweep, {})
+        study = create_study(sweep, {})
         for network in networks:
-            ledger.study.enqueue_trial({}, user_attrs={"parameters": dict(network)})
-        objective = _Brief(sweep, plan.source, {**plan.fixed, "epochs": 10**6}, data.fingerprint, {}, num_pictures)
-        tracking = None if plan.tracking == "off" else Tracking("offline", sweep, ledger.uid(), {})
+            study.optuna.enqueue_trial({}, user_attrs={"parameters": dict(network)})
+        task = _Brief(sweep, plan.source, {**plan.fixed, "epochs": 10**6}, data.fingerprint, {}, num_pictures)
+        tracking = None if plan.tracking == "off" else Tracking("offline", sweep, study.uid(), {})
 
         def tell() -> None:
-            show(f"probing networks: {len(networks) - ledger.num_unfinished()} of {len(networks)}")
+            show(f"probing networks: {len(networks) - study.num_unfinished()} of {len(networks)}")
 
         began = time.time()
         with peak_memory_of(os.getpid()) as peak:
-            run_sweep(ledger, objective, plan.where, tell, tracking, plan.limits)
-        seconds, trials = time.time() - began, ledger.trials()
-        rows = [_rows(ledger, trial) for trial in trials]
-    return Probe(began, seconds, min(len(data.training), num_pictures), networks, trials, rows, peak())
+            run_sweep(study, task, plan.slots, tell, tracking, plan.limits)
+        seconds, trials = time.time() - began, study.trials()
+        rows = [_rows(study, trial) for trial in trials]
+    return Profile(began, seconds, min(len(data.training), num_pictures), networks, trials, rows, peak())
 
 
 def deal(plan: Plan, networks: Sequence[Network], say: Callable[[str], None], show: Callable[[str], None]) -> Plan:
@@ -151,7 +151,7 @@ def deal(plan: Plan, networks: Sequence[Network], say: Callable[[str], None], sh
     same devices and pictures of the same size. Raises what a sweep raises.
     """
     data = load_data(plan.source, plan.fixed["image_size"])
-    devices = [place.device for place in plan.where]
+    devices = [slot.device for slot in plan.slots]
     kinds = [torch.cuda.get_device_name(device) if device.startswith("cuda") else device for device in devices]
     tried = (platform.node(), kinds, count_cores(), torch.__version__, plan.fixed["image_size"], networks)
     file = cache_folder() / f"workers-{hashlib.sha256(repr(tried).encode()).hexdigest()[:16]}"
@@ -166,7 +166,7 @@ def deal(plan: Plan, networks: Sequence[Network], say: Callable[[str], None], sh
     found = f", as was found before; without {file} it is tried again" if noted else ""
     each = "each of " if len(devices) > 1 else ""
     say(f"workers: {number} on {each}{', '.join(map(describe_device, devices))}{found}")
-    return replace(plan, where=places(devices, number * len(devices), count_cores()), is_dealt=True)
+    return replace(plan, slots=worker_slots(devices, number * len(devices), count_cores()), is_dealt=True)
 
 
 def _noted_number(file: Path) -> int:
@@ -181,12 +181,12 @@ def _best_number(
     plan: Plan, data: Data, networks: Sequence[Network], say: Callable[[str], None], show: Callable[[str], None]
 ) -> int:
     """Try more and more workers on each device for as long as there is memory for them; return the best number."""
-    devices, num_cores, rates = [place.device for place in plan.where], count_cores(), {}
+    devices, num_cores, rates = [slot.device for slot in plan.slots], count_cores(), {}
     divisors = [number for number in range(1, num_cores + 1) if num_cores % number == 0]
     for number in divisors if devices == ["cpu"] else SHARING:
-        where = places(devices, number * len(devices), num_cores)
+        where = worker_slots(devices, number * len(devices), num_cores)
         copies = [network for network in networks for _ in where]
-        tried = probe(replace(plan, where=where, tracking="off"), data, copies, show, STEPS_SHARED)
+        tried = probe(replace(plan, slots=where, tracking="off"), data, copies, show, STEPS_SHARED)
         fault = next(iter(tried.faults.values()), "")
         if number == 1:
             networks = [network for network in networks if network not in tried.faults]
@@ -203,7 +203,7 @@ def _best_number(
     return min(number for number, rate in rates.items() if WORTH * rate >= max(rates.values()))
 
 
-def rate_of(tried: Probe, networks: Sequence[Network]) -> float:
+def rate_of(tried: Profile, networks: Sequence[Network]) -> float:
     """Return how fast all workers together are: epochs per second, the geometric mean over networks."""
     together = []
     for network in networks:
@@ -243,28 +243,28 @@ def peak_memory_of(process: int) -> Iterator[Callable[[], int]]:
 
 
 def private_memory(process: int) -> int:
-    """Return the bytes of anonymous pages of a process and all that it started; 0 where there is no /proc.
+    """Return the bytes of private pages of a process and all that it started; 0 where it has ended.
 
-    That is what cannot be dropped when memory runs short: neither the code of libraries nor the mapped pictures are
-    in it.
+    That is what cannot be dropped when memory runs short: code of libraries and mapped images are not in it.
     """
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-        tasks = [task.read_text().split() for task in Path(f"/proc/{process}/task").glob("*/children")]
-    except OSError:  # it has just ended
-        return 0
-    own = re.search(r"RssAnon:\s+(\d+) kB", status)
-    return 1024 * int(own[1] if own else 0) + sum(private_memory(int(child)) for task in tasks for child in task)
+    total = 0
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process)
+        for one in (parent, *parent.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                memory = one.memory_info()
+                total += memory.rss - getattr(memory, "shared", 0)
+    return total
 
 
 def _first(pictures: Pictures, number: int) -> Pictures:
     return replace(pictures, rows=pictures.rows[:number])
 
 
-def _rows(ledger: Ledger, trial: FrozenTrial) -> list[dict[str, float]]:
+def _rows(study: SharedStudy, trial: FrozenTrial) -> list[dict[str, float]]:
     """Return a probe's epochs, also of one that failed."""
     try:
-        with (ledger.sweep.trial_folder(trial.number) / "history.csv").open() as file:
+        with (study.sweep.trial_folder(trial.number) / "history.csv").open() as file:
             return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     except FileNotFoundError:
         return []

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from catdog.data.dataset import Data, SealedTest, load_data, load_test
+from catdog.data.dataset import Data, HeldOutTest, load_data, load_test
 from catdog.device import find_devices
 from catdog.evaluate import confusion, evaluate, losses
 from catdog.model import CNN, count_mult_adds, have_same_weights, load_model, read_header, save_model
@@ -20,7 +20,7 @@ from pipeline.registry import CHAMPION, HISTORY, promote, rollback
 from search.analysis.confirmation import Candidate
 from search.analysis.statistics import Comparison, Outcomes, accuracy_interval, compare
 from search.formatting import short
-from search.study.sweep import CANDIDATES, PROMOTION, open_study
+from search.study.sweep import CANDIDATES, PROMOTION, load_study
 from search.workers.tracking import experiment_url
 
 __all__ = [
@@ -28,9 +28,9 @@ __all__ = [
     "Outcome",
     "champion_of",
     "holder_of",
-    "judge_trial",
     "name_of",
     "name_of_model",
+    "promote_trial",
     "promote_weights",
     "restore",
 ]
@@ -115,13 +115,13 @@ def name_of_model(provenance: Mapping[str, Any]) -> str:
     return f"trial {provenance['trial']} of {provenance['run']}{again}"
 
 
-def judge_trial(folder: Path, number: int | None, always: bool, source: str = "") -> list[str]:
+def promote_trial(folder: Path, number: int | None, always: bool, source: str = "") -> list[str]:
     """Promote a trial of the sweep in `folder`, its winner by default, if it is better; say what came of it.
 
     A trial that was confirmed is promoted with the weights of its best run. The pictures are at `source`, else where
     they were when it was trained. Raises ValueError, one sentence.
     """
-    study = open_study(folder)
+    study = load_study(folder)
     candidates = [Candidate(**entry) for entry in study.user_attrs.get(CANDIDATES, [])]
     trials = study.get_trials(deepcopy=False)
     if number is None:
@@ -176,7 +176,7 @@ def champion_of(study: optuna.Study, best_model: Path) -> dict[str, Any] | None:
 
 
 def record_of(outcome: Outcome, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the ledger is to keep of some weights: the record `before`, where only that is of a test."""
+    """Return what the study is to keep of some weights: the record `before`, where only that is of a test."""
     if not outcome.test and before.get("test"):
         return dict(before)
     return {**vars(outcome), "time": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -300,7 +300,7 @@ def _decide(challenger: _Contestant, champion: _Contestant, comparison: Comparis
     return False, f"{challenger.name} is no better and no cheaper ({cost}) {beside}"
 
 
-def _figures(contestant: _Contestant, test: SealedTest, source: str, device: str) -> tuple[Outcomes, dict[str, Any]]:
+def _figures(contestant: _Contestant, test: HeldOutTest, source: str, device: str) -> tuple[Outcomes, dict[str, Any]]:
     """Test a network on the same pictures, at its own size."""
     size = contestant.model.config.image_size
     pictures = test.pictures if test.pictures.images.shape[1] == size else load_test(source, size).pictures

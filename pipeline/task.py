@@ -24,10 +24,10 @@ from catdog.train import TrainConfig, train
 from search.analysis.statistics import accuracy_interval
 from search.space.space import Parameters
 from search.study.sweep import Sweep
-from search.workers.tracking import Row
-from search.workers.worker import OutOfMemoryError, ProcessLostError, Task
+from search.workers.tracking import EpochMetrics
+from search.workers.worker import OutOfMemoryError, ProcessLostError, TrialContext
 
-__all__ = ["DEFAULTS", "METRICS", "SEARCHABLE", "TrainTrial", "cast", "configure", "first_device", "origin"]
+__all__ = ["DEFAULTS", "METRICS", "SEARCHABLE", "TrainTrial", "cast", "configure", "environment_info", "first_device"]
 
 METRICS: dict[str, Literal["minimize", "maximize"]] = {  # what a goal may be, and which way it is better
     "val_loss": "minimize",
@@ -41,7 +41,7 @@ SEARCHABLE = {name: value for name, value in DEFAULTS.items() if name != "classe
 
 @dataclass(frozen=True)
 class TrainTrial:
-    """The objective: train one trial, keep the weights of the epoch that counts."""
+    """The task: train one trial, keep the weights of the epoch that counts."""
 
     sweep: Sweep
     source: str
@@ -49,40 +49,40 @@ class TrainTrial:
     fingerprint: str  # of the data that the sweep began with
     origin: Mapping[str, Any]  # what every trial's provenance shares
 
-    def __call__(self, task: Task) -> Iterator[Row]:
+    def __call__(self, context: TrialContext) -> Iterator[EpochMetrics]:
         try:
-            yield from self.epochs(task)
+            yield from self.epochs(context)
         except (RuntimeError, MemoryError) as error:
             if is_process_lost(error):
                 kind = OutOfMemoryError if is_out_of_memory(error) else ProcessLostError
                 raise kind(str(error) or "out of memory") from error
             raise
 
-    def epochs(self, task: Task) -> Iterator[Row]:
-        shape, recipe = configure({**task.parameters, "seed": task.seed}, self.fixed)
+    def epochs(self, context: TrialContext) -> Iterator[EpochMetrics]:
+        shape, recipe = configure({**context.parameters, "seed": context.seed}, self.fixed)
         data = self.load(shape.image_size)
         model = build_model(shape, recipe.seed)
         goal, best = self.sweep.space.goal, None
-        (task.folder / "network.txt").write_text(layer_table(shape))
-        (task.folder / "command.txt").write_text(self.command(task, shape, recipe) + "\n")
-        (training, validation), kept = (data.training, data.validation), task.checkpoint
-        for epoch in train(model, recipe, training, validation, device=task.device, checkpoint=kept):
+        (context.folder / "network.txt").write_text(layer_table(shape))
+        (context.folder / "command.txt").write_text(self.command(context, shape, recipe) + "\n")
+        (training, validation), kept = (data.training, data.validation), context.checkpoint
+        for epoch in train(model, recipe, training, validation, device=context.device, checkpoint=kept):
             row = epoch.figures()
-            task.check()
+            context.check()
             if goal.replaces(row[goal.column], best):
                 best = row[goal.column]
                 if epoch.logits is not None:
-                    write_outcomes(task.folder, data, epoch.logits)
-                    header = self.header(task, data, recipe, row)
+                    write_outcomes(context.folder, data, epoch.logits)
+                    header = self.header(context, data, recipe, row)
                     header["metrics"]["validation"]["confusion"] = confusion(epoch.logits, data.validation.y)
-                    save_model(model, task.folder / "model.safetensors", header)
+                    save_model(model, context.folder / "model.safetensors", header)
             yield row
 
-    def command(self, task: Task, shape: ModelConfig, recipe: TrainConfig) -> str:
+    def command(self, context: TrialContext, shape: ModelConfig, recipe: TrainConfig) -> str:
         """Return the command that trains a trial's network again, by itself: on the same CPU, to the same weights."""
         goal = self.sweep.space.goal
         keep = "last" if goal.metric == goal.column else goal.column
-        options = ["--data", self.source, "--device", task.device, "--keep", keep]
+        options = ["--data", self.source, "--device", context.device, "--keep", keep]
         for config in (shape, recipe):
             for field in fields(config):
                 value, flag = getattr(config, field.name), field.name.replace("_", "-")
@@ -103,7 +103,7 @@ class TrainTrial:
             raise OSError(f"the pictures of {self.source} are not those that the sweep began with; give another --name")
         return data
 
-    def header(self, task: Task, data: Data, recipe: TrainConfig, row: Row) -> dict[str, Any]:
+    def header(self, context: TrialContext, data: Data, recipe: TrainConfig, row: EpochMetrics) -> dict[str, Any]:
         size = len(data.validation)
         interval = accuracy_interval(row["val_accuracy"], size)
         validation = {"epoch": row["epoch"], "loss": row["val_loss"], "accuracy": row["val_accuracy"]}
@@ -114,9 +114,9 @@ class TrainTrial:
             "provenance": {
                 **self.origin,
                 "run": self.sweep.name,
-                "trial": task.number if task.confirms is None else task.confirms,
-                **({} if task.confirms is None else {"confirmation": task.number}),
-                "parameters": dict(task.parameters),
+                "trial": context.number if context.confirms is None else context.confirms,
+                **({} if context.confirms is None else {"confirmation": context.number}),
+                "parameters": dict(context.parameters),
                 "training": asdict(recipe),
                 "seeds": {"sweep": self.sweep.space.seed, "trial": recipe.seed},
                 "data": {"source": self.source, "fingerprint": data.fingerprint},
@@ -156,7 +156,7 @@ def first_device() -> str:
     return find_devices("auto")[0]
 
 
-def origin() -> dict[str, Any]:
+def environment_info() -> dict[str, Any]:
     """Say which code and versions train, for the header of every model."""
     git = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent

@@ -7,8 +7,8 @@ python -m search.promote --rollback
 import argparse
 from pathlib import Path
 
-from pipeline.promotion import BEST_MODEL, judge_trial, restore
-from search.study.storage import LedgerError
+from pipeline.promotion import BEST_MODEL, promote_trial, restore
+from search.study.storage import StorageError
 
 __all__ = ["main"]
 
@@ -29,9 +29,9 @@ def main() -> None:
             print(restore(BEST_MODEL))
         else:
             folder, always = Path("runs") / Path(options.name).name, options.promote == "always"
-            sentences = judge_trial(folder, options.trial, always, options.data)
+            sentences = promote_trial(folder, options.trial, always, options.data)
             print("\n".join(sentences))
-    except (ValueError, LedgerError) as error:
+    except (ValueError, StorageError) as error:
         parser.exit(2, f"{error}\n")
     except (OSError, RuntimeError) as error:
         parser.exit(1, f"{error}\n")

@@ -1,4 +1,4 @@
-"""A short random search for the network that is best from scratch: no ledger, no Optuna."""
+"""A short random search for the network that is best from scratch: no study, no Optuna."""
 
 import json
 import math

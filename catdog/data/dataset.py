@@ -29,8 +29,8 @@ __all__ = [
     "MEAN",
     "STD",
     "Data",
+    "HeldOutTest",
     "Pictures",
-    "SealedTest",
     "describe_source",
     "load_data",
     "load_test",
@@ -89,7 +89,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class SealedTest:
+class HeldOutTest:
     """The sealed test pictures: nothing is trained on them, and nothing chosen but at promotion."""
 
     pictures: Pictures
@@ -123,13 +123,13 @@ def load_data(source: str, image_size: int) -> Data:
     return Data(_rows(decoded, training), _rows(decoded, validation), CLASSES, fingerprint, decoded.notes)
 
 
-def load_test(source: str, image_size: int) -> SealedTest:
+def load_test(source: str, image_size: int) -> HeldOutTest:
     """Load the sealed test pictures of `source`. Meant for promotion alone."""
     listing = _listing(source)
     decoded, sides = _training_side(source, image_size, listing)
     if "test" in sides:
         rows = np.flatnonzero(sides == "test")
-        return SealedTest(_rows(decoded, rows), _fingerprint(source, decoded, rows), 0, ())
+        return HeldOutTest(_rows(decoded, rows), _fingerprint(source, decoded, rows), 0, ())
     test = _decode(image_size, "test", listing)
     known = test.readable & np.isin(test.hashes, decoded.hashes)
     notes = test.notes
@@ -138,7 +138,7 @@ def load_test(source: str, image_size: int) -> SealedTest:
     rows = np.flatnonzero(test.readable & ~known)
     if len(np.unique(test.labels[rows])) < len(CLASSES):
         raise ValueError(f"{source} has no readable test pictures of each class that training has not seen; add some")
-    return SealedTest(_rows(test, rows), _fingerprint(source, test, rows), int(known.sum()), notes)
+    return HeldOutTest(_rows(test, rows), _fingerprint(source, test, rows), int(known.sum()), notes)
 
 
 def locate(source: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from catdog.data.dataset import Pictures
 
-__all__ = ["ahead", "batches"]
+__all__ = ["batches", "prefetch"]
 
 Batch = tuple[Tensor, Tensor]  # (B, S, S, 3) uint8 pictures, (B,) int64 labels
 
@@ -31,7 +31,7 @@ def batches(pictures: Pictures, split: Iterable[Tensor], device: torch.device) -
     if pictures.images.device.type == device.type:
         yield from (_take(pictures, rows) for rows in split)
         return
-    for images, labels in ahead(pictures, split):
+    for images, labels in prefetch(pictures, split):
         yield (
             images.pin_memory().to(device, non_blocking=True),
             labels.pin_memory().to(device, non_blocking=True),
@@ -61,7 +61,7 @@ def _announced(pictures: Pictures, split: Iterable[Tensor]) -> Iterator[Tensor]:
     yield from waiting
 
 
-def ahead(pictures: Pictures, split: Iterable[Tensor]) -> Iterator[Batch]:
+def prefetch(pictures: Pictures, split: Iterable[Tensor]) -> Iterator[Batch]:
     """Yield batches from where the pictures lie, the next few being read meanwhile."""
     waiting: deque[Future[Batch]] = deque()
     with ThreadPoolExecutor(1) as reader:

@@ -6,14 +6,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["Replayed"]
+__all__ = ["CUDAGraphStep"]
 
 Step = Callable[[Tensor, Tensor], Tensor]  # a batch -> figures, and the weights have moved
 
 NUM_WARM_UPS = 3  # steps before the recording, in which libraries choose their kernels and take their memory
 
 
-class Replayed:
+class CUDAGraphStep:
     """Call a step by a CUDA graph where the batch has `batch_size` pictures, as it is where it has not.
 
     The first steps run as they are, on a side stream as PyTorch asks; they train like any other, and recording does

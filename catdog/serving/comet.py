@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Teller", "has_api_key"]
+__all__ = ["CometReporter", "has_api_key"]
 
 SECONDS = 15.0  # between two reports without an alert
 PROJECT = "catdog"  # where the user configured none
@@ -42,7 +42,7 @@ def has_api_key() -> bool:
     return any(place.is_file() for place in places)
 
 
-class Teller:
+class CometReporter:
     """A listener of the monitor: hands what it hears to a process of its own, and never waits for it."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from catdog.data.dataset import Data, Pictures
 from catdog.data.sources import read_picture
 from catdog.data.synthetic import draw
-from catdog.explain import Norm, look, margin_of
+from catdog.explain import OODDetector, look, margin_of
 from catdog.model import CNN
 from catdog.serving.drift import psi_threshold, rate_threshold, shares_of
 
@@ -36,10 +36,10 @@ def make_reference(model: CNN, data: Data, device: str) -> dict[str, Any]:
     where = torch.device(device)
     model.to(where).eval()
     step = max(1, len(data.training) // NUM_USUAL)
-    norm = Norm.of(_look(model, data.training, data.training.rows[::step], where)[1], model.config)
+    norm = OODDetector.of(_look(model, data.training, data.training.rows[::step], where)[1], model.config)
     logits, traits = _look(model, data.validation, data.validation.rows, where)
     distance = norm.distance(traits)
-    norm = Norm(norm.mean, norm.std, norm.sizes, float(torch.quantile(distance, 1 - ABSTAINED)))
+    norm = OODDetector(norm.mean, norm.std, norm.sizes, float(torch.quantile(distance, 1 - ABSTAINED)))
     called, margins = logits.argmax(1).numpy(), margin_of(logits).numpy()
     edges = np.quantile(margins, np.linspace(0, 1, NUM_BINS + 1)[1:-1]).tolist()
     classes = shares_of(np.bincount(called, minlength=len(data.classes)).tolist())
@@ -69,7 +69,7 @@ def known_answers(entry: Mapping[str, Any]) -> tuple[list[bytes], np.ndarray, np
     return [b64decode(one["picture"]) for one in known], np.array(probabilities), np.array(distances)
 
 
-def _ask(model: CNN, norm: Norm, device: torch.device) -> list[dict[str, Any]]:
+def _ask(model: CNN, norm: OODDetector, device: torch.device) -> list[dict[str, Any]]:
     """Draw pictures, and return them as small files with what the network makes of them."""
     files = []
     for seed in range(NUM_KNOWN):

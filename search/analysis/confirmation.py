@@ -28,7 +28,7 @@ from search.analysis.statistics import (
 )
 from search.formatting import short
 from search.space.space import Goal, Parameters
-from search.study.shared_study import Ledger
+from search.study.shared_study import SharedStudy
 from search.study.trials import CONFIRMS, REPEAT, parameters_of
 
 __all__ = [
@@ -64,7 +64,9 @@ class Candidate:
         return sweep_folder / part / f"{number:04}"
 
 
-def candidates_of(ledger: Ledger, runs: Sequence[FrozenTrial], cost: Callable[[Parameters], float]) -> list[Candidate]:
+def candidates_of(
+    study: SharedStudy, runs: Sequence[FrozenTrial], cost: Callable[[Parameters], float]
+) -> list[Candidate]:
     """Return the winner, then the others from the best mean to the worst; nothing where none was confirmed.
 
     The winner is the cheapest of those that are tied with the best mean and whose weights are no worse than its own:
@@ -72,11 +74,11 @@ def candidates_of(ledger: Ledger, runs: Sequence[FrozenTrial], cost: Callable[[P
     A configuration one of whose `runs` failed is none of them. Without any runs the winner is the search's best
     trial, unconfirmed.
     """
-    goal, trials = ledger.sweep.space.goal, ledger.trials()
+    goal, trials = study.sweep.space.goal, study.trials()
     if not runs:
         best = winner_of(rank(trials, goal))
-        return [_unconfirmed(ledger, trials[best.trial], cost)] if best else []
-    confirmed = _confirmed(ledger.sweep.folder / "confirmation", runs, goal)
+        return [_unconfirmed(study, trials[best.trial], cost)] if best else []
+    confirmed = _confirmed(study.sweep.folder / "confirmation", runs, goal)
     noise = seed_noise([one.outcomes for one in confirmed])
     found = [
         Candidate(
@@ -156,8 +158,8 @@ def _standing(one: _Confirmed, best: _Confirmed, noise: SeedNoise, goal: Goal) -
     return "tied, weights worse" if worse else "tied"
 
 
-def _unconfirmed(ledger: Ledger, trial: FrozenTrial, cost: Callable[[Parameters], float]) -> Candidate:
-    outcomes = read_outcomes(ledger.sweep.trial_folder(trial.number), ledger.sweep.space.goal.column)
+def _unconfirmed(study: SharedStudy, trial: FrozenTrial, cost: Callable[[Parameters], float]) -> Candidate:
+    outcomes = read_outcomes(study.sweep.trial_folder(trial.number), study.sweep.space.goal.column)
     interval = None if outcomes is None else mean_interval(outcomes)
     value = _value(trial)
     return Candidate(

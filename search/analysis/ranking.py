@@ -1,4 +1,4 @@
-"""Ledger -> ranked table, on the terminal and as ranking.csv."""
+"""SharedStudy -> ranked table, on the terminal and as ranking.csv."""
 
 import csv
 from collections.abc import Sequence

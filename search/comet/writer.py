@@ -31,7 +31,7 @@ class Fault(Exception):  # noqa: N818 - not an error of ours
     """Why an experiment is not in Comet as it should be, in one sentence."""
 
 
-class Scribe:
+class CometWriter:
     """One experiment after another."""
 
     def __init__(self, *, online: bool, folder: Path) -> None:
@@ -161,7 +161,7 @@ class Scribe:
             log_env_network=False,
             log_env_disk=False,
         )
-        # A new archive each time: what it holds comes from the ledger, not from what a dead process left.
+        # A new archive each time: what it holds comes from the study, not from what a dead process left.
         mode = "get_or_create" if self.online else "create"
         experiment = comet.start(
             online=self.online,
@@ -267,7 +267,7 @@ def _write(path: Path, text: str) -> None:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker says when it is over
     os.nice(10)  # it is started as its worker's first step begins
-    scribe = Scribe(online=sys.argv[1] == "online", folder=Path(sys.argv[2]))
+    scribe = CometWriter(online=sys.argv[1] == "online", folder=Path(sys.argv[2]))
     for line in sys.stdin:
         try:
             message = json.loads(line)

@@ -10,8 +10,8 @@ from search.analysis.confirmation import print_candidates
 from search.analysis.ranking import WIDE, print_ranking, write_ranking
 from search.report.page import write_page
 from search.report.sections import read, sentences
-from search.study.storage import LedgerError
-from search.study.sweep import open_study
+from search.study.storage import StorageError
+from search.study.sweep import load_study
 
 
 def main() -> None:
@@ -22,11 +22,11 @@ def main() -> None:
     from pipeline.promotion import BEST_MODEL, champion_of  # noqa: PLC0415
 
     try:
-        study = open_study(folder)
+        study = load_study(folder)
         page = write_page(folder, champion_of(study, BEST_MODEL))
         record = read(folder)
         write_ranking(folder / "ranking.csv", record.ranking, record.goal)
-    except (ValueError, OSError, LedgerError) as error:
+    except (ValueError, OSError, StorageError) as error:
         parser.exit(2, f"{error}\n")
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     print_ranking(console, record.ranking, record.goal, folder / "ranking.csv", record.baseline)

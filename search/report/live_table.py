@@ -15,7 +15,7 @@ from rich.text import Text
 
 from search.formatting import duration
 from search.schedule.time_left import Moment, Seen, State, seconds_left
-from search.study.shared_study import Ledger
+from search.study.shared_study import SharedStudy
 from search.study.trials import CONFIRMS, ordered, state_of
 
 __all__ = ["Whole", "live_view"]
@@ -35,37 +35,37 @@ class Whole:
 
 
 @contextmanager
-def live_view(ledger: Ledger, console: Console, whole: Whole | None = None) -> Iterator[Callable[[], None]]:
-    """Yield a function that shows the ledger as it stands; call it as often as the view shall move.
+def live_view(study: SharedStudy, console: Console, whole: Whole | None = None) -> Iterator[Callable[[], None]]:
+    """Yield a function that shows the study as it stands; call it as often as the view shall move.
 
-    The time left is that of the `whole` sweep; where there is none, of the trials in the ledger.
+    The time left is that of the `whole` sweep; where there is none, of the trials in the study.
     """
-    clock = _Clock(ledger, whole or Whole(ledger.trials, list, 0, 0, 1))
+    clock = _Clock(study, whole or Whole(study.trials, list, 0, 0, 1))
     if console.is_terminal:
         with Live(console=console, auto_refresh=False, transient=True) as live:
-            yield _Screen(ledger, clock, live).show
+            yield _Screen(study, clock, live).show
     else:
-        lines = _Lines(ledger, clock, console)
+        lines = _Lines(study, clock, console)
         yield lines.show
 
 
 class _Clock:
-    """What this call has seen of the trials that run, epoch by epoch: that and the ledger give the time left."""
+    """What this call has seen of the trials that run, epoch by epoch: that and the study give the time left."""
 
-    def __init__(self, ledger: Ledger, whole: Whole) -> None:
-        self.whole, self.sweep = whole, ledger.sweep
-        self.old_notice = ledger.notice()
+    def __init__(self, study: SharedStudy, whole: Whole) -> None:
+        self.whole, self.sweep = whole, study.sweep
+        self.old_notice = study.notice()
         # By the label of a trial that runs: when its number of epochs was seen to change.
         self.epochs: dict[str, list[tuple[float, int]]] = {}
         self.num_workers = whole.num_workers
 
-    def left(self, ledger: Ledger) -> str:
-        seconds = seconds_left(self._moment(ledger))
+    def left(self, study: SharedStudy) -> str:
+        seconds = seconds_left(self._moment(study))
         if seconds is None:
             return "time left unknown"
         if not seconds:
             return "done"
-        is_more = self.whole.confirm and ledger.sweep.part == "search"
+        is_more = self.whole.confirm and study.sweep.part == "search"
         return f"about {duration(seconds)} left{', confirmation included' if is_more else ''}"
 
     def look(self) -> list[Sequence[FrozenTrial]]:
@@ -80,18 +80,18 @@ class _Clock:
                 seen.append((time.monotonic(), len(trial.intermediate_values)))
         return parts
 
-    def _moment(self, ledger: Ledger) -> Moment:
+    def _moment(self, study: SharedStudy) -> Moment:
         begun = [[trial for trial in part if trial.state != TrialState.WAITING] for part in self.look()]
         trials, runs = ([self._seen(trial) for trial in part] for part in begun)
         return Moment(
             trials=trials,
             runs=[run for run in runs if run.state != "pruned"],
-            num_waiting=max(0, ledger.budget() - len(trials)) if ledger.sweep.part == "search" else 0,
+            num_waiting=max(0, study.budget() - len(trials)) if study.sweep.part == "search" else 0,
             num_workers=self.num_workers,
-            epochs=ledger.sweep.epochs,
+            epochs=study.sweep.epochs,
             confirm=self.whole.confirm,
             repeats=self.whole.repeats,
-            baseline=ledger.sweep.space.baseline_is_outside,
+            baseline=study.sweep.space.baseline_is_outside,
         )
 
     def _seen(self, trial: FrozenTrial) -> Seen:
@@ -107,59 +107,59 @@ class _Clock:
         pace = (ended - began) / (epoch - before) if epoch > before else None
         return Seen(trial.number, "running", pace, values, time.monotonic() - ended, confirms)
 
-    def news(self, ledger: Ledger) -> str | None:
+    def news(self, study: SharedStudy) -> str | None:
         """Return the latest notice, where it was left during this call."""
-        return None if (notice := ledger.notice()) == self.old_notice else notice
+        return None if (notice := study.notice()) == self.old_notice else notice
 
 
 class _Screen:
     """Redraws the table where there is something to see."""
 
-    def __init__(self, ledger: Ledger, clock: _Clock, live: Live) -> None:
-        self.ledger, self.clock, self.live = ledger, clock, live
+    def __init__(self, study: SharedStudy, clock: _Clock, live: Live) -> None:
+        self.study, self.clock, self.live = study, clock, live
         self.shown: tuple[object, float] = (None, 0.0)  # the trials, and when
 
     def show(self) -> None:
-        trials, now = self.ledger.trials(), time.monotonic()  # the same list while nobody writes to the ledger
+        trials, now = self.study.trials(), time.monotonic()  # the same list while nobody writes to the study
         if trials is not self.shown[0] or now - self.shown[1] > CLOCK_SECONDS:
             self.shown = trials, now
-            self.live.update(_view(self.ledger, trials, self.clock), refresh=True)
+            self.live.update(_view(self.study, trials, self.clock), refresh=True)
 
 
 class _Lines:
     """Prints one line for each trial that starts or ends."""
 
-    def __init__(self, ledger: Ledger, clock: _Clock, console: Console) -> None:
-        self.ledger, self.clock, self.console = ledger, clock, console
-        self.seen = {trial.number: _stage(trial) for trial in ledger.trials()}
+    def __init__(self, study: SharedStudy, clock: _Clock, console: Console) -> None:
+        self.study, self.clock, self.console = study, clock, console
+        self.seen = {trial.number: _stage(trial) for trial in study.trials()}
         self.notice: str | None = None
         self.shown: object = None  # the trials
 
     def show(self) -> None:
-        trials = self.ledger.trials()
-        if trials is self.shown:  # the same list while nobody writes to the ledger
+        trials = self.study.trials()
+        if trials is self.shown:  # the same list while nobody writes to the study
             return
         self.shown = trials
         self.clock.look()
-        if (notice := self.clock.news(self.ledger)) != self.notice:
+        if (notice := self.clock.news(self.study)) != self.notice:
             self.notice = notice
             self.console.print(f"note: {notice}", highlight=False, soft_wrap=True, markup=False)
-        # Whose it is stands in the ledger a moment after it runs.
+        # Whose it is stands in the study a moment after it runs.
         begun = [trial for trial in trials if trial.state.is_finished() or "worker" in trial.user_attrs]
         news = [trial for trial in begun if _stage(trial) != self.seen.get(trial.number)]
-        summary = _summary(self.ledger, trials, self.clock) if news else ""  # looks at all trials
+        summary = _summary(self.study, trials, self.clock) if news else ""  # looks at all trials
         for trial in news:
             before, _ = self.seen.get(trial.number, (None, ""))
             self.seen[trial.number] = _stage(trial)
             what = _outcome(trial)
             if trial.state == TrialState.RUNNING:
                 what = f"goes on after epoch {trial.last_step or 0}" if before == TrialState.RUNNING else "started"
-            line = f"{self.ledger.sweep.label(trial)} {what}; {summary}"
+            line = f"{self.study.sweep.label(trial)} {what}; {summary}"
             self.console.print(line, highlight=False, soft_wrap=True)
 
 
-def _view(ledger: Ledger, trials: Sequence[FrozenTrial], clock: _Clock) -> Group:
-    goal = ledger.sweep.space.goal
+def _view(study: SharedStudy, trials: Sequence[FrozenTrial], clock: _Clock) -> Group:
+    goal = study.sweep.space.goal
     table = Table("trial", "on", "epoch", f"best {goal.column}", box=SIMPLE)
     for column in table.columns:
         column.justify = "right"
@@ -168,18 +168,18 @@ def _view(ledger: Ledger, trials: Sequence[FrozenTrial], clock: _Clock) -> Group
             device = trial.user_attrs.get("worker", {}).get("device", "")
             last = trial.last_step or 0
             value = f"{trial.intermediate_values[last]:.4f}" if last else "first epoch"
-            name = ledger.sweep.label(trial).removeprefix("trial ")
-            table.add_row(name, device, f"{last} of {ledger.sweep.epochs}", value)
+            name = study.sweep.label(trial).removeprefix("trial ")
+            table.add_row(name, device, f"{last} of {study.sweep.epochs}", value)
     if not table.rows:
         table.add_row("", "", "", "workers are starting")
-    summary = Text(f"{ledger.sweep.title}: {_summary(ledger, trials, clock)}", style="bold")
-    notice = Text(clock.news(ledger) or "", style="italic")
+    summary = Text(f"{study.sweep.title}: {_summary(study, trials, clock)}", style="bold")
+    notice = Text(clock.news(study) or "", style="italic")
     return Group(summary, table, notice)
 
 
-def _summary(ledger: Ledger, trials: Sequence[FrozenTrial], clock: _Clock) -> str:
-    sweep, budget = ledger.sweep, ledger.budget()
-    trials = ledger.counted(trials)
+def _summary(study: SharedStudy, trials: Sequence[FrozenTrial], clock: _Clock) -> str:
+    sweep, budget = study.sweep, study.budget()
+    trials = study.counted(trials)
     num_finished = sum(trial.state.is_finished() for trial in trials)
     num_running = sum(trial.state == TrialState.RUNNING for trial in trials)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -192,7 +192,7 @@ def _summary(ledger: Ledger, trials: Sequence[FrozenTrial], clock: _Clock) -> st
     if sweep.part == "search" and num_running and not num_left:
         begun = sum(run.state == TrialState.RUNNING for run in clock.whole.runs())
         counts += f"; {begun} running ahead to confirm the best" if begun else ""
-    return f"{counts}; {best}; {clock.left(ledger)}"
+    return f"{counts}; {best}; {clock.left(study)}"
 
 
 def _stage(trial: FrozenTrial) -> tuple[TrialState, str]:

@@ -1,7 +1,4 @@
-"""Ledger -> runs/NAME/report.html: everything a person wants to know of a sweep, in one file that needs no network.
-
-`python -m search.report.page NAME` writes it at any time, and prints the ranking.
-"""
+"""Write runs/NAME/report.html: everything a person wants to know of a sweep, in one file that needs no network."""
 
 import json
 import math

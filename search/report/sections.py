@@ -1,4 +1,4 @@
-"""A sweep's ledger, read once -> the cards, sentences and tables of its report."""
+"""A sweep's study, read once -> the cards, sentences and tables of its report."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ from search.analysis.ranking import Ranked, parameter_names, rank, winner_of
 from search.analysis.statistics import Interval, mean_interval, model_gap
 from search.formatting import count, short
 from search.space.space import Goal
-from search.study.sweep import CANDIDATES, CHOSEN, PROMOTION, open_confirmation, open_study, settings_of
+from search.study.sweep import CANDIDATES, CHOSEN, PROMOTION, load_confirmation, load_study, settings_of
 from search.study.trials import counted, state_of
 
 __all__ = [
@@ -38,7 +38,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     cells: Sequence[Cell]
     wins: bool = False
 
@@ -46,7 +46,7 @@ class Row:
 @dataclass(frozen=True)
 class Table:
     columns: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Record:
-    """A ledger, read once."""
+    """A study, read once."""
 
     folder: Path
     goal: Goal
@@ -103,8 +103,8 @@ class Record:
 
 
 def read(folder: Path) -> Record:
-    study = open_study(folder)
-    confirmation = open_confirmation(folder)
+    study = load_study(folder)
+    confirmation = load_confirmation(folder)
     settings = settings_of(study)
     goal = Goal(**settings["goal"])
     trials = study.get_trials(deepcopy=False)
@@ -191,7 +191,7 @@ def candidates_table(record: Record) -> Table:
         cells = [_number(candidate.trial, "d"), *(_number(v, ".4f") for v in (candidate.mean, low, high))]
         cells.append(_word(" ".join(f"{value:.4f}" for value in candidate.values)))
         cells += [Cell(short(candidate.cost), candidate.cost), _word(candidate.standing)]
-        rows.append(Row(cells, wins=place == 0))
+        rows.append(TableRow(cells, wins=place == 0))
     return Table(columns, rows)
 
 
@@ -216,7 +216,7 @@ def ranking_table(record: Record) -> Table:
         cells += [_number(value, ".4f") for value in (line.value, low, high, line.val_accuracy)]
         cells += [_number(line.epochs, "d"), _number(line.seconds, ".0f")]
         cells += [_any(line.parameters.get(name)) for name in names]
-        rows.append(Row([*cells, _word(line.reason)], wins=line.trial == record.winner))
+        rows.append(TableRow([*cells, _word(line.reason)], wins=line.trial == record.winner))
     return Table([*columns, *names, "reason"], rows)
 
 
@@ -241,7 +241,7 @@ def _evidence(record: Record) -> tuple[list[Interval | None], list[str]]:
 def failures_table(record: Record) -> Table | None:
     reasons = Counter(line.reason for line in record.ranking if line.state == "failed")
     reasons.update(f"to confirm: {run.user_attrs.get('reason')}" for run in record.runs if state_of(run) == "failed")
-    rows = [Row([_number(count, "d"), _word(reason)]) for reason, count in reasons.most_common()]
+    rows = [TableRow([_number(count, "d"), _word(reason)]) for reason, count in reasons.most_common()]
     return Table(["trials", "reason"], rows) if rows else None
 
 

@@ -29,7 +29,7 @@ MAX_ROUNDS, REPORTS = 30, 30_000  # how often a sweep is played through; epochs 
 class Cost:
     """What one trial costs a worker."""
 
-    fixed: float  # seconds, once: data, kernels, ledger
+    fixed: float  # seconds, once: data, kernels, study
     epoch: float  # seconds, for each epoch: training, validation, checkpoint
     epochs: int  # where nothing stops it
 

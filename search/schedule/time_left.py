@@ -1,6 +1,6 @@
 """What is known of a sweep at one moment -> the seconds that are still to come, confirmation included.
 
-Nothing here looks at a clock or a ledger: tests/search/schedule/test_time_left.py replays recorded sweeps.
+Nothing here looks at a clock or a study: tests/search/schedule/test_time_left.py replays recorded sweeps.
 """
 
 import heapq

@@ -95,7 +95,7 @@ class Space:
     def sampler(self, number: int) -> BaseSampler:
         """Make the sampler that proposes trial `number`.
 
-        Each trial has its own seed, so that what is proposed depends on the ledger alone and not on which worker
+        Each trial has its own seed, so that what is proposed depends on the study alone and not on which worker
         asks; samplers of equal seed in parallel workers would propose the same thing.
         """
         if self.algorithm == "grid":
@@ -106,7 +106,7 @@ class Space:
             return RandomSampler(seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # A baseline outside the space has no parameters in the ledger; only `group` looks past such a trial.
+            # A baseline outside the space has no parameters in the study; only `group` looks past such a trial.
             return TPESampler(seed=seed, multivariate=True, group=self.baseline_is_outside)
 
     def suggest(self, trial: optuna.Trial) -> None:
@@ -123,7 +123,7 @@ class Space:
 
 class _Grid(GridSampler):
     def after_trial(self, *_: object) -> None:
-        """Do nothing: the ledger counts the budget, and Optuna's own stops a Study.optimize that does not run here."""
+        """Do nothing: the study counts the budget, and Optuna's own stops a Study.optimize that does not run here."""
 
 
 def load_space(

@@ -1,4 +1,4 @@
-"""The confirmation's part of a ledger: the best configurations, trained again with fresh seeds.
+"""The confirmation's part of a study: the best configurations, trained again with fresh seeds.
 
 Whoever finds no trial left begins with the runs that are most likely to be wanted: those of the configurations that
 would be chosen if the search ended there. When it has ended, the choice is noted, and what is missing is made. A run
@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from search.study.shared_study import NOTICE, Ledger, Owner, insisting
+from search.study.shared_study import NOTICE, Owner, SharedStudy, insisting
 from search.study.sweep import CHOSEN, Sweep
 from search.study.trials import CONFIRMS, DISPLACED, REPEAT, counted, ordered, parameters_of
 
-__all__ = ["Runs"]
+__all__ = ["ConfirmationStudy"]
 
 
-class Runs(Ledger):
+class ConfirmationStudy(SharedStudy):
     """The study of a confirmation, opened by one process.
 
     A run is wanted while its trial is among the best so far; chosen, for good, once the search has ended; displaced,
@@ -47,7 +47,7 @@ class Runs(Ledger):
             # After they were made: a run that is chosen exists.
             numbers = [[trial.number, repeat] for trial, repeat in wanted]
             chosen = self._chosen()
-            self.study.set_user_attr(CHOSEN, [*chosen, *(pair for pair in numbers if pair not in chosen)])
+            self.optuna.set_user_attr(CHOSEN, [*chosen, *(pair for pair in numbers if pair not in chosen)])
             for run in runs:
                 if run.state == TrialState.WAITING:
                     self._end_if_surplus(run)
@@ -120,7 +120,7 @@ class Runs(Ledger):
         )
         why = run.user_attrs.get(DISPLACED, why)
         self._note(run, **{DISPLACED: why})
-        run.user_attrs[DISPLACED] = why  # after the ledger has it: this may be asked again
+        run.user_attrs[DISPLACED] = why  # after the study has it: this may be asked again
         return True
 
     def _is_surplus(self, run: FrozenTrial) -> bool:
@@ -148,12 +148,12 @@ class Runs(Ledger):
         return [(trial, repeat) for trial in list(best.values())[: self.sweep.num_confirmed] for repeat in repeats]
 
     def _chosen(self) -> list[list[int]]:
-        chosen: list[list[int]] = self.study.user_attrs[CHOSEN]
+        chosen: list[list[int]] = self.optuna.user_attrs[CHOSEN]
         return chosen
 
     def _enqueue_run(self, trial: FrozenTrial, repeat: int) -> None:
         attributes = {"parameters": _without_seed(trial), CONFIRMS: trial.number, REPEAT: repeat}
-        self.study.enqueue_trial({}, user_attrs=attributes)
+        self.optuna.enqueue_trial({}, user_attrs=attributes)
 
 
 def _without_seed(trial: FrozenTrial) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""A sweep's ledger is made, checked against what it was made with, and opened again."""
+"""A sweep's study is made, checked against what it was made with, and opened again."""
 
 import json
 import sys
@@ -10,25 +10,25 @@ from typing import Any
 
 import optuna
 
-from search.study.confirmation_study import Runs
-from search.study.shared_study import RETRY_SECONDS, SEARCH, Ledger, Owner, insisting, locks_of
-from search.study.storage import LedgerError, is_passing, note_storage, open_storage
+from search.study.confirmation_study import ConfirmationStudy
+from search.study.shared_study import RETRY_SECONDS, SEARCH, Owner, SharedStudy, insisting, locks_of
+from search.study.storage import StorageError, is_passing, note_storage, open_storage
 from search.study.sweep import CHOSEN, Sweep, settings_of
 from search.study.trials import CONFIRMS, REPEAT
-from search.study.warm_start import WARM_START, Earlier
+from search.study.warm_start import WARM_START, PriorSweep
 
-__all__ = ["begun_study", "create_confirmation", "create_ledger", "open_ledger", "require_settings"]
+__all__ = ["create_confirmation", "create_study", "load_begun_study", "open_shared_study", "require_settings"]
 
 
-def create_ledger(
+def create_study(
     sweep: Sweep,
     settings: Mapping[str, Any],
     on_wait: Callable[[str], None] = lambda _: None,
-    earlier: Earlier | None = None,
-) -> Ledger:
-    """Open the sweep's ledger, making folder and study where there are none, with what an `earlier` sweep found.
+    earlier: PriorSweep | None = None,
+) -> SharedStudy:
+    """Open the sweep's study, making folder and study where there are none, with what an `earlier` sweep found.
 
-    Raises ValueError, naming them, where the ledger was made with other `settings` (JSON-able), and OSError where
+    Raises ValueError, naming them, where the study was made with other `settings` (JSON-able), and OSError where
     the folder cannot be written.
     """
     settings = _with_earlier(settings, earlier)
@@ -54,13 +54,13 @@ def create_ledger(
                 require_settings(sweep, study, settings)
     finally:
         storage.engine.dispose()
-    return Ledger(sweep, on_wait)
+    return SharedStudy(sweep, on_wait)
 
 
-def begun_study(sweep: Sweep) -> optuna.Study | None:
+def load_begun_study(sweep: Sweep) -> optuna.Study | None:
     """Open the study of a sweep for reading, where one of that name was begun; make nothing. Raises ValueError."""
     _require_ledger_of_trials(sweep)
-    if not (sweep.storage or (sweep.folder / "ledger.db").is_file()):
+    if not (sweep.storage or (sweep.folder / "study.db").is_file()):
         return None
     try:
         study = optuna.load_study(study_name=sweep.name, storage=open_storage(sweep.folder, sweep.storage))
@@ -76,18 +76,18 @@ def _is_begun(sweep: Sweep, study: optuna.Study) -> bool:
 
 
 def _require_ledger_of_trials(sweep: Sweep) -> None:
-    """Raise ValueError where the ledger of trials is gone: a new one would take what they left for its own."""
+    """Raise ValueError where the study of trials is gone: a new one would take what they left for its own."""
     left = (path for name in ("history.csv", "checkpoint*") for path in sweep.folder.glob(f"trials/*/{name}"))
-    if not sweep.storage and not (sweep.folder / "ledger.db").exists() and any(left):
-        raise ValueError(f"{sweep.folder} has trials, but their ledger is gone; put it back, or give another --name")
+    if not sweep.storage and not (sweep.folder / "study.db").exists() and any(left):
+        raise ValueError(f"{sweep.folder} has trials, but their study is gone; put it back, or give another --name")
 
 
-def _with_earlier(settings: Mapping[str, Any], earlier: Earlier | None) -> Mapping[str, Any]:
+def _with_earlier(settings: Mapping[str, Any], earlier: PriorSweep | None) -> Mapping[str, Any]:
     return {**settings, WARM_START: earlier.name} if earlier else settings
 
 
 def require_settings(
-    sweep: Sweep, study: optuna.Study, settings: Mapping[str, Any], earlier: Earlier | None = None
+    sweep: Sweep, study: optuna.Study, settings: Mapping[str, Any], earlier: PriorSweep | None = None
 ) -> None:
     """Raise ValueError, naming them, where the sweep was made with other settings, or from another `earlier` one."""
     known, settings = settings_of(study), _with_earlier(settings, earlier)
@@ -97,13 +97,13 @@ def require_settings(
 
 
 @insisting
-def create_confirmation(ledger: Ledger, num_configurations: int, num_repeats: int) -> Runs:
-    """Open the confirmation's part of a ledger, making it where there is none.
+def create_confirmation(study: SharedStudy, num_configurations: int, num_repeats: int) -> ConfirmationStudy:
+    """Open the confirmation's part of a study, making it where there is none.
 
     It is to have so many runs of each of the best configurations; those that were made before stay.
     """
     sweep = replace(
-        ledger.sweep,
+        study.sweep,
         part="confirmation",
         pruner="none",
         search_id="",
@@ -111,25 +111,25 @@ def create_confirmation(ledger: Ledger, num_configurations: int, num_repeats: in
         num_confirmed=num_configurations,
         num_repeats=num_repeats,
     )
-    study = optuna.create_study(
-        study_name=sweep.title, storage=ledger.storage, direction=sweep.space.goal.direction, load_if_exists=True
+    runs = optuna.create_study(
+        study_name=sweep.title, storage=study.storage, direction=sweep.space.goal.direction, load_if_exists=True
     )
-    with ledger.locks.exclusively("claim"):
-        if "uid" not in study.user_attrs:
-            study.set_user_attr("uid", uuid.uuid4().hex)
-        if CHOSEN not in study.user_attrs:  # of runs that are there none was made ahead
-            runs = study.get_trials(deepcopy=False)
-            study.set_user_attr(CHOSEN, [[run.user_attrs[CONFIRMS], run.user_attrs[REPEAT]] for run in runs])
-    return Runs(sweep, ledger.on_wait)
+    with study.locks.exclusively("claim"):
+        if "uid" not in runs.user_attrs:
+            runs.set_user_attr("uid", uuid.uuid4().hex)
+        if CHOSEN not in runs.user_attrs:  # of runs that are there none was made ahead
+            pairs = [[run.user_attrs[CONFIRMS], run.user_attrs[REPEAT]] for run in runs.get_trials(deepcopy=False)]
+            runs.set_user_attr(CHOSEN, pairs)
+    return ConfirmationStudy(sweep, study.on_wait)
 
 
-def open_ledger(sweep: Sweep, owner: Owner) -> Ledger:
-    """Open the ledger of a sweep that goes on, for `owner`; wait for it, `sweep.patience` seconds, where it is away."""
+def open_shared_study(sweep: Sweep, owner: Owner) -> SharedStudy:
+    """Open the study of a sweep that goes on, for `owner`; wait for it, `sweep.patience` seconds, where it is away."""
     deadline = time.monotonic() + sweep.patience
     while True:
         try:
-            return (Ledger if sweep.part == "search" else Runs)(sweep, owner=owner)
-        except (OSError, LedgerError) as error:
+            return (SharedStudy if sweep.part == "search" else ConfirmationStudy)(sweep, owner=owner)
+        except (OSError, StorageError) as error:
             cause = error.__cause__ if isinstance(error, OSError) else error
             if not isinstance(cause, Exception) or not is_passing(cause) or time.monotonic() > deadline:
                 raise

@@ -1,6 +1,6 @@
 """Who holds which trial. A lock is dropped when its holder dies, however it dies: by the kernel, or by the server.
 
-Where the ledger is a file, locks are the kernel's, on files in the run's folder. Where it is a PostgreSQL server, they
+Where the study is a file, locks are the kernel's, on files in the run's folder. Where it is a PostgreSQL server, they
 are the server's advisory locks. There a machine can be cut off and come back: the server has dropped its locks, and
 others go on with its trials. So a process has one connection for everything, which holds its locks and carries its
 writes, and a new one is made only when it gets the same locks again and the trial still bears the same claim. Nobody
@@ -24,9 +24,9 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
-from search.study.storage import LedgerError
+from search.study.storage import StorageError
 
-__all__ = ["WORKER", "ClaimLostError", "FileLocks", "Locks", "SectionLostError", "ServerLocks"]
+__all__ = ["WORKER", "FileLocks", "Locks", "SectionLostError", "ServerLocks", "TrialLostError"]
 
 Section = Literal["claim", "propose"]
 
@@ -44,16 +44,16 @@ PING_SECONDS = 2.0
 CLAIM_POLL_SECONDS = 0.002  # filelock's own 0.05 are longer than it takes to make a trial
 
 
-class ClaimLostError(Exception):
+class TrialLostError(Exception):
     """A trial belongs to somebody else by now."""
 
 
-class SectionLostError(LedgerError):
+class SectionLostError(StorageError):
     """The server was away while this process was in a part of the program where one process is at a time."""
 
 
 class Locks(Protocol):
-    """What processes that share a ledger need of each other."""
+    """What processes that share a study need of each other."""
 
     def exclusively(self, section: Section) -> Any:
         """Enter a part of the program in which one process is at a time."""
@@ -71,7 +71,7 @@ class Locks(Protocol):
         """Return those of some trials that nobody holds."""
 
     def check(self) -> None:
-        """Raise ClaimLostError where a trial that was locked is no longer ours."""
+        """Raise TrialLostError where a trial that was locked is no longer ours."""
 
     def are_settled(self) -> bool:
         """Say whether every living process has what it holds; those of a server that was just started may not yet."""
@@ -146,7 +146,7 @@ class ServerLocks:
             yield
         finally:
             self.depth -= 1
-            with suppress(LedgerError):  # gone with its connection
+            with suppress(StorageError):  # gone with its connection
                 self._ask("SELECT pg_advisory_unlock(:key, :study)", key=key, study=self.study)
 
     def try_lock(self, trial: FrozenTrial | optuna.Trial) -> bool:
@@ -161,7 +161,7 @@ class ServerLocks:
 
     def release(self, trial: FrozenTrial | optuna.Trial) -> None:
         if self.held.pop(trial._trial_id, None) is not None:
-            with suppress(LedgerError):  # gone with its connection
+            with suppress(StorageError):  # gone with its connection
                 self._ask("SELECT pg_advisory_unlock(:key, :trial)", key=TRIAL, trial=trial._trial_id)
 
     def free(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -188,7 +188,7 @@ class ServerLocks:
                     state, worker = cursor.fetchone() or ("", "{}")
                     ours = json.loads(worker).get("claim") == claim  # and ended, if the server's last answer got lost
                     if not ours or (state == "RUNNING" and not locked):
-                        raise ClaimLostError("the server was away for too long; the trial is somebody else's by now")  # noqa: TRY301
+                        raise TrialLostError("the server was away for too long; the trial is somebody else's by now")  # noqa: TRY301
             connection.commit()
             if self.depth:
                 raise SectionLostError("the server was away")  # noqa: TRY301
@@ -203,7 +203,7 @@ class ServerLocks:
             while True:
                 time.sleep(PING_SECONDS)
                 if self.held:
-                    with suppress(LedgerError, ClaimLostError):  # what the trial's own writes will find too
+                    with suppress(StorageError, TrialLostError):  # what the trial's own writes will find too
                         self._ask("SELECT 1")
 
         if not self.pinging:
@@ -214,7 +214,7 @@ class ServerLocks:
         """Wait for a section as long as the server lets anybody wait for a lock; say whether it is ours."""
         try:
             self._ask("SELECT pg_advisory_lock(:key, :study)", key=key, study=self.study)
-        except LedgerError as error:
+        except StorageError as error:
             if type(getattr(error.__cause__, "orig", None)).__name__ == "LockNotAvailable":
                 return False
             raise
@@ -229,9 +229,9 @@ class ServerLocks:
         self._ask(f"SELECT count(pg_terminate_backend(pid)) {frozen}", key=key, study=self.study)
 
     def _ask(self, question: str, **values: Any) -> Any:
-        """Return the one value that answers a question. Raises LedgerError where the server cannot be asked."""
+        """Return the one value that answers a question. Raises StorageError where the server cannot be asked."""
         try:
             with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 return connection.execute(sqlalchemy.text(question), values).scalar()
         except SQLAlchemyError as error:
-            raise LedgerError(str(error)) from error
+            raise StorageError(str(error)) from error

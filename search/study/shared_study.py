@@ -23,17 +23,17 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.comet.optimizer import CometSampler
-from search.study.locks import WORKER, ClaimLostError, FileLocks, Locks, SectionLostError, ServerLocks
-from search.study.storage import LedgerError, first_line, is_passing, note_down, open_storage, version_of
+from search.study.locks import WORKER, FileLocks, Locks, SectionLostError, ServerLocks, TrialLostError
+from search.study.storage import StorageError, first_line, is_passing, note_down, open_storage, version_of
 from search.study.sweep import CANDIDATES, PROMOTION, Sweep
-from search.study.warm_start import InformedStudy, earlier_of
+from search.study.warm_start import WarmStartStudy, prior_sweep_of
 
-__all__ = ["NOTICE", "Claim", "Ledger", "Owner", "insisting", "locks_of"]
+__all__ = ["NOTICE", "AcquiredTrial", "Owner", "SharedStudy", "insisting", "locks_of"]
 
 MAX_DEATHS = 3  # of workers on one trial, with no epoch finished in between
 MAX_MACHINES = 10  # that went while they had it, likewise
 MAX_CLAIMS = 20  # of earlier holders of a trial that are remembered
-RETRY_SECONDS = 1.0  # between two attempts to reach a ledger that is away
+RETRY_SECONDS = 1.0  # between two attempts to reach a study that is away
 LAST_WORDS, RUNGS = "last_words", "rungs"  # user attributes of a trial
 RUNG = (
     "completed_rung_"  # how the names begin under which Optuna's SuccessiveHalvingPruner notes a rung that was passed
@@ -42,7 +42,7 @@ SEARCH, SEARCH_ENDED, NOTICE = "search", "search_ended", "notice"  # user attrib
 
 
 @dataclass(frozen=True)
-class Claim:
+class AcquiredTrial:
     """A trial that this process holds, until `release` or death."""
 
     id: str  # unlike any other's
@@ -70,20 +70,20 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def insisting(method: Method) -> Method:
-    """Have a method of Ledger, or what takes one first, tried again for `patience` seconds while it is out of reach."""
+    """Have a method of SharedStudy tried again for `patience` seconds while the storage is out of reach."""
 
     @functools.wraps(method)
-    def insist(self: "Ledger", *args: Any, **kwargs: Any) -> Any:
+    def insist(self: "SharedStudy", *args: Any, **kwargs: Any) -> Any:
         deadline = None
         while True:
             try:
                 return method(self, *args, **kwargs)
-            except LedgerError as error:
+            except StorageError as error:
                 if not (is_passing(error) or isinstance(error, SectionLostError)):
                     raise
                 if deadline is None:
                     deadline = time.monotonic() + self.sweep.patience
-                    self.on_wait(f"the ledger is out of reach, waiting for it ({first_line(error)})")
+                    self.on_wait(f"the study is out of reach, waiting for it ({first_line(error)})")
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(RETRY_SECONDS)
@@ -91,7 +91,7 @@ def insisting(method: Method) -> Method:
     return cast("Method", insist)
 
 
-class Ledger:
+class SharedStudy:
     """The study of a sweep, opened by one process.
 
     What is asked of it is asked again, for `sweep.patience` seconds, while the storage is away or locked.
@@ -103,16 +103,16 @@ class Ledger:
         self.sweep, self.on_wait = sweep, on_wait
         self.owner = owner or Owner(uuid.uuid4().hex, socket.gethostname())
         self.storage = open_storage(sweep.folder, sweep.storage, locking=True)
-        self.study = optuna.load_study(study_name=sweep.title, storage=self.storage)
-        self.locks = locks_of(sweep, self.storage, self.study)
+        self.optuna = optuna.load_study(study_name=sweep.title, storage=self.storage)
+        self.locks = locks_of(sweep, self.storage, self.optuna)
         # Not the study's: with Hyperband there, Optuna filters what the sampler is shown.
         self.pruner = sweep.make_pruner()
-        self.earlier = earlier_of(self.study)
-        self.informed = InformedStudy(self.study, sweep.space, self.earlier)
+        self.earlier = prior_sweep_of(self.optuna)
+        self.informed = WarmStartStudy(self.optuna, sweep.space, self.earlier)
         self.seen: tuple[object, list[FrozenTrial]] = (None, [])  # the trials, and the storage's version before
 
     def close(self) -> None:
-        """Let go of everything; the ledger can be used no more."""
+        """Let go of everything; the study can be used no more."""
         self.storage.remove_session()
         self.storage.engine.dispose()
 
@@ -129,7 +129,7 @@ class Ledger:
         """Return how many trials the sweep is to have: fewer than asked for where Comet's search ended before."""
         if not self.sweep.search_id:
             return self.sweep.num_trials
-        return min(self.sweep.num_trials, int(self.study.user_attrs.get(SEARCH_ENDED, self.sweep.num_trials)))
+        return min(self.sweep.num_trials, int(self.optuna.user_attrs.get(SEARCH_ENDED, self.sweep.num_trials)))
 
     def counted(self, trials: Sequence[FrozenTrial]) -> Sequence[FrozenTrial]:
         """Return those of all trials that belong to the budget: an earlier command may have wanted more."""
@@ -148,7 +148,7 @@ class Ledger:
             return max(0, self.budget() - _num_started(trials[: self.budget()])) + len(self._left_behind(trials))
 
     @insisting
-    def take(self, slot: int, device: str) -> Claim | None:
+    def take(self, slot: int, device: str) -> AcquiredTrial | None:
         """Go on with a trial that was left behind, else start one while the budget lasts, else return None.
 
         Raises ServiceDownError, and nothing has changed, where a proposal must come from Comet and Comet is down.
@@ -164,7 +164,7 @@ class Ledger:
                 trial = self._complete_with_comet(trial) if trial else self._start_with_comet()
             if not trial:
                 return None
-            claim = Claim(uuid.uuid4().hex, self._complete(trial), self.locks)
+            claim = AcquiredTrial(uuid.uuid4().hex, self._complete(trial), self.locks)
             since = datetime.now().isoformat()  # noqa: DTZ005 - as Optuna's times
             where = {"slot": slot, "device": device, "host": socket.gethostname(), "pid": os.getpid()}
             whose = {"process": self.owner.process, "home": self.owner.host, "processes": _processes(claim.trial)}
@@ -173,7 +173,7 @@ class Ledger:
         except BaseException as error:
             if trial:
                 self.locks.release(trial)
-            if isinstance(error, ClaimLostError):  # cut off before the claim was noted
+            if isinstance(error, TrialLostError):  # cut off before the claim was noted
                 raise SectionLostError(str(error)) from error
             raise
         self.locks.claimed(claim.trial, claim.id)
@@ -181,7 +181,7 @@ class Ledger:
 
     @insisting
     def check(self) -> None:
-        """Raise ClaimLostError where a trial that this process holds is somebody else's by now."""
+        """Raise TrialLostError where a trial that this process holds is somebody else's by now."""
         self.locks.check()
 
     @insisting
@@ -192,7 +192,7 @@ class Ledger:
     def news_of(self, trial: FrozenTrial) -> str:
         """Say that a trial is the best one so far; nothing where it is not."""
         complete = [other for other in self._trials() if other.state == TrialState.COMPLETE]
-        if self.sweep.part != "search" or not complete or self.study.best_trial.number != trial.number:
+        if self.sweep.part != "search" or not complete or self.optuna.best_trial.number != trial.number:
             return ""
         return f"sweep {self.sweep.name}: trial {trial.number} is the best so far"
 
@@ -213,7 +213,7 @@ class Ledger:
         # A process may have died with the pruner's answer in hand: then that is asked for again.
         unanswered = set(rungs) - set(trial.user_attrs.get(RUNGS, []))
         trial.system_attrs = {name: entry for name, entry in known.items() if name not in unanswered}
-        return self.pruner.prune(self.study, trial)
+        return self.pruner.prune(self.optuna, trial)
 
     @insisting
     def note(self, trial: FrozenTrial, **entries: Any) -> None:
@@ -242,7 +242,7 @@ class Ledger:
     def report_left(self) -> int:
         """Tell Comet's Optimizer the results it has not taken yet, where it proposes; return how many are left."""
         sampler = self.sweep.sampler(0)
-        return sampler.report_left(self.study) if isinstance(sampler, CometSampler) else 0
+        return sampler.report_left(self.optuna) if isinstance(sampler, CometSampler) else 0
 
     def ran_here(self, trial: FrozenTrial) -> bool:
         """Say whether it was a worker of a command on this machine that held a trial last."""
@@ -290,50 +290,50 @@ class Ledger:
     @insisting
     def notice(self) -> str:
         """Return the latest sentence that a worker left."""
-        return str(self.study.user_attrs.get(NOTICE, ""))
+        return str(self.optuna.user_attrs.get(NOTICE, ""))
 
     @insisting
     def uid(self) -> str:
         """Return what this sweep is called among all sweeps there are: 32 hexadecimal digits."""
-        return str(self.study.user_attrs["uid"])
+        return str(self.optuna.user_attrs["uid"])
 
     @insisting
     def search_id(self) -> str:
         """Return the id of the search at Comet that this sweep goes on with; empty where there is none yet."""
-        return str(self.study.user_attrs.get(SEARCH, ""))
+        return str(self.optuna.user_attrs.get(SEARCH, ""))
 
     @insisting
     def note_search(self, search_id: str) -> None:
-        self.study.set_user_attr(SEARCH, search_id)
+        self.optuna.set_user_attr(SEARCH, search_id)
 
     @insisting
     def promotion(self, weights: str) -> dict[str, Any]:
         """Return what came of the last attempt to promote `weights` (trials/0007, say); empty where there was none."""
-        return dict(self.study.user_attrs.get(PROMOTION, {}).get(weights, {}))
+        return dict(self.optuna.user_attrs.get(PROMOTION, {}).get(weights, {}))
 
     @insisting
     def note_promotion(self, weights: str, record: Mapping[str, Any]) -> None:
-        self.study.set_user_attr(PROMOTION, {**self.study.user_attrs.get(PROMOTION, {}), weights: dict(record)})
+        self.optuna.set_user_attr(PROMOTION, {**self.optuna.user_attrs.get(PROMOTION, {}), weights: dict(record)})
 
     @insisting
     def note_candidates(self, candidates: Sequence[Mapping[str, Any]]) -> None:
         """Write down which configurations may win, the winner first."""
-        self.study.set_user_attr(CANDIDATES, list(candidates))
+        self.optuna.set_user_attr(CANDIDATES, list(candidates))
 
     @functools.cached_property
     def _version(self) -> Callable[[], object]:
         return version_of(self.storage)
 
     def _say(self, text: str) -> None:
-        self.study.set_user_attr(NOTICE, text)
+        self.optuna.set_user_attr(NOTICE, text)
 
     def _note(self, trial: FrozenTrial | optuna.Trial, **entries: Any) -> None:
         note_down(self.storage, trial._trial_id, entries)
 
     def _tell(self, trial: FrozenTrial | optuna.Trial, state: TrialState, value: float | None = None) -> None:
         if self.sweep.search_id:
-            self.study.sampler = self.sweep.sampler(trial.number)  # which wants to hear of it
-            self.study.tell(trial.number, value, state, skip_if_finished=True)
+            self.optuna.sampler = self.sweep.sampler(trial.number)  # which wants to hear of it
+            self.optuna.tell(trial.number, value, state, skip_if_finished=True)
             return
         if state == TrialState.PRUNED and isinstance(trial, FrozenTrial) and trial.intermediate_values:
             value = trial.intermediate_values[max(trial.intermediate_values)]  # as Study.tell has it
@@ -372,7 +372,7 @@ class Ledger:
         self._tell(trial, TrialState.FAIL)
 
     def _trials(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
+        return self.optuna.get_trials(deepcopy=False)
 
     def _running(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         running = (trial for trial in trials if trial.state == TrialState.RUNNING)
@@ -397,7 +397,7 @@ class Ledger:
         locked = self._try_lock(trial)
         try:
             yield locked
-        except ClaimLostError as error:  # cut off in that moment
+        except TrialLostError as error:  # cut off in that moment
             raise SectionLostError(str(error)) from error
         finally:
             if locked:
@@ -447,8 +447,8 @@ class Ledger:
             num_started = _num_started(self._trials())
             sampler = self.sweep.sampler(num_started)
             assert isinstance(sampler, CometSampler)
-            if self.sweep.space.first_proposed <= num_started < self.budget() and not sampler.reserve(self.study):
-                self.study.set_user_attr(SEARCH_ENDED, num_started)
+            if self.sweep.space.first_proposed <= num_started < self.budget() and not sampler.reserve(self.optuna):
+                self.optuna.set_user_attr(SEARCH_ENDED, num_started)
                 self._say(f"Comet's search is over after {num_started} trials")
             with self.locks.exclusively("claim"):
                 trial = self._start(self._trials())
@@ -461,7 +461,7 @@ class Ledger:
         with self.locks.exclusively("propose"):
             sampler = self.sweep.sampler(trial.number)
             assert isinstance(sampler, CometSampler)
-            if "parameters" in trial.user_attrs or sampler.reserve(self.study):
+            if "parameters" in trial.user_attrs or sampler.reserve(self.optuna):
                 self._complete(trial)
                 return trial
             self._fail(trial, "Comet's search was over before anything was proposed for it")
@@ -473,11 +473,11 @@ class Ledger:
         space = self.sweep.space
         if number == 0 and space.baseline is not None:
             if space.baseline_is_outside:
-                self.study.enqueue_trial({}, user_attrs={"parameters": space.baseline})
+                self.optuna.enqueue_trial({}, user_attrs={"parameters": space.baseline})
             else:
-                self.study.enqueue_trial(space.baseline)
+                self.optuna.enqueue_trial(space.baseline)
         elif number == space.first_proposed and self.earlier and self.earlier.winner:
-            self.study.enqueue_trial(self.earlier.winner)
+            self.optuna.enqueue_trial(self.earlier.winner)
 
     def _complete(self, trial: optuna.Trial) -> FrozenTrial:
         """Have parameters proposed, where they are not: a process may have died between asking and proposing."""

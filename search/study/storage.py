@@ -1,4 +1,4 @@
-"""Where a sweep's ledger lies: a SQLite file in its folder, or a PostgreSQL server that many machines reach."""
+"""Where a sweep's study lies: a SQLite file in its folder, or a PostgreSQL server that many machines reach."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 __all__ = [
-    "LedgerError",
+    "StorageError",
     "first_line",
     "is_passing",
     "note_down",
@@ -25,7 +25,7 @@ __all__ = [
     "version_of",
 ]
 
-LedgerError = StorageInternalError
+StorageError = StorageInternalError
 
 NOTE = "storage.txt"  # in a run's folder: the server's address, for whoever reads the run later
 BUSY_SECONDS = 60.0  # how long SQLite waits for another process's transaction
@@ -67,7 +67,7 @@ def without_password(url: str) -> str:
 
 
 def note_storage(folder: Path, url: str) -> None:
-    """Write down, for its owner's eyes only, where the ledger of `folder` is."""
+    """Write down, for its owner's eyes only, where the study of `folder` is."""
     if noted_storage(folder) != url:
         partial = folder / f".{NOTE}.partial"
         partial.touch(mode=0o600)
@@ -76,7 +76,7 @@ def note_storage(folder: Path, url: str) -> None:
 
 
 def noted_storage(folder: Path) -> str:
-    """Return the address of the server that holds the ledger of `folder`; empty where the ledger is a file."""
+    """Return the address of the server that holds the study of `folder`; empty where the study is a file."""
     path = folder / NOTE
     return path.read_text().strip() if path.exists() else ""
 
@@ -89,21 +89,21 @@ def open_storage(folder: Path, url: str = "", *, locking: bool = False) -> RDBSt
     For `locking` all that a process does goes over one connection: the server drops its locks with it.
     """
     url = url or noted_storage(folder)
-    path = folder / "ledger.db"
+    path = folder / "study.db"
     try:
         return _open_server(url, locking=locking) if url else _open_file(path)
     except (sqlite3.Error, SQLAlchemyError, StorageInternalError) as error:
         where = without_password(url) if url else path
         if any(words in str(error) for words in BROKEN):
-            what = f"the ledger {where} is damaged ({first_line(error)})"
+            what = f"the study {where} is damaged ({first_line(error)})"
             raise ValueError(f"{what}; put back a copy, or give another --name") from error
-        raise OSError(f"the ledger {where} cannot be opened ({first_line(error)})") from error
+        raise OSError(f"the study {where} cannot be opened ({first_line(error)})") from error
 
 
 def note_down(storage: RDBStorage, trial_id: int, entries: Mapping[str, Any]) -> None:
     """Write user attributes of a trial that has not ended, all or none; Optuna takes a transaction for each.
 
-    Raises UpdateFinishedTrialError, and LedgerError where the storage is away.
+    Raises UpdateFinishedTrialError, and StorageError where the storage is away.
     """
     try:
         with storage.engine.begin() as connection:
@@ -112,7 +112,7 @@ def note_down(storage: RDBStorage, trial_id: int, entries: Mapping[str, Any]) ->
                 if not connection.execute(sqlalchemy.text(NOTE_DOWN), values).rowcount:
                     raise UpdateFinishedTrialError(f"trial {trial_id} has ended; {key} cannot be written")
     except SQLAlchemyError as error:
-        raise LedgerError(str(error)) from error
+        raise StorageError(str(error)) from error
 
 
 def version_of(storage: RDBStorage) -> Callable[[], object]:
@@ -126,13 +126,13 @@ def version_of(storage: RDBStorage) -> Callable[[], object]:
             with nullcontext(own) if own else engine.connect() as connection:
                 return connection.exec_driver_sql(question).scalar()
         except SQLAlchemyError as error:
-            raise LedgerError(str(error)) from error
+            raise StorageError(str(error)) from error
 
     return ask
 
 
 def is_passing(error: Exception) -> bool:
-    """Say whether a fault of the ledger may pass by itself: a server that is away, a file that is locked."""
+    """Say whether a fault of the study may pass by itself: a server that is away, a file that is locked."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     if isinstance(cause, sqlite3.Error):
         return any(words in str(cause) for words in PASSING)
@@ -145,7 +145,7 @@ def is_passing(error: Exception) -> bool:
 def _open_file(path: Path) -> RDBStorage:
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
     # PRAGMA synchronous stays FULL, though NORMAL commits far faster: a power cut could then take a trial from the
-    # ledger and leave its checkpoint, which the next trial of that number would go on with.
+    # study and leave its checkpoint, which the next trial of that number would go on with.
     connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers and the writer do not block
     connection.close()
     patience = {"connect_args": {"timeout": BUSY_SECONDS}}

@@ -19,8 +19,8 @@ __all__ = [
     "CHOSEN",
     "PROMOTION",
     "Sweep",
-    "open_confirmation",
-    "open_study",
+    "load_confirmation",
+    "load_study",
     "settings_of",
 ]
 
@@ -34,7 +34,7 @@ CHOSEN = "chosen"  # user attribute of the confirmation's study: trial and repea
 class Sweep:
     """What every process of a sweep must know; small enough to be sent to each worker.
 
-    A sweep has two parts, each a study of its own in one ledger: the search, and the confirmation of its best
+    A sweep has two parts, each a study of its own in one study: the search, and the confirmation of its best
     configurations with fresh seeds. The trials of the second are called runs.
     """
 
@@ -44,8 +44,8 @@ class Sweep:
     num_trials: int  # the budget
     pruner: PrunerName
     search_id: str = ""  # of Comet's search, where the Comet Optimizer proposes
-    patience: float = 600.0  # seconds to wait while Comet's proposals or the ledger are out of reach
-    storage: str = ""  # the address of the server that holds the ledger; empty: a file in the folder
+    patience: float = 600.0  # seconds to wait while Comet's proposals or the study are out of reach
+    storage: str = ""  # the address of the server that holds the study; empty: a file in the folder
     artifacts: str = ""  # where the machines of a sweep exchange files: s3://..., a folder; empty: all see one folder
     keep: int = 10  # trials whose weights are kept
     part: Literal["search", "confirmation"] = "search"
@@ -94,9 +94,9 @@ class Sweep:
         return MedianPruner() if self.pruner == "median" else NopPruner()
 
 
-def open_study(folder: Path) -> optuna.Study:
-    """Open the search's part of the ledger in `folder` for reading. Raises ValueError where there is none."""
-    if not (folder / "ledger.db").is_file() and not noted_storage(folder):
+def load_study(folder: Path) -> optuna.Study:
+    """Open the search's part of the study in `folder` for reading. Raises ValueError where there is none."""
+    if not (folder / "study.db").is_file() and not noted_storage(folder):
         raise ValueError(f"{folder} holds no sweep; name one of runs/")
     try:
         study = optuna.load_study(study_name=folder.name, storage=open_storage(folder))
@@ -107,8 +107,8 @@ def open_study(folder: Path) -> optuna.Study:
     return study
 
 
-def open_confirmation(folder: Path) -> optuna.Study | None:
-    """Open the confirmation's part of the ledger in `folder` for reading; None where it was not begun."""
+def load_confirmation(folder: Path) -> optuna.Study | None:
+    """Open the confirmation's part of the study in `folder` for reading; None where it was not begun."""
     try:
         return optuna.load_study(study_name=f"{folder.name} confirmation", storage=open_storage(folder))
     except KeyError:

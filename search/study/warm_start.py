@@ -11,9 +11,17 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.space.space import Parameters, Space
 from search.study.storage import open_storage
-from search.study.sweep import CANDIDATES, Sweep, open_study
+from search.study.sweep import CANDIDATES, Sweep, load_study
 
-__all__ = ["WARM_START", "Earlier", "InformedStudy", "earlier_of", "first_proposals", "noted_earlier", "read_earlier"]
+__all__ = [
+    "WARM_START",
+    "PriorSweep",
+    "WarmStartStudy",
+    "first_proposals",
+    "noted_prior_sweep",
+    "prior_sweep_of",
+    "read_prior_sweep",
+]
 
 WARM_START = "warm_start"  # the setting of that name, and the user attribute of the study
 # Settings that leave results comparable.
@@ -21,7 +29,7 @@ NO_MATTER = {"seed", "pruner", "engine", "algorithm", "baseline", "versions", WA
 
 
 @dataclass(frozen=True)
-class Earlier:
+class PriorSweep:
     """An earlier sweep as it was when this one was begun; JSON-able."""
 
     name: str
@@ -35,12 +43,12 @@ class Earlier:
         return sorted(key for key in settings.keys() - NO_MATTER if settings[key] != self.settings.get(key))
 
 
-def read_earlier(folder: Path, space: Space) -> Earlier:
+def read_prior_sweep(folder: Path, space: Space) -> PriorSweep:
     """Read the sweep in `folder`. Raises ValueError, one sentence, where a search of `space` cannot learn from it."""
     if space.algorithm != "bayes":
         raise ValueError(f"--warm-start is for algorithm bayes; {space.algorithm} learns from no results")
     try:
-        study = open_study(folder)
+        study = load_study(folder)
     except ValueError as error:
         raise ValueError(f"--warm-start: {error}") from error
     settings = study.user_attrs["settings"]
@@ -57,32 +65,34 @@ def read_earlier(folder: Path, space: Space) -> Earlier:
     by_value = sorted(complete, key=lambda trial: sign * (trial.value or 0.0))
     best = sorted(by_value, key=lambda trial: trial.number not in confirmed[:1])
     winner = next((trial.params for trial in best if trial.params != space.baseline), {})
-    return Earlier(folder.name, settings, winner, [_record(trial) for trial in ended], len(study.get_trials()))
+    return PriorSweep(folder.name, settings, winner, [_record(trial) for trial in ended], len(study.get_trials()))
 
 
-def earlier_of(study: optuna.Study) -> Earlier | None:
+def prior_sweep_of(study: optuna.Study) -> PriorSweep | None:
     """Return the earlier sweep that a study was begun with."""
     attributes = study.user_attrs
-    return Earlier(**attributes[WARM_START]) if WARM_START in attributes.get("settings", {}) else None
+    return PriorSweep(**attributes[WARM_START]) if WARM_START in attributes.get("settings", {}) else None
 
 
-def noted_earlier(sweep: Sweep) -> Earlier | None:
+def noted_prior_sweep(sweep: Sweep) -> PriorSweep | None:
     """Return the earlier sweep that this one was begun with, if it was."""
-    if not (sweep.storage or (sweep.folder / "ledger.db").is_file()):
+    if not (sweep.storage or (sweep.folder / "study.db").is_file()):
         return None
     try:
-        return earlier_of(optuna.load_study(study_name=sweep.name, storage=open_storage(sweep.folder, sweep.storage)))
+        return prior_sweep_of(
+            optuna.load_study(study_name=sweep.name, storage=open_storage(sweep.folder, sweep.storage))
+        )
     except KeyError:
         return None
 
 
-class InformedStudy(optuna.Study):
+class WarmStartStudy(optuna.Study):
     """A study that shows its sampler the trials of an earlier sweep before its own.
 
-    Only proposals are asked of it. Budget, ranking, pruner and all that reads the ledger see the trials that it holds.
+    Only proposals are asked of it. Budget, ranking, pruner and all that reads the study see the trials that it holds.
     """
 
-    def __init__(self, study: optuna.Study, space: Space, earlier: Earlier | None) -> None:
+    def __init__(self, study: optuna.Study, space: Space, earlier: PriorSweep | None) -> None:
         super().__init__(study.study_name, study._storage)
         self.space, self.records = space, earlier.trials if earlier else ()
 
@@ -109,9 +119,9 @@ class InformedStudy(optuna.Study):
         return float(statistics.median(gaps)) if gaps else 0.0
 
 
-def first_proposals(space: Space, count: int, earlier: Earlier | None = None) -> list[Parameters]:
+def first_proposals(space: Space, count: int, earlier: PriorSweep | None = None) -> list[Parameters]:
     """Return the parameters of a sweep's first trials, as long as no result of its own can have influenced them."""
-    study = InformedStudy(optuna.create_study(direction=space.goal.direction), space, earlier)
+    study = WarmStartStudy(optuna.create_study(direction=space.goal.direction), space, earlier)
     proposals = []
     if space.baseline is not None:
         params, distributions = ({}, {}) if space.baseline_is_outside else (space.baseline, space.distributions)

@@ -13,7 +13,7 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import FrozenTrial
 
-from search.study.shared_study import Claim, Ledger
+from search.study.shared_study import AcquiredTrial, SharedStudy
 from search.study.sweep import Sweep
 from search.study.trials import ordered
 
@@ -33,7 +33,7 @@ BROUGHT = ".stored.json"  # in a trial's folder: which of the store's files thos
 OURS_ALONE = ("lock", "comet.json")  # files that say something about this machine only
 
 
-def checkpoint_of(sweep: Sweep, claim: Claim, folder: Path) -> Path:
+def checkpoint_of(sweep: Sweep, claim: AcquiredTrial, folder: Path) -> Path:
     """Return where a trial's checkpoint goes, with what an earlier holder of the trial left there.
 
     Where machines may be cut off and come back, each claim has a file of its own.
@@ -82,7 +82,7 @@ def weights_to_remove(sweep: Sweep, ended: Sequence[FrozenTrial]) -> list[Frozen
 class Artifacts:
     """A store that all machines of a sweep reach: an address s3://BUCKET, or a folder that all of them see.
 
-    The ledger says which of its files are a trial's: one that was written by somebody who had lost the trial is none.
+    The study says which of its files are a trial's: one that was written by somebody who had lost the trial is none.
     """
 
     def __init__(self, address: str) -> None:
@@ -103,20 +103,20 @@ class Artifacts:
                 self.seen[path] = _mark(path)
         _write(folder / BROUGHT, files)
 
-    def fetch_all(self, ledger: Ledger) -> None:
+    def fetch_all(self, study: SharedStudy) -> None:
         """Bring the files of all trials that have ended, and the weights of the best of them."""
-        trials = ledger.trials()
-        remove_weights(ledger.sweep, trials, set(), self)
+        trials = study.trials()
+        remove_weights(study.sweep, trials, set(), self)
         for trial in trials:
             if trial.state.is_finished():
-                folder = ledger.sweep.trial_folder(trial.number)
+                folder = study.sweep.trial_folder(trial.number)
                 folder.mkdir(parents=True, exist_ok=True)
                 self.fetch(trial, folder)
                 remove_checkpoints(folder)
 
-    def push(self, ledger: Ledger, trial: FrozenTrial, folder: Path) -> None:
-        """Put what changed in `folder` into the store and have the ledger say so; then drop what that replaces."""
-        before = ledger.reread(trial).user_attrs.get(FILES, {})
+    def push(self, study: SharedStudy, trial: FrozenTrial, folder: Path) -> None:
+        """Put what changed in `folder` into the store and have the study say so; then drop what that replaces."""
+        before = study.reread(trial).user_attrs.get(FILES, {})
         now: dict[str, str] = {}
         for path in sorted(folder.iterdir()):
             if not path.is_file() or path.name.startswith(".") or path.suffix == ".before" or path.name in OURS_ALONE:
@@ -125,12 +125,12 @@ class Artifacts:
             if path.name in before and self.seen.get(path) == mark:
                 now[path.name] = before[path.name]
                 continue
-            key = now[path.name] = f"{ledger.sweep.title.replace(' ', '-')}-{trial.number:04}-{uuid.uuid4().hex}"
+            key = now[path.name] = f"{study.sweep.title.replace(' ', '-')}-{trial.number:04}-{uuid.uuid4().hex}"
             with path.open("rb") as file, self._as_os_error():
                 self.store.write(key, file)
             self.seen[path] = mark
         if now != before:
-            ledger.note(trial, **{FILES: now})
+            study.note(trial, **{FILES: now})
             _write(folder / BROUGHT, now)
             self._remove(set(before.values()) - set(now.values()))
 

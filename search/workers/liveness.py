@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from search.study.shared_study import Ledger
+from search.study.shared_study import SharedStudy
 from search.workers.loky_backend import Process, WorkerDiedError
-from search.workers.worker import Place
+from search.workers.worker import WorkerSlot
 
 __all__ = ["TICK_SECONDS", "Worker", "give_up_stuck", "kill_stopped", "look_after", "rests"]
 
 TICK_SECONDS = 0.5  # how often the workers are looked at
 STOPPED_SECONDS = 20.0  # how long a worker may be stopped by a signal
-MAX_FALSE_STARTS = 5  # deaths in a row of one place's workers before they took a trial
+MAX_FALSE_STARTS = 5  # deaths in a row of one slot's workers before they took a trial
 
 
 @dataclass
 class Worker:
-    """A place and the process that works there."""
+    """A slot and the process that works there."""
 
-    place: Place
-    id: str  # by which the ledger knows the process
+    slot: WorkerSlot
+    id: str  # by which the study knows the process
     process: Process
     false_starts: int  # how many before it died without having taken a trial
     at: tuple[str, int, int] | None = None  # part, trial and epoch that it was last seen at
@@ -37,7 +37,7 @@ class Worker:
 def kill_stopped(workers: Sequence[Worker], over: threading.Event) -> None:
     """Kill workers that stay stopped (SIGSTOP), until it is `over`; killed before anybody else gets their trial.
 
-    In a thread of its own: what they hold, the ledger's lock for one, may be what the main thread waits for.
+    In a thread of its own: what they hold, the study's lock for one, may be what the main thread waits for.
     """
     while not over.wait(TICK_SECONDS):
         for worker in list(workers):
@@ -50,7 +50,7 @@ def kill_stopped(workers: Sequence[Worker], over: threading.Event) -> None:
                             os.kill(pid, signal.SIGKILL)
 
 
-def give_up_stuck(workers: Sequence[Worker], ledgers: Sequence[Ledger], limit: float, seconds: float) -> None:
+def give_up_stuck(workers: Sequence[Worker], studies: Sequence[SharedStudy], limit: float, seconds: float) -> None:
     """End workers none of whose epochs ended in all the time in which this process was there to watch them.
 
     They were watched for `seconds` since this was asked last.
@@ -58,15 +58,15 @@ def give_up_stuck(workers: Sequence[Worker], ledgers: Sequence[Ledger], limit: f
     for worker in workers:
         if worker.verdict:
             continue
-        held = next(((ledger, trial) for ledger in ledgers if (trial := ledger.held_by(worker.id))), None)
+        held = next(((study, trial) for study in studies if (trial := study.held_by(worker.id))), None)
         at = (held[0].sweep.part, held[1].number, held[1].last_step or 0) if held else None
         worker.idle = worker.idle + seconds if at == worker.at else 0.0
         worker.at = at
         if held and worker.idle > limit:
-            ledger, trial = held
+            study, trial = held
             worker.process.end()
             reason = f"no progress for {limit:g} s in epoch {(trial.last_step or 0) + 1} (--trial-timeout)"
-            worker.verdict = partial(ledger.give_up, trial, worker.id, reason)
+            worker.verdict = partial(study.give_up, trial, worker.id, reason)
 
 
 def _stopped_pids(worker: Worker) -> list[int]:
@@ -82,9 +82,9 @@ def _stopped_pids(worker: Worker) -> list[int]:
 def look_after(
     worker: Worker,
     workers: list[Worker],
-    ledgers: Sequence[Ledger],
+    studies: Sequence[SharedStudy],
     start: Callable[..., None],
-    resting: dict[Place, tuple[Ledger, int]],
+    resting: dict[WorkerSlot, tuple[SharedStudy, int]],
 ) -> None:
     """Give a worker that died a successor, and dismiss one that found no more to do, or memory for all but itself."""
     if worker.verdict:
@@ -97,49 +97,49 @@ def look_after(
         if not worker.verdict:
             worker.process.result()
     except WorkerDiedError as death:
-        if starved := _starved_beside_others(worker, workers, ledgers):
-            resting[worker.place] = starved
+        if starved := _starved_beside_others(worker, workers, studies):
+            resting[worker.slot] = starved
         else:
-            successor = partial(start, worker.place, _note_death(worker, ledgers, death))
+            successor = partial(start, worker.slot, _note_death(worker, studies, death))
     worker.process.end()
     workers.remove(worker)
     if successor or worker.verdict:
-        (successor or partial(start, worker.place))()
+        (successor or partial(start, worker.slot))()
 
 
 def _starved_beside_others(
-    worker: Worker, workers: Sequence[Worker], ledgers: Sequence[Ledger]
-) -> tuple[Ledger, int] | None:
+    worker: Worker, workers: Sequence[Worker], studies: Sequence[SharedStudy]
+) -> tuple[SharedStudy, int] | None:
     """Return the trial for which memory ran out while other workers had a share of the device's: it is not to blame."""
-    device = worker.place.device
-    if worker.place.alone or not any(w is not worker and w.place.device == device for w in workers):
+    device = worker.slot.device
+    if worker.slot.alone or not any(w is not worker and w.slot.device == device for w in workers):
         return None
-    for ledger in ledgers:
-        if starved := ledger.starved(worker.id):
-            what = f"{ledger.sweep.label(starved)} found no memory on {device} beside others"
-            ledger.say(f"{what}; until it has ended, fewer workers go on there")
-            return ledger, starved.number
+    for study in studies:
+        if starved := study.starved(worker.id):
+            what = f"{study.sweep.label(starved)} found no memory on {device} beside others"
+            study.say(f"{what}; until it has ended, fewer workers go on there")
+            return study, starved.number
     return None
 
 
-def rests(place: Place, resting: dict[Place, tuple[Ledger, int]]) -> bool:
-    """Say whether a place waits for the end of a trial that needs the room; on another machine it does not."""
-    if place not in resting:
+def rests(slot: WorkerSlot, resting: dict[WorkerSlot, tuple[SharedStudy, int]]) -> bool:
+    """Say whether a slot waits for the end of a trial that needs the room; on another machine it does not."""
+    if slot not in resting:
         return False
-    ledger, number = resting[place]
-    trial = ledger.trials()[number]
-    return not trial.state.is_finished() and ledger.ran_here(trial)
+    study, number = resting[slot]
+    trial = study.trials()[number]
+    return not trial.state.is_finished() and study.ran_here(trial)
 
 
-def _note_death(worker: Worker, ledgers: Sequence[Ledger], death: WorkerDiedError) -> int:
-    """Have the ledgers count a death; return how many of the place's workers died in a row without a trial."""
+def _note_death(worker: Worker, studies: Sequence[SharedStudy], death: WorkerDiedError) -> int:
+    """Have the studies count a death; return how many of the slot's workers died in a row without a trial."""
     if worker.stopped > STOPPED_SECONDS:
-        ledgers[0].say(f"the worker on {worker.place.device} was stopped for {STOPPED_SECONDS:g} s; a new one goes on")
+        studies[0].say(f"the worker on {worker.slot.device} was stopped for {STOPPED_SECONDS:g} s; a new one goes on")
         return 0
-    took = [ledger.count_death(worker.id, death.how, death.machine) for ledger in ledgers]
+    took = [study.count_death(worker.id, death.how, death.machine) for study in studies]
     if any(took) or death.machine:
         return 0
     if worker.false_starts + 1 >= MAX_FALSE_STARTS:
-        message = f"the worker on {worker.place.device} died {MAX_FALSE_STARTS} times before it took a trial"
+        message = f"the worker on {worker.slot.device} died {MAX_FALSE_STARTS} times before it took a trial"
         raise RuntimeError(message) from death
     return worker.false_starts + 1

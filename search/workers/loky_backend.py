@@ -10,15 +10,15 @@ from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 
 from search.workers.process import begin
-from search.workers.worker import Place
+from search.workers.worker import WorkerSlot
 
 __all__ = ["Backend", "Job", "LokyBackend", "Process", "WorkerDiedError"]
 
 # Where this process is killed, loky's tracker would list what it cleans up, in the middle of what comes next.
 QUIET = "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker"
 
-Job = Callable[[Place], None]
-"""All that a worker does, at the place that it is told."""
+Job = Callable[[WorkerSlot], None]
+"""All that a worker does, at the slot that it is told."""
 
 
 class WorkerDiedError(Exception):
@@ -51,26 +51,26 @@ class Process(Protocol):
 class Backend(Protocol):
     """Where processes come from."""
 
-    def start(self, job: Job, place: Place) -> Process:
+    def start(self, job: Job, slot: WorkerSlot) -> Process:
         """Start a process that does a job."""
 
 
 class LokyBackend:
     """Processes of this machine."""
 
-    def start(self, job: Job, place: Place) -> Process:
-        return _LokyProcess(job, place)
+    def start(self, job: Job, slot: WorkerSlot) -> Process:
+        return _LokyProcess(job, slot)
 
 
 class _LokyProcess:
     """An executor of its own for each process, so that no death touches another."""
 
-    def __init__(self, job: Job, place: Place) -> None:
-        threads = {name: str(place.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    def __init__(self, job: Job, slot: WorkerSlot) -> None:
+        threads = {name: str(slot.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         os.environ.setdefault("PYTHONWARNINGS", QUIET)
-        # Watched from the first moment on: a process that was never given its task would wait for it for ever.
+        # Watched from the first moment on: a process that was never given its context would wait for it for ever.
         self.executor = ProcessPoolExecutor(max_workers=1, env=threads, initializer=begin, initargs=(os.getpid(),))
-        self.future: Future[None] = self.executor.submit(job, place)
+        self.future: Future[None] = self.executor.submit(job, slot)
 
     def result(self) -> None:
         try:

@@ -24,7 +24,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from search.formatting import count
 from search.workers.loky_backend import Job, Process, WorkerDiedError
-from search.workers.worker import Place
+from search.workers.worker import WorkerSlot
 
 __all__ = ["Home", "RayBackend", "Share", "connect", "share_out"]
 
@@ -42,7 +42,7 @@ class Home:
 
     folder: str  # the command's working directory
     versions: Mapping[str, str]  # of Python, by the name "python", and of packages
-    single: bool  # whether the command's host is the only one that may work: the ledger is a file there
+    single: bool  # whether the command's host is the only one that may work: the study is a file there
     host: str = socket.gethostname()
     code: str = str(Path(__file__).parents[2])  # where search/ lies
 
@@ -63,10 +63,10 @@ class Share:
         gpus = f"{count(self.num_gpus, 'GPU')} and " if self.num_gpus else ""
         return f"{count(self.num_workers, 'worker')} with {gpus}{count(self.num_cpus, 'CPU')} each"
 
-    def places(self) -> list[Place]:
-        """Return one place for each worker; which device it is will be told by Ray."""
+    def worker_slots(self) -> list[WorkerSlot]:
+        """Return one slot for each worker; which device it is will be told by Ray."""
         device = "a GPU of the cluster" if self.num_gpus else "a CPU of the cluster"
-        return [Place(slot, device, self.threads, alone=True) for slot in range(self.num_workers)]
+        return [WorkerSlot(slot, device, self.threads, alone=True) for slot in range(self.num_workers)]
 
 
 def connect(address: str, *, single: bool) -> list[tuple[float, float]]:
@@ -87,7 +87,7 @@ def connect(address: str, *, single: bool) -> list[tuple[float, float]]:
         raise ValueError(f"--ray-address: no Ray cluster can be joined {where} ({_first_line(error)})") from error
     finally:
         signal.signal(signal.SIGTERM, before)
-    # Pages of Ray's log about every death, in the midst of the live table; the ledger has a sentence for it.
+    # Pages of Ray's log about every death, in the midst of the live table; the study has a sentence for it.
     vars(sys.modules["ray._private.worker"])["print_to_stdstream"] = lambda *_, **__: None
     nodes = [node for node in ray.nodes() if node["Alive"]]
     num_machines = len({ray.util.get_node_ip_address(), *(node["NodeManagerAddress"] for node in nodes)})
@@ -126,24 +126,24 @@ class RayBackend:
     share: Share
     find_device: Callable[[], str]  # asked in each worker that has a GPU: what is it called there?
 
-    def start(self, job: Job, place: Place) -> Process:
+    def start(self, job: Job, slot: WorkerSlot) -> Process:
         try:
-            return _RayProcess(self, job, place)
+            return _RayProcess(self, job, slot)
         except RayError as error:
             raise RuntimeError(f"Ray failed ({_first_line(error)})") from error
 
 
 class _RayProcess:
-    def __init__(self, backend: RayBackend, job: Job, place: Place) -> None:
+    def __init__(self, backend: RayBackend, job: Job, slot: WorkerSlot) -> None:
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no machine needs our code before `join`
         share = backend.share
         member = ray.remote(_Member).options(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_restarts=0)
         settings = {name: value for name, value in os.environ.items() if name.startswith(KINDS_OF_SETTINGS)}
-        settings |= {name: str(place.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        settings |= {name: str(slot.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         self.actor = member.remote()
         self.where = self.actor.where.remote()
-        task = cloudpickle.dumps((job, place, backend.find_device))
-        self.future: Future[None] = self.actor.work.remote(backend.home, settings, task).future()
+        context = cloudpickle.dumps((job, slot, backend.find_device))
+        self.future: Future[None] = self.actor.work.remote(backend.home, settings, context).future()
 
     def result(self) -> None:
         try:
@@ -199,17 +199,17 @@ class _Member:
     def where(self) -> tuple[str, int]:
         return socket.gethostname(), os.getpid()
 
-    def work(self, home: Home, settings: Mapping[str, str], task: bytes) -> None:
+    def work(self, home: Home, settings: Mapping[str, str], context: bytes) -> None:
         """Join the sweep and do the job. Raises OSError, naming this host, for what is wrong with it."""
         _join(home)
         os.environ.update(settings)
-        job, place, find_device = cloudpickle.loads(task)
+        job, slot, find_device = cloudpickle.loads(context)
         gpus = ray.get_gpu_ids()
         device = find_device() if gpus else "cpu"
         host = socket.gethostname()
         label = f"{host} cuda:{gpus[0]}" if gpus else f"{host} {device}"
         try:
-            job(replace(place, device=device, label=label))
+            job(replace(slot, device=device, label=label))
         except OSError as error:
             raise OSError(f"{label}: {error}") from error
 

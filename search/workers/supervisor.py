@@ -1,4 +1,4 @@
-"""Run a sweep: one process per device, started again when it dies, until the ledger says that the budget is spent."""
+"""Run a sweep: one process per device, started again when it dies, until the study says that the budget is spent."""
 
 import signal
 import socket
@@ -16,17 +16,26 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from search.study.shared_study import Ledger
+from search.study.shared_study import SharedStudy
 from search.workers.artifacts import Artifacts, remove_checkpoints, remove_weights
 from search.workers.liveness import TICK_SECONDS, Worker, give_up_stuck, kill_stopped, look_after, rests
 from search.workers.loky_backend import Backend, LokyBackend
 from search.workers.tracking import Tracking
-from search.workers.worker import Objective, Part, Place, work
+from search.workers.worker import Part, Task, WorkerSlot, work
 
-__all__ = ["Limits", "TimeUpError", "WorkerPool", "places", "run_sweep", "sole_owner", "stop_by_signals", "worker_pool"]
+__all__ = [
+    "Limits",
+    "TimeUpError",
+    "WorkerPool",
+    "run_sweep",
+    "sole_owner",
+    "stop_by_signals",
+    "worker_pool",
+    "worker_slots",
+]
 
-LOOK_SECONDS = 3.0  # how often places without a worker are looked at
-SHARE = 0.003  # of one core, for looking at the ledger and showing what is there
+LOOK_SECONDS = 3.0  # how often worker_slots without a worker are looked at
+SHARE = 0.003  # of one core, for looking at the study and showing what is there
 MAX_PAUSE = 5.0  # seconds between two looks, whatever they cost
 STOPS = (signal.SIGINT, signal.SIGTERM)  # what a person sends
 
@@ -51,38 +60,40 @@ ASKED_TO_STOP = threading.Event()  # by a signal
 LOKY = LokyBackend()
 
 
-def places(devices: Sequence[str], num_workers: int, num_cores: int) -> list[Place]:
+def worker_slots(devices: Sequence[str], num_workers: int, num_cores: int) -> list[WorkerSlot]:
     """Deal workers onto devices in turn and share out the cores among them."""
     threads = max(1, num_cores // num_workers)
-    return [Place(slot, devices[slot % len(devices)], threads) for slot in range(num_workers)]
+    return [WorkerSlot(slot, devices[slot % len(devices)], threads) for slot in range(num_workers)]
 
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """Workers at their places, for all parts of a sweep; `worker_pool` makes it, and ends them."""
+    """Workers at their worker_slots, for all parts of a sweep; `worker_pool` makes it, and ends them."""
 
-    parts: Sequence[tuple[Ledger, Tracking | None]]  # the first that has a trial left is worked on
-    objective: Objective
-    where: Sequence[Place]
+    parts: Sequence[tuple[SharedStudy, Tracking | None]]  # the first that has a trial left is worked on
+    task: Task
+    where: Sequence[WorkerSlot]
     limits: Limits
     backend: Backend
     workers: list[Worker] = field(default_factory=list)
-    resting: dict[Place, tuple[Ledger, int]] = field(default_factory=dict)  # until the end of a trial short of memory
+    resting: dict[WorkerSlot, tuple[SharedStudy, int]] = field(
+        default_factory=dict
+    )  # until the end of a trial short of memory
 
     @property
-    def ledgers(self) -> list[Ledger]:
-        return [ledger for ledger, _ in self.parts]
+    def studies(self) -> list[SharedStudy]:
+        return [study for study, _ in self.parts]
 
-    def complete(self, ledger: Ledger, show: Callable[[], None]) -> None:
-        """Keep a worker at each place while there is something for it, until every trial of one part has ended.
+    def complete(self, study: SharedStudy, show: Callable[[], None]) -> None:
+        """Keep a worker at each slot while there is something for it, until every trial of one part has ended.
 
         For the main thread, where signals are handled. `show` is called at once where a worker ends, else every few
         seconds. Raises what a worker raises about its machine (OSError), and TimeUpError; the workers are ended then.
         """
         removed: set[int] = set()
-        store, looked, pause = _store_of(ledger), -LOOK_SECONDS, TICK_SECONDS
+        store, looked, pause = _store_of(study), -LOOK_SECONDS, TICK_SECONDS
         try:
-            while ledger.num_unfinished():
+            while study.num_unfinished():
                 now, spent = time.monotonic(), time.thread_time()
                 _require_time(self.limits)
                 if now - looked > LOOK_SECONDS:
@@ -90,74 +101,74 @@ class WorkerPool:
                     self._fill_idle_places()
                 watched = _watch(self.workers, pause, self.limits)
                 show()
-                remove_weights(ledger.sweep, ledger.trials(), removed, store)
+                remove_weights(study.sweep, study.trials(), removed, store)
                 if self.limits.trial is not None:
-                    give_up_stuck(self.workers, self.ledgers, self.limits.trial, watched)
+                    give_up_stuck(self.workers, self.studies, self.limits.trial, watched)
                 for worker in self.workers[:]:
-                    look_after(worker, self.workers, self.ledgers, self._start, self.resting)
+                    look_after(worker, self.workers, self.studies, self._start, self.resting)
                 pause = min(max(TICK_SECONDS, (time.thread_time() - spent) / SHARE), MAX_PAUSE)
             show()
-            remove_weights(ledger.sweep, ledger.trials(), removed, store)
+            remove_weights(study.sweep, study.trials(), removed, store)
         except BaseException:
             _kill(self.workers)
             raise
 
     def _fill_idle_places(self) -> None:
         """Start workers where there are none: at the start, and when others left a trial behind."""
-        taken = {worker.place for worker in self.workers}
-        idle = [place for place in self.where if place not in taken and not rests(place, self.resting)]
-        for place in idle[: sum(ledger.num_free() for ledger in self.ledgers)] if idle else ():
-            self._start(place)
+        taken = {worker.slot for worker in self.workers}
+        idle = [slot for slot in self.where if slot not in taken and not rests(slot, self.resting)]
+        for slot in idle[: sum(study.num_free() for study in self.studies)] if idle else ():
+            self._start(slot)
 
-    def _start(self, place: Place, false_starts: int = 0) -> None:
-        owner = replace(self.ledgers[0].owner, process=uuid.uuid4().hex)
-        parts = [Part(ledger.sweep, tracking) for ledger, tracking in self.parts]
-        job = partial(work, parts, owner, self.objective)
+    def _start(self, slot: WorkerSlot, false_starts: int = 0) -> None:
+        owner = replace(self.studies[0].owner, process=uuid.uuid4().hex)
+        parts = [Part(study.sweep, tracking) for study, tracking in self.parts]
+        job = partial(work, parts, owner, self.task)
         with _undisturbed():  # a process that is in no list would outlive this one
-            self.workers.append(Worker(place, owner.process, self.backend.start(job, place), false_starts))
+            self.workers.append(Worker(slot, owner.process, self.backend.start(job, slot), false_starts))
 
 
 @contextmanager
 def worker_pool(
-    parts: Sequence[tuple[Ledger, Tracking | None]],
-    objective: Objective,
-    where: Sequence[Place],
+    parts: Sequence[tuple[SharedStudy, Tracking | None]],
+    task: Task,
+    where: Sequence[WorkerSlot],
     limits: Limits = NO_LIMITS,
     backend: Backend = LOKY,
 ) -> Iterator[WorkerPool]:
     """Have workers for a sweep: its search first, then its confirmation, on which nobody waits for the search's end.
 
-    Kill anything at any time, this process included: the same calls go on where the ledgers stand.
+    Kill anything at any time, this process included: the same calls go on where the studies stand.
     """
-    pool = WorkerPool(parts, objective, where, limits, backend)
-    _tidy(pool.ledgers)
+    pool = WorkerPool(parts, task, where, limits, backend)
+    _tidy(pool.studies)
     over = threading.Event()
     threading.Thread(target=kill_stopped, args=(pool.workers, over), daemon=True).start()
     try:
         yield pool
         ending = [worker.process.future for worker in pool.workers if not worker.process.is_waiting()]
         wait(ending, max([0.0, *(tracking.patience for _, tracking in parts if tracking)]) + TICK_SECONDS)
-        _tidy(pool.ledgers)
+        _tidy(pool.studies)
     finally:
         over.set()
         _kill(pool.workers)
 
 
 def run_sweep(
-    ledger: Ledger,
-    objective: Objective,
-    where: Sequence[Place],
+    study: SharedStudy,
+    task: Task,
+    where: Sequence[WorkerSlot],
     show: Callable[[], None],
     tracking: Tracking | None = None,
     limits: Limits = NO_LIMITS,
     backend: Backend = LOKY,
 ) -> None:
-    """Keep a worker at each place while there is a trial for it, until every trial of the budget has ended.
+    """Keep a worker at each slot while there is a trial for it, until every trial of the budget has ended.
 
     As `WorkerPool.complete`, for one part alone.
     """
-    with worker_pool([(ledger, tracking)], objective, where, limits, backend) as pool:
-        pool.complete(ledger, show)
+    with worker_pool([(study, tracking)], task, where, limits, backend) as pool:
+        pool.complete(study, show)
 
 
 def _watch(workers: Sequence[Worker], seconds: float, limits: Limits) -> float:
@@ -204,7 +215,7 @@ def stop_by_signals() -> None:
 def sole_owner(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold the sweep of `folder` against a second command. Raises ValueError when there is one.
 
-    Where it is `shared`, its ledger on a server, commands on other machines may come to help.
+    Where it is `shared`, its study on a server, commands on other machines may come to help.
     """
     lock = FileLock(folder / (f"sweep-{socket.gethostname()}.lock" if shared else "sweep.lock"))
     try:
@@ -223,7 +234,7 @@ def sole_owner(folder: Path, *, shared: bool = False) -> Iterator[None]:
 
 
 def _kill(workers: Sequence[Worker]) -> None:
-    """End every worker at once, undisturbed by a second Ctrl-C; what they held stays in the ledger."""
+    """End every worker at once, undisturbed by a second Ctrl-C; what they held stays in the study."""
     with _undisturbed():
         for worker in workers:
             worker.process.end()
@@ -245,16 +256,16 @@ def _undisturbed() -> Iterator[None]:
             signal.raise_signal(came[0])
 
 
-def _store_of(ledger: Ledger) -> Artifacts | None:
-    return Artifacts(ledger.sweep.artifacts) if ledger.sweep.artifacts else None
+def _store_of(study: SharedStudy) -> Artifacts | None:
+    return Artifacts(study.sweep.artifacts) if study.sweep.artifacts else None
 
 
-def _tidy(ledgers: Sequence[Ledger]) -> None:
+def _tidy(studies: Sequence[SharedStudy]) -> None:
     """Remove the checkpoints that a process that died between telling a result and tidying up left."""
-    for ledger in ledgers:
-        store = _store_of(ledger)
-        for trial in ledger.trials():
+    for study in studies:
+        store = _store_of(study)
+        for trial in study.trials():
             if trial.state.is_finished():
-                remove_checkpoints(ledger.sweep.trial_folder(trial.number))
+                remove_checkpoints(study.sweep.trial_folder(trial.number))
                 if store:
                     store.remove(trial, "checkpoint")

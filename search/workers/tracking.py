@@ -1,7 +1,7 @@
 """Every trial, also shown in Comet: what is sent is decided here, and sent by a process beside the worker (scribe.py).
 
 A worker hands its epochs over and never waits: the scribe may hang, be refused or die, and the trial does not notice.
-What Comet did not take is sent by the next call of the same command, because all of it stands in the ledger and in the
+What Comet did not take is sent by the next call of the same command, because all of it stands in the study and in the
 trial's folder. A scribe leaves a note there, comet.json: what became of the trial's experiment.
 """
 
@@ -28,9 +28,19 @@ from search.formatting import count
 from search.study.sweep import Sweep
 from search.study.trials import CONFIRMS, parameters_of, state_of
 
-__all__ = ["Model", "Row", "Tracker", "Tracking", "experiment_url", "how_to_upload", "notify", "outcome_of", "settle"]
+__all__ = [
+    "EpochMetrics",
+    "Model",
+    "Tracker",
+    "Tracking",
+    "experiment_url",
+    "how_to_upload",
+    "notify",
+    "outcome_of",
+    "settle",
+]
 
-Row = Mapping[str, float]
+EpochMetrics = Mapping[str, float]
 
 NOTE = "comet.json"  # in a trial's folder
 SECONDS_FOR_A_MODEL = 60.0  # that its upload may take
@@ -85,15 +95,15 @@ class Tracker:
         self.fault = ""  # why there is no scribe
         self._start()
 
-    def tracked(self, trial: FrozenTrial, epochs: Iterator[Row]) -> Iterator[Row]:
-        """Yield the same epochs, each also told to Comet; `close` follows when the ledger knows how the trial ended."""
+    def tracked(self, trial: FrozenTrial, epochs: Iterator[EpochMetrics]) -> Iterator[EpochMetrics]:
+        """Yield the same epochs, each also told to Comet; `close` follows when the study knows how the trial ended."""
         self._open(trial)
         for row in epochs:
             self._send("epoch", row=dict(row))
             yield row
 
     def close(self, trial: FrozenTrial, model: Model | None = None, news: str = "") -> None:
-        """Tell how a trial ended, as the ledger has it."""
+        """Tell how a trial ended, as the study has it."""
         sweep, goal = self.tracking.sweep, self.tracking.sweep.space.goal
         complete = trial.state == TrialState.COMPLETE
         others = {
@@ -112,7 +122,7 @@ class Tracker:
         )
 
     def publish(self, trial: FrozenTrial, model: Model | None = None, news: str = "") -> None:
-        """Tell all about a finished trial, from the ledger and its folder."""
+        """Tell all about a finished trial, from the study and its folder."""
         for _ in self.tracked(trial, _read_history(self.tracking.sweep.trial_folder(trial.number) / "history.csv")):
             pass
         self.close(trial, model, news)
@@ -272,7 +282,7 @@ def _note_in(folder: Path) -> dict[str, Any]:
     return note
 
 
-def _read_history(path: Path) -> Iterator[Row]:
+def _read_history(path: Path) -> Iterator[EpochMetrics]:
     if path.exists():
         with path.open(newline="") as file:
             for row in csv.DictReader(file):

@@ -15,16 +15,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.comet.optimizer import patiently
 from search.space.space import Goal
-from search.study.create import open_ledger
-from search.study.locks import ClaimLostError
-from search.study.shared_study import Claim, Ledger, Owner
-from search.study.storage import LedgerError, first_line
+from search.study.create import open_shared_study
+from search.study.locks import TrialLostError
+from search.study.shared_study import AcquiredTrial, Owner, SharedStudy
+from search.study.storage import StorageError, first_line
 from search.study.sweep import Sweep
 from search.study.trials import CONFIRMS, DISPLACED, parameters_of
 from search.workers.artifacts import Artifacts, checkpoint_of, remove_checkpoints
-from search.workers.tracking import Row, Tracker, Tracking
+from search.workers.tracking import EpochMetrics, Tracker, Tracking
 
-__all__ = ["Objective", "OutOfMemoryError", "Part", "Place", "ProcessLostError", "Task", "work"]
+__all__ = ["OutOfMemoryError", "Part", "ProcessLostError", "Task", "TrialContext", "WorkerSlot", "work"]
 
 
 class ProcessLostError(Exception):
@@ -36,10 +36,10 @@ class OutOfMemoryError(ProcessLostError):
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerSlot:
     """Where a worker runs."""
 
-    slot: int  # its number among the workers of this machine, from 0
+    index: int  # its number among the workers of this machine, from 0
     device: str  # cpu, cuda:0, ...
     threads: int  # CPU threads that are its own (OMP_NUM_THREADS)
     label: str = ""  # what people call the device, where that is not enough
@@ -55,8 +55,8 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One trial, as the objective sees it."""
+class TrialContext:
+    """One trial, as the task sees it."""
 
     number: int
     confirms: int | None  # the trial that a run of the confirmation trains again
@@ -64,51 +64,51 @@ class Task:
     seed: int  # the trial's own, the same each time it is taken up
     folder: Path  # runs/NAME/trials/NNNN, its own
     device: str
-    checkpoint: Path  # a file that the objective may write and read again while the trial is not ended
-    check: Callable[[], None] = lambda: None  # raises ClaimLostError where the trial is somebody else's: write nothing
+    checkpoint: Path  # a file that the task may write and read again while the trial is not ended
+    check: Callable[[], None] = lambda: None  # raises TrialLostError where the trial is somebody else's: write nothing
 
 
-Objective = Callable[[Task], Iterator[Row]]
+Task = Callable[[TrialContext], Iterator[EpochMetrics]]
 """Train one trial: yield a row of metrics per epoch, the epochs of an earlier process first."""
 
 
-def work(parts: Sequence[Part], owner: Owner, objective: Objective, place: Place) -> None:
+def work(parts: Sequence[Part], owner: Owner, task: Task, slot: WorkerSlot) -> None:
     """Train trials until no part of the sweep has any left: those of the first part first.
 
-    Raises OSError and LedgerError for what is wrong with the machine or with Comet's Optimizer, not with a trial, and
+    Raises OSError and StorageError for what is wrong with the machine or with Comet's Optimizer, not with a trial, and
     ValueError where Comet refuses what we ask.
     """
     try:
-        _work([_seen_from(place, part) for part in parts], owner, objective, place)
-    except LedgerError as error:
-        raise LedgerError(first_line(error)) from None  # an error's cause does not travel to another process
+        _work([_seen_from(slot, part) for part in parts], owner, task, slot)
+    except StorageError as error:
+        raise StorageError(first_line(error)) from None  # an error's cause does not travel to another process
 
 
-def _seen_from(place: Place, part: Part) -> Part:
-    if not part.tracking or not place.label:
+def _seen_from(slot: WorkerSlot, part: Part) -> Part:
+    if not part.tracking or not slot.label:
         return part
-    facts = {**part.tracking.facts, "host": platform.node(), "devices": place.label}  # not the command's, perhaps
+    facts = {**part.tracking.facts, "host": platform.node(), "devices": slot.label}  # not the command's, perhaps
     return replace(part, tracking=replace(part.tracking, facts=facts))
 
 
-def _work(parts: Sequence[Part], owner: Owner, objective: Objective, place: Place) -> None:
+def _work(parts: Sequence[Part], owner: Owner, task: Task, slot: WorkerSlot) -> None:
     tracker = Tracker(parts[0].tracking) if parts[0].tracking else None
     artifacts = Artifacts(parts[0].sweep.artifacts) if parts[0].sweep.artifacts else None
     try:
-        for ledger, tracking, claim in _claims(parts, owner, place):
+        for study, tracking, claim in _claims(parts, owner, slot):
             lost = False
             if tracker and tracking:
                 tracker.tracking = tracking
             try:
-                _work_on(ledger, claim, objective, place, tracker, artifacts)
-            except (ClaimLostError, UpdateFinishedTrialError):
+                _work_on(study, claim, task, slot, tracker, artifacts)
+            except (TrialLostError, UpdateFinishedTrialError):
                 lost = True
             finally:
                 claim.release()
             if lost:
-                ledger.say(f"{ledger.sweep.label(claim.trial)} was given to another worker while this one was cut off")
+                study.say(f"{study.sweep.label(claim.trial)} was given to another worker while this one was cut off")
             if tracker:
-                tracker.close(ledger.reread(claim.trial), news=ledger.news_of(claim.trial))
+                tracker.close(study.reread(claim.trial), news=study.news_of(claim.trial))
             if lost:
                 return  # the next process has a name of its own: when this one's ends, no trial is to blame
     finally:
@@ -116,105 +116,107 @@ def _work(parts: Sequence[Part], owner: Owner, objective: Objective, place: Plac
             tracker.finish()
 
 
-def _claims(parts: Sequence[Part], owner: Owner, place: Place) -> Iterator[tuple[Ledger, Tracking | None, Claim]]:
+def _claims(
+    parts: Sequence[Part], owner: Owner, slot: WorkerSlot
+) -> Iterator[tuple[SharedStudy, Tracking | None, AcquiredTrial]]:
     """Take trials while there are any: of a part only when those before it have none to be taken."""
-    ledgers: dict[str, Ledger] = {}
+    studies: dict[str, SharedStudy] = {}
     while True:
         for part in parts:
             name = part.sweep.part
-            ledger = ledgers[name] = ledgers.get(name) or open_ledger(part.sweep, owner)
-            take = partial(ledger.take, place.slot, place.label or place.device)
-            if claim := patiently(take, part.sweep.patience, ledger.say):
-                yield ledger, part.tracking, claim
+            study = studies[name] = studies.get(name) or open_shared_study(part.sweep, owner)
+            take = partial(study.take, slot.index, slot.label or slot.device)
+            if claim := patiently(take, part.sweep.patience, study.say):
+                yield study, part.tracking, claim
                 break
         else:
             return
 
 
 def _work_on(
-    ledger: Ledger,
-    claim: Claim,
-    objective: Objective,
-    place: Place,
+    study: SharedStudy,
+    claim: AcquiredTrial,
+    task: Task,
+    slot: WorkerSlot,
     tracker: Tracker | None,
     artifacts: Artifacts | None,
 ) -> None:
-    trial, folder = claim.trial, ledger.sweep.trial_folder(claim.trial.number)
+    trial, folder = claim.trial, study.sweep.trial_folder(claim.trial.number)
     folder.mkdir(parents=True, exist_ok=True)
     if artifacts:
         artifacts.fetch(trial, folder)
-    task = Task(
+    context = TrialContext(
         number=trial.number,
         confirms=trial.user_attrs.get(CONFIRMS),
         parameters=parameters_of(trial),
-        seed=ledger.sweep.seed_of(trial),
+        seed=study.sweep.seed_of(trial),
         folder=folder,
-        device=place.device,
-        checkpoint=checkpoint_of(ledger.sweep, claim, folder),
-        check=ledger.check,
+        device=slot.device,
+        checkpoint=checkpoint_of(study.sweep, claim, folder),
+        check=study.check,
     )
-    epochs = partial(_tracked, tracker, trial, objective) if tracker else objective
-    run_trial(ledger, trial, epochs, task, artifacts)
+    epochs = partial(_tracked, tracker, trial, task) if tracker else task
+    run_trial(study, trial, epochs, context, artifacts)
 
 
-def _tracked(tracker: Tracker, trial: FrozenTrial, objective: Objective, task: Task) -> Iterator[Row]:
-    return tracker.tracked(trial, objective(task))
+def _tracked(tracker: Tracker, trial: FrozenTrial, task: Task, context: TrialContext) -> Iterator[EpochMetrics]:
+    return tracker.tracked(trial, task(context))
 
 
 def run_trial(
-    ledger: Ledger, trial: FrozenTrial, objective: Objective, task: Task, artifacts: Artifacts | None = None
+    study: SharedStudy, trial: FrozenTrial, task: Task, context: TrialContext, artifacts: Artifacts | None = None
 ) -> None:
-    """Drive the objective to its end, to the pruner's no, or to its failure; tell the ledger which."""
-    rows: list[Row] = []
+    """Drive the task to its end, to the pruner's no, or to its failure; tell the study which."""
+    rows: list[EpochMetrics] = []
     try:
         state = TrialState.COMPLETE
-        for row in objective(task):
-            rows.append(_checked(row, len(rows) + 1, ledger.sweep.space.goal))
-            stop = _report(ledger, trial, rows)
-            _write_history(task.folder / "history.csv", rows)
+        for row in task(context):
+            rows.append(_checked(row, len(rows) + 1, study.sweep.space.goal))
+            stop = _report(study, trial, rows)
+            _write_history(context.folder / "history.csv", rows)
             if stop:
                 state = TrialState.PRUNED
                 break
             if artifacts:
-                artifacts.push(ledger, trial, task.folder)
-        reason = f"stopped by {ledger.sweep.pruner} after epoch {len(rows)}" if state == TrialState.PRUNED else ""
+                artifacts.push(study, trial, context.folder)
+        reason = f"stopped by {study.sweep.pruner} after epoch {len(rows)}" if state == TrialState.PRUNED else ""
         reason = trial.user_attrs.get(DISPLACED, reason)
-    except (OSError, LedgerError, ClaimLostError, UpdateFinishedTrialError):
-        raise  # disk full, data gone, ledger out of reach: every other trial would fail too
+    except (OSError, StorageError, TrialLostError, UpdateFinishedTrialError):
+        raise  # disk full, data gone, study out of reach: every other trial would fail too
     except ProcessLostError as error:
-        ledger.note_last_words(trial, str(error).splitlines()[0], starved=isinstance(error, OutOfMemoryError))
+        study.note_last_words(trial, str(error).splitlines()[0], starved=isinstance(error, OutOfMemoryError))
         os._exit(1)  # which is counted as any other death
     except FloatingPointError as error:
         state, reason = TrialState.FAIL, str(error)
     except Exception as error:  # noqa: BLE001 - whatever a configuration does wrong is a result of the search, not its end
         state, reason = TrialState.FAIL, f"{type(error).__name__}: {error}".splitlines()[0]
-    goal = ledger.sweep.space.goal
+    goal = study.sweep.space.goal
     values = [row[goal.column] for row in rows]
     best = rows[goal.index(values)] if rows else {}
-    ledger.note(trial, metrics=dict(best), seconds=sum(row.get("seconds", 0) for row in rows), reason=reason)
+    study.note(trial, metrics=dict(best), seconds=sum(row.get("seconds", 0) for row in rows), reason=reason)
     if artifacts:
-        artifacts.push(ledger, trial, task.folder)
-    ledger.tell(trial, state, values[goal.index(values)] if state == TrialState.COMPLETE else None)
+        artifacts.push(study, trial, context.folder)
+    study.tell(trial, state, values[goal.index(values)] if state == TrialState.COMPLETE else None)
     if artifacts:
-        artifacts.remove(ledger.reread(trial), "checkpoint")
-    remove_checkpoints(task.folder)
+        artifacts.remove(study.reread(trial), "checkpoint")
+    remove_checkpoints(context.folder)
 
 
-def _checked(row: Row, epoch: int, goal: Goal) -> Row:
+def _checked(row: EpochMetrics, epoch: int, goal: Goal) -> EpochMetrics:
     """Return an epoch whose goal is a number. Raises FloatingPointError, naming the epoch, where it is none."""
     if not math.isfinite(row[goal.column]):
         raise FloatingPointError(f"diverged in epoch {epoch}: {goal.column} is {row[goal.column]}")
     return row
 
 
-def _report(ledger: Ledger, trial: FrozenTrial, rows: list[Row]) -> bool:
+def _report(study: SharedStudy, trial: FrozenTrial, rows: list[EpochMetrics]) -> bool:
     """Record the latest epoch as the best value so far; say whether the trial is to stop."""
-    goal = ledger.sweep.space.goal
+    goal = study.sweep.space.goal
     values = [row[goal.column] for row in rows]
-    return ledger.report(trial, len(rows), values[goal.index(values)])
+    return study.report(trial, len(rows), values[goal.index(values)])
 
 
-def _write_history(path: Path, rows: list[Row]) -> None:
+def _write_history(path: Path, rows: list[EpochMetrics]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()

@@ -8,5 +8,5 @@ def test_nobody_hears_that_the_ledger_is_locked():
     command = [sys.executable, "benchmarks/contention.py", "--workers", "4", "--seconds", "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    for line in ("reports that the ledger lacks: 0", "errors of the database: 0", "notices: 0"):
+    for line in ("reports that the study lacks: 0", "errors of the database: 0", "notices: 0"):
         assert line in done.stdout

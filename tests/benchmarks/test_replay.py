@@ -51,14 +51,14 @@ def test_halving_loses_the_best_trial_where_it_is_the_worst_at_first():
 
 
 def test_recorded_sweep_is_replayed(tmp_path):
-    ledger, path = make_finished_sweep(tmp_path / "runs/curves", 12), tmp_path / "curves.json"
-    for trial in ledger.trials():
+    study, path = make_finished_sweep(tmp_path / "runs/curves", 12), tmp_path / "curves.json"
+    for trial in study.trials():
         rows = [f"{value},2.5" for value in trial.intermediate_values.values()]
-        trial_folder = ledger.sweep.trial_folder(trial.number)
+        trial_folder = study.sweep.trial_folder(trial.number)
         trial_folder.mkdir(parents=True, exist_ok=True)
         (trial_folder / "history.csv").write_text("\n".join(["val_loss,seconds", *rows]))
     run = [sys.executable, str(ROOT / "benchmarks/replay.py")]
-    subprocess.run([*run, "--record", ledger.sweep.folder, "--output", path], check=True)
+    subprocess.run([*run, "--record", study.sweep.folder, "--output", path], check=True)
     trials = json.loads(path.read_text())["trials"]
     assert {len(trial["val_loss"]) for trial in trials} == {EPOCHS}  # those that were not pruned
     assert trials[0]["parameters"]["body_width"] == 512

@@ -3,7 +3,7 @@ import torch
 
 from catdog.data.dataset import load_data
 from catdog.evaluate import normalise
-from catdog.explain import Norm, look, margin_of, trait_sizes
+from catdog.explain import OODDetector, look, margin_of, trait_sizes
 from catdog.model import ModelConfig, build_model
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def test_noise_and_plain_areas_are_unusual_and_held_out_pictures_are_not(good, m
     monkeypatch.setenv("CATDOG_CACHE", str(cache))
     monkeypatch.setattr("catdog.data.dataset.NUM_DRAWN", {"training": 200, "test": 300})
     data = load_data("synthetic", 32)
-    norm = Norm.of(look(model, data.training.images[data.training.rows], CPU).traits, model.config)
+    norm = OODDetector.of(look(model, data.training.images[data.training.rows], CPU).traits, model.config)
     usual = norm.distance(look(model, data.validation.images[data.validation.rows], CPU).traits)
     noise = torch.randint(0, 256, (20, 32, 32, 3), dtype=torch.uint8)
     plain = torch.arange(20).view(20, 1, 1, 1).expand(20, 32, 32, 3).to(torch.uint8) * 12
@@ -77,8 +77,8 @@ def test_noise_and_plain_areas_are_unusual_and_held_out_pictures_are_not(good, m
 
 def test_norm_survives_the_header(model, images):
     traits = look(model, images, CPU).traits
-    norm = Norm.of(traits, model.config, limit=2.5)
-    again = Norm.from_header(norm.for_header(), model.config)
+    norm = OODDetector.of(traits, model.config, limit=2.5)
+    again = OODDetector.from_header(norm.for_header(), model.config)
     assert again.limit == 2.5
     assert torch.equal(again.distance(traits), norm.distance(traits))
 

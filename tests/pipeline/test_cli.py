@@ -16,10 +16,10 @@ from catdog.data.dataset import load_data
 from catdog.evaluate import evaluate
 from catdog.model import load_model, save_model
 from pipeline import cli
-from search.study.sweep import CHOSEN, open_confirmation, open_study
+from search.study.sweep import CHOSEN, load_confirmation, load_study
 from search.study.trials import counted
 from search.workers.supervisor import WorkerPool
-from search.workers.worker import OutOfMemoryError, ProcessLostError, Task
+from search.workers.worker import OutOfMemoryError, ProcessLostError, TrialContext
 from tests.conftest import ROOT
 from tests.servers import processes
 from tests.servers.processes import wait_until
@@ -65,7 +65,7 @@ def finish(arguments, cwd="."):
 
 
 def states():
-    return [trial.state for trial in open_study(Path("runs/small")).get_trials()]
+    return [trial.state for trial in load_study(Path("runs/small")).get_trials()]
 
 
 def wait_for_an_epoch(process, home):
@@ -78,7 +78,7 @@ def test_sweep_ranks_and_promotes_and_does_nothing_twice(home, with_baseline, ph
     assert (status, complained) == (0, "")
     assert "test accuracy" in said
     assert "report: runs/small/report.html" in said
-    study = open_confirmation(Path("runs/small"))
+    study = load_confirmation(Path("runs/small"))
     runs = counted(study.get_trials(), study.user_attrs[CHOSEN])
     assert len(runs) == 2
     rows = list(csv.DictReader((home / "runs/small/ranking.csv").read_text().splitlines()))
@@ -132,7 +132,7 @@ def test_smaller_sweep_is_extended_but_not_under_other_settings(home, small, pho
 @pytest.mark.slow
 def test_sweep_without_the_readme_network(home, small, with_baseline, capsys):
     assert cli.main(small) == 0
-    said, trials = capsys.readouterr().out, open_study(Path("runs/small")).get_trials()
+    said, trials = capsys.readouterr().out, load_study(Path("runs/small")).get_trials()
     assert "README baseline" not in said
     assert "note: the README network is no trial of this sweep (--no-baseline)" in said
     assert [trial.params["body_width"] in (4, 8) for trial in trials] == [True] * 3
@@ -141,7 +141,7 @@ def test_sweep_without_the_readme_network(home, small, with_baseline, capsys):
     warm = ["--name", "next", "--warm-start", "small", "--trials", "1"]
     assert cli.main([*small, *warm]) == 0
     assert "its winner is to be tried again, as trial 0\n" in capsys.readouterr().out
-    assert open_study(Path("runs/next")).get_trials()[0].params in [trial.params for trial in trials]
+    assert load_study(Path("runs/next")).get_trials()[0].params in [trial.params for trial in trials]
 
 
 def test_space_of_small_networks_takes_small_pictures(home, small, write_space):
@@ -318,7 +318,7 @@ def test_best_model_that_cannot_be_written_is_refused_before_the_sweep(home, sma
     (home / "best_model").write_text("a file")
     assert cli.main(small) == 2
     assert "best_model/ cannot be written (Not a directory)" in capsys.readouterr().err
-    assert not (home / "runs/small/ledger.db").exists()
+    assert not (home / "runs/small/study.db").exists()
 
 
 def test_promote_never_promotes_nothing_and_the_reports_command_makes_the_same_weights(home, small, capsys):
@@ -370,7 +370,7 @@ def test_data_that_goes_or_changes_is_no_trials_fault(home, small, photographs, 
     if change == "gone":
         shutil.rmtree(photographs)
     with pytest.raises(OSError, match=message):
-        next(train_trial(Task(0, None, {}, 0, home, "cpu", home / "checkpoint.pt")))
+        next(train_trial(TrialContext(0, None, {}, 0, home, "cpu", home / "checkpoint.pt")))
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_lost_gpu_and_lack_of_memory_are_told_from_what_a_trial_does_wrong(home,
     data = cli.load_data(plan.source, 64)
     train_trial = cli.TrainTrial(plan.sweep, plan.source, plan.fixed, data.fingerprint, {})
     with pytest.raises(kind, match=str(error)) as raised:
-        next(train_trial(Task(4, None, {}, 0, home, "cpu", home / "checkpoint.pt")))
+        next(train_trial(TrialContext(4, None, {}, 0, home, "cpu", home / "checkpoint.pt")))
     assert raised.type is kind
 
 
@@ -430,7 +430,7 @@ def test_full_disk_ends_the_run_and_the_ledger_resumes(full_disk, with_baseline)
     subprocess.run(["mount", "-o", "remount,size=200m", full_disk], check=True)
     status, _, complained = finish(with_baseline, full_disk)
     assert status == 0, complained
-    trials = open_study(full_disk / "runs/small").get_trials()
+    trials = load_study(full_disk / "runs/small").get_trials()
     assert all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
     assert len(trials) == 3
 

@@ -39,7 +39,7 @@ def test_what_a_sweep_costs_is_said_in_a_few_sentences(plan):
     )
     assert second.startswith("as luck has it 2 min 40 s to 3 min 50 s: nobody knows yet whom the pruner stops")
     greedy = replace(outlook, memory=10**15, faults=("RuntimeError: too large",))
-    *_, fault, memory = describe_forecast(greedy, replace(plan, confirm=0, engine="comet", where=plan.where * 2))
+    *_, fault, memory = describe_forecast(greedy, replace(plan, confirm=0, engine="comet", slots=plan.slots * 2))
     assert fault == "note: a network could not be probed: RuntimeError: too large"
     assert memory.startswith("note: that is more than the ")
     assert memory.endswith("take fewer --workers or a smaller --image-size")

@@ -6,7 +6,7 @@ import pytest
 from optuna.trial import create_trial
 
 from pipeline.plan import make_plan, parse
-from pipeline.profiling import Probe, deal, network_of, private_memory, rate_of
+from pipeline.profiling import Profile, deal, network_of, private_memory, rate_of
 
 TINY = {"stem_width": 2, "body_width": 4, "batch_size": 8}
 HOPELESS = {"stem_width": 2, "body_width": 300_000}  # weights of 3 TB
@@ -23,12 +23,12 @@ def plan(tmp_path, monkeypatch, write_space, photographs):
 def test_workers_are_tried_once_and_share_out_the_cores(plan):
     networks, said, num_cores = [network_of(TINY), network_of(HOPELESS)], [], len(os.sched_getaffinity(0))
     found = deal(plan, networks, said.append, print)
-    number = len(found.where)
+    number = len(found.slots)
     assert (plan.is_dealt, found.is_dealt) == (False, True)
     assert said[0] == "workers: trying how many a device is worth, which takes a while"
     assert said[1] == "workers: 1 to a device train 1.00x as fast together as one"
     assert said[-1] == f"workers: {number} on cpu"
-    assert [place.threads for place in found.where] == [num_cores // number] * number
+    assert [slot.threads for slot in found.slots] == [num_cores // number] * number
     again = []
     assert deal(plan, networks, again.append, print) == found
     (kept,) = again
@@ -41,7 +41,7 @@ def rows_of(seconds, ended):
 
 def made(networks, rows, attributes=({},), memory=0):
     trials = [create_trial(value=0.0, user_attrs=dict(entries)) for entries in attributes]
-    return Probe(0.0, 1.0, 8, networks, trials, rows, memory)
+    return Profile(0.0, 1.0, 8, networks, trials, rows, memory)
 
 
 def test_rate_is_that_of_the_epochs_in_which_all_worked():

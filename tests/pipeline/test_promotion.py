@@ -16,8 +16,8 @@ from catdog.serving.reference import known_answers
 from pipeline.promotion import champion_of, holder_of, promote_weights, record_of, restore, sentences_of
 from pipeline.registry import CHAMPION
 from search.promote import main
-from search.study.create import create_ledger
-from search.study.sweep import PROMOTION, open_study
+from search.study.create import create_study
+from search.study.sweep import PROMOTION, load_study
 from tests.conftest import DRAWN, GOOD
 from tests.servers.counting_sweep import make_sweep
 
@@ -26,7 +26,7 @@ LARGER = ModelConfig(stem_width=8, body_width=24, body_repeats=2, image_size=32)
 
 @pytest.fixture
 def bench(good, tmp_path, monkeypatch):
-    """A place to promote in: `bench(model, trial, **provenance)` saves a model file and tries to promote it."""
+    """A slot to promote in: `bench(model, trial, **provenance)` saves a model file and tries to promote it."""
     monkeypatch.setenv("CATDOG_CACHE", str(good[1]))
     monkeypatch.setattr(data, "NUM_DRAWN", DRAWN)
     monkeypatch.chdir(tmp_path)
@@ -232,10 +232,10 @@ def test_command_needs_a_sweep_or_rollback(monkeypatch, capsys):
         assert "give either the name of a sweep, and of a trial if you like, or --rollback" in capsys.readouterr().err
 
 
-def ended(ledger, *states):
+def ended(study, *states):
     for state in states:
-        claim = ledger.take(0, "cpu")
-        ledger.tell(claim.trial, state, 0.5 if state == TrialState.COMPLETE else None)
+        claim = study.take(0, "cpu")
+        study.tell(claim.trial, state, 0.5 if state == TrialState.COMPLETE else None)
         claim.release()
 
 
@@ -254,7 +254,7 @@ BAD = {
 def test_bad_input_is_one_sentence_and_leaves_the_champion(bench, good, tmp_path, monkeypatch, capsys, case):
     states, arguments, message = BAD[case]
     bench(good[0], 0)
-    ended(create_ledger(make_sweep(tmp_path / "runs/two", 2), {}), *states)
+    ended(create_study(make_sweep(tmp_path / "runs/two", 2), {}), *states)
     before = bench.champion.read_bytes()
     with pytest.raises(SystemExit, match="2"):
         promote_command(monkeypatch, *arguments)
@@ -266,7 +266,7 @@ def test_bad_input_is_one_sentence_and_leaves_the_champion(bench, good, tmp_path
 
 def test_best_model_that_cannot_be_written_is_one_sentence(bench, good, tmp_path, monkeypatch, capsys):
     bench(good[0], 0)
-    ended(create_ledger(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    ended(create_study(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
     shutil.rmtree(bench.champion.parent)
     bench.champion.parent.write_text("a file")
     with pytest.raises(SystemExit, match="2"):
@@ -278,12 +278,12 @@ def test_trial_is_promoted_by_hand_and_told(bench, good, tmp_path, monkeypatch, 
     bench(build_model(GOOD), 0, run="other")
     bench(good[0], 0)
     restore(bench.champion.parent)
-    ended(create_ledger(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    ended(create_study(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
     promote_command(monkeypatch, "one", "--trial", "0")
     said = capsys.readouterr().out
     assert "challenger: trial 0 of one, test accuracy" in said
     assert "promoted: trial 0 of one is better beside the champion, trial 0 of other" in said
-    assert open_study(tmp_path / "runs/one").user_attrs[PROMOTION]["trials/0000"]["promoted"]
+    assert load_study(tmp_path / "runs/one").user_attrs[PROMOTION]["trials/0000"]["promoted"]
     bench(good[0], 0, run="third", always=True)
     promote_command(monkeypatch, "one", "--trial", "0")
     assert "is the champion already: the very same weights" in capsys.readouterr().out
@@ -296,7 +296,7 @@ def test_pictures_that_have_moved_can_be_named(bench, good, tmp_path, monkeypatc
     bench(good[0], 0)
     restore(bench.champion.parent)
     before = bench.champion.read_bytes()
-    ended(create_ledger(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    ended(create_study(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
     with pytest.raises(SystemExit, match="2"):
         promote_command(monkeypatch, "one", "--trial", "0", "--data", "nowhere")
     assert "data folder nowhere does not exist" in capsys.readouterr().err
@@ -307,7 +307,7 @@ def test_what_a_rollback_withdrew_can_be_promoted_again(bench, good, tmp_path, m
     bench(build_model(GOOD), 0, run="other")
     bench(good[0], 0)
     restore(bench.champion.parent)
-    ended(create_ledger(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    ended(create_study(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
     promote_command(monkeypatch, "one", "--trial", "0")
     promote_command(monkeypatch, "--rollback")
     promote_command(monkeypatch, "one", "--trial", "0")
@@ -318,7 +318,7 @@ def test_what_a_rollback_withdrew_can_be_promoted_again(bench, good, tmp_path, m
 def test_loser_is_not_tested_again_beside_the_same_champion(bench, good, tmp_path, monkeypatch, capsys):
     bench(build_model(GOOD), 0)
     bench(good[0], 0, run="other")
-    ended(create_ledger(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    ended(create_study(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
     for said in ("kept the champion: trial 0 of one is worse", "--promote always replaces it"):
         promote_command(monkeypatch, "one", "--trial", "0")
         assert said in capsys.readouterr().out

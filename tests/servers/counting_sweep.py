@@ -1,4 +1,4 @@
-"""A real sweep, its ledger, workers, locks and Comet, whose training is counting: for tests that kill it.
+"""A real sweep, its study, workers, locks and Comet, whose training is counting: for tests that kill it.
 
     python tests/servers/counting_sweep.py FOLDER NUM_TRIALS NUM_WORKERS [--deadly N] [--failing N] [--diverging N] ...
 
@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import search.workers.liveness
 from search.comet.optimizer import create_search, patiently
 from search.space.space import load_space
-from search.study.create import create_confirmation, create_ledger
-from search.study.shared_study import Ledger
+from search.study.create import create_confirmation, create_study
+from search.study.shared_study import SharedStudy
 from search.study.storage import validated_storage
 from search.study.sweep import Sweep
 from search.workers.loky_backend import LokyBackend
-from search.workers.supervisor import Limits, places, run_sweep, sole_owner, worker_pool
+from search.workers.supervisor import Limits, run_sweep, sole_owner, worker_pool, worker_slots
 from search.workers.tracking import Model, Tracking, how_to_upload, settle
 from search.workers.worker import OutOfMemoryError
 from tests.servers.processes import wait_until
@@ -40,9 +40,9 @@ SPACE = {
 GRID = {"algorithm": "grid", "parameters": {"x": {"type": "float", "min": 0, "max": 1, "gridSize": 8}}}
 
 
-def begin_confirmation(ledger, num_configurations, num_repeats):
+def begin_confirmation(study, num_configurations, num_repeats):
     """Open the confirmation of a search that has ended, its runs chosen."""
-    runs = create_confirmation(ledger, num_configurations, num_repeats)
+    runs = create_confirmation(study, num_configurations, num_repeats)
     runs.choose()
     return runs
 
@@ -55,38 +55,38 @@ def make_sweep(folder, num_trials, pruner="hyperband", **changes):
     return Sweep(folder, space, EPOCHS, num_trials, pruner)
 
 
-def count(task):
-    checkpoint = task.checkpoint
-    (task.folder / "network.txt").write_text("a table of layers")
-    (task.folder / "confusion.json").write_text(json.dumps({"labels": ["cat", "dog"], "matrix": [[9, 1], [2, 8]]}))
-    (task.folder / "model.safetensors").write_text("weights")
+def count(context):
+    checkpoint = context.checkpoint
+    (context.folder / "network.txt").write_text("a table of layers")
+    (context.folder / "confusion.json").write_text(json.dumps({"labels": ["cat", "dog"], "matrix": [[9, 1], [2, 8]]}))
+    (context.folder / "model.safetensors").write_text("weights")
     if options.backend == "ray":
-        note_place(task)
+        note_place(context)
     rows = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
     yield from rows
     for epoch in range(len(rows) + 1, EPOCHS + 1):
-        log = "epochs.log" if task.confirms is None else "confirmation.log"
-        with (task.folder.parents[1] / log).open("a") as log:
-            log.write(f"{task.number} {epoch} {task.seed} {task.parameters['x']} {time.time()}\n")
-        length = options.lengths[task.number] if task.confirms is None and options.lengths else 1.0
+        log = "epochs.log" if context.confirms is None else "confirmation.log"
+        with (context.folder.parents[1] / log).open("a") as log:
+            log.write(f"{context.number} {epoch} {context.seed} {context.parameters['x']} {time.time()}\n")
+        length = options.lengths[context.number] if context.confirms is None and options.lengths else 1.0
         time.sleep(length * options.seconds)
-        if task.number == options.stuck:
+        if context.number == options.stuck:
             time.sleep(1000)
-        if task.number == options.waiting:
-            wait_for_next(task)
-        if options.held and task.number >= options.held[0] and epoch == options.held[1]:
-            wait_until((task.folder.parents[1] / "go").exists)
-        task.check()
-        if task.number == options.deadly:
+        if context.number == options.waiting:
+            wait_for_next(context)
+        if options.held and context.number >= options.held[0] and epoch == options.held[1]:
+            wait_until((context.folder.parents[1] / "go").exists)
+        context.check()
+        if context.number == options.deadly:
             os._exit(9)
-        if task.number == options.hungry:
+        if context.number == options.hungry:
             raise OutOfMemoryError("out of memory, 1 GiB wanted")
-        if task.number == options.crowded and others_train(task):
+        if context.number == options.crowded and others_train(context):
             raise OutOfMemoryError("out of memory, 1 GiB wanted")
-        if task.number == options.failing:
+        if context.number == options.failing:
             raise RuntimeError("it does not work")
-        loss = abs(task.parameters["x"] - 0.3) + 1 / epoch
-        if task.number == options.diverging and epoch == 2:
+        loss = abs(context.parameters["x"] - 0.3) + 1 / epoch
+        if context.number == options.diverging and epoch == 2:
             loss = float("nan")
         rows.append({"epoch": epoch, "loss": loss, "seconds": options.seconds})
         partial = checkpoint.with_suffix(".partial")
@@ -95,24 +95,24 @@ def count(task):
         yield rows[-1]
 
 
-def wait_for_next(task):
+def wait_for_next(context):
     """Wait until another worker has begun the trial after this one."""
-    log = task.folder.parents[1] / "epochs.log"
-    wait_until(lambda: f"\n{task.number + 1} " in log.read_text())
+    log = context.folder.parents[1] / "epochs.log"
+    wait_until(lambda: f"\n{context.number + 1} " in log.read_text())
 
 
-def others_train(task):
+def others_train(context):
     """Say whether another worker of this sweep lives."""
     children = subprocess.run(["pgrep", "-f", "-P", str(os.getppid()), "popen_loky"], capture_output=True, check=False)
     return len(children.stdout.split()) > 1
 
 
-def note_place(task):
+def note_place(context):
     import ray
 
     node, (gpu,) = ray.get_runtime_context().get_node_id(), ray.get_gpu_ids() or (None,)
-    with (task.folder.parents[1] / "places.log").open("a") as log:
-        log.write(f"{os.getpid()} {node} {gpu} {task.number} {time.time()}\n")
+    with (context.folder.parents[1] / "worker_slots.log").open("a") as log:
+        log.write(f"{os.getpid()} {node} {gpu} {context.number} {time.time()}\n")
 
 
 def parse():
@@ -165,18 +165,18 @@ def main():
     sweep = replace(sweep, patience=options.patience, storage=storage, artifacts=options.artifacts, keep=options.keep)
     search.workers.liveness.STOPPED_SECONDS = options.stopped
     with sole_owner(sweep.folder, shared=bool(sweep.storage)):
-        ledger = create_ledger(sweep, {"goal": "loss"})
+        study = create_study(sweep, {"goal": "loss"})
         if options.engine == "comet":
-            if not ledger.search_id():
+            if not study.search_id():
                 ask = lambda: create_search(sweep.space.content, 2 * sweep.num_trials)  # noqa: E731
-                ledger.note_search(patiently(ask, sweep.patience, print))
-            ledger = Ledger(replace(sweep, search_id=ledger.search_id()))
+                study.note_search(patiently(ask, sweep.patience, print))
+            study = SharedStudy(replace(sweep, search_id=study.search_id()))
         where, backend = placed()
-        runs = create_confirmation(ledger, options.confirm, options.repeats) if options.confirm else None
-        parts = [(part, tracking_of(part)) for part in (ledger, runs) if part]
+        runs = create_confirmation(study, options.confirm, options.repeats) if options.confirm else None
+        parts = [(part, tracking_of(part)) for part in (study, runs) if part]
         limits = Limits(trial=options.trial_timeout)
         with worker_pool(parts if options.ahead else parts[:1], count, where, limits, backend) as pool:
-            pool.complete(ledger, lambda: None)
+            pool.complete(study, lambda: None)
             if runs and options.ahead:
                 runs.choose()
                 pool.complete(runs, lambda: None)
@@ -191,19 +191,19 @@ def main():
 
 def placed():
     if options.backend == "loky":
-        return places(["cpu"], options.num_workers, options.num_workers), LokyBackend()
+        return worker_slots(["cpu"], options.num_workers, options.num_workers), LokyBackend()
     from search.workers.ray_backend import Home, RayBackend, connect, share_out
 
     share = share_out(connect(options.ray_address, single=True), options.num_workers or None, None)
     versions = dict([options.needs.split("=")]) if options.needs else {}
-    return share.places(), RayBackend(Home(str(Path.cwd()), versions, single=True), share, lambda: "cpu")
+    return share.worker_slots(), RayBackend(Home(str(Path.cwd()), versions, single=True), share, lambda: "cpu")
 
 
-def tracking_of(ledger):
+def tracking_of(study):
     if options.tracking == "off":
         return None
     facts = {"cores": os.cpu_count(), "commit": "0123456789abcdef"}
-    return Tracking(options.tracking, ledger.sweep, ledger.uid(), facts, options.notify, options.finish)
+    return Tracking(options.tracking, study.sweep, study.uid(), facts, options.notify, options.finish)
 
 
 def model_of(sweep):

@@ -11,7 +11,7 @@ from catdog.data.synthetic import synthetic
 from catdog.outcomes import thumbnail
 from search.analysis.confirmation import OUTCOMES, candidates_of
 from search.space.space import load_space
-from search.study.create import create_ledger
+from search.study.create import create_study
 from search.study.sweep import Sweep
 from tests.servers.counting_sweep import begin_confirmation
 
@@ -32,23 +32,23 @@ REASONS = ["diverged in epoch 2: training loss is nan", "RuntimeError: <b>no mem
 
 
 def make_finished_sweep(folder, num_trials, num_pictures=600):
-    """Write ledger and files of a sweep with pruned, failed and unfinished trials, confirmed and promoted."""
+    """Write study and files of a sweep with pruned, failed and unfinished trials, confirmed and promoted."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_suffix(".json")
     path.write_text(json.dumps(SPACE))
     space = load_space(path, BASELINE, {"val_loss": "minimize"}, lambda _: None)
-    ledger = create_ledger(
+    study = create_study(
         Sweep(folder, space, EPOCHS, num_trials, "hyperband"),
         {"goal": {"metric": "best_val_loss", "direction": "minimize"}},
     )
     random = np.random.default_rng(3)
     difficulty = random.exponential(0.35, num_pictures)
-    ledger.study.add_trials([_trial(number, space, random) for number in range(num_trials)])
-    for trial in ledger.trials():
+    study.optuna.add_trials([_trial(number, space, random) for number in range(num_trials)])
+    for trial in study.trials():
         if trial.intermediate_values:
             losses = difficulty + min(trial.intermediate_values.values()) - 0.35 + random.normal(0, 0.1, num_pictures)
-            _write_files(ledger.sweep.trial_folder(trial.number), losses)
-    runs = begin_confirmation(ledger, 3, 2)
+            _write_files(study.sweep.trial_folder(trial.number), losses)
+    runs = begin_confirmation(study, 3, 2)
     while claim := runs.take(0, "cpu"):
         losses = difficulty - 0.1 + random.normal(0, 0.1, num_pictures)
         _write_files(runs.sweep.trial_folder(claim.trial.number), losses)
@@ -56,9 +56,9 @@ def make_finished_sweep(folder, num_trials, num_pictures=600):
         runs.note(claim.trial, seconds=20.0)
         runs.tell(claim.trial, TrialState.COMPLETE, losses.mean())
         claim.release()
-    candidates = candidates_of(ledger, runs.trials(), lambda _: 4e8)
-    ledger.note_candidates([asdict(candidate) for candidate in candidates])
-    ledger.note_promotion(
+    candidates = candidates_of(study, runs.trials(), lambda _: 4e8)
+    study.note_candidates([asdict(candidate) for candidate in candidates])
+    study.note_promotion(
         f"confirmation/{candidates[0].best_run:04}",
         {
             "promoted": True,
@@ -73,7 +73,7 @@ def make_finished_sweep(folder, num_trials, num_pictures=600):
             "test": {"pictures": 900, "left_out": 2, "looks": 1},
         },
     )
-    return ledger
+    return study
 
 
 def _trial(number, space, random):

@@ -1,4 +1,4 @@
-"""What a sweep did and when, so that its time left can be guessed again: from its ledger and its histories.
+"""What a sweep did and when, so that its time left can be guessed again: from its study and its histories.
 
 python -m tests.servers.record_run runs/NAME tests/servers/recorded/NAME.json
 """
@@ -9,13 +9,13 @@ import platform
 import sys
 from pathlib import Path
 
-from search.study.sweep import open_confirmation, open_study, settings_of
+from search.study.sweep import load_confirmation, load_study, settings_of
 from search.study.trials import CONFIRMS, state_of
 
 
 def record(folder, is_search=False):
     """Return a JSON-able record; times are seconds from the first trial's start on, less of a value is better."""
-    study, confirmation = open_study(folder), None if is_search else open_confirmation(folder)
+    study, confirmation = load_study(folder), None if is_search else load_confirmation(folder)
     parts = {"trials": study.trials, "runs": confirmation.trials if confirmation else []}
     zero = min(trial.datetime_start for trial in study.trials)
     sign = 1 if settings_of(study)["goal"]["direction"] == "minimize" else -1

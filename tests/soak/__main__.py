@@ -3,7 +3,7 @@
     python -m tests.soak [--faults 200] [--trials 40] [--workers 4] [--seed N]
     python -m tests.soak --compare [--python FILE]   the same faults on what others do, kind by kind
 
-The first form runs run_sweep.py with real networks. Faults come at random moments; ledger and champion are read after
+The first form runs run_sweep.py with real networks. Faults come at random moments; study and champion are read after
 each. The second gives each kind of fault to a sweep of its own, of ours, of Optuna's (heartbeats, retries,
 MaxTrialsCallback) and of Ray Tune's (FailureConfig, restore), whose training is counting; FILE is a Python with Ray.
 Faults that need root (a full disk) or a C compiler (the clock) are left out where those are not to be had.

@@ -92,7 +92,7 @@ class Injector:
         return 0
 
     def protect_ledger(self):
-        """Make the ledger read-only for a while, in which a worker has to begin."""
+        """Make the study read-only for a while, in which a worker has to begin."""
         if not self.program.bears_a_death():
             return None
         files = list(self.program.folder.glob("*.db*"))
@@ -167,8 +167,8 @@ FAULTS = {
     "no memory for a worker": Injector.refuse_memory,
     "a disk without room": Injector.fill_disk,
     "all killed, a checkpoint torn": Injector.tear_checkpoint,
-    "the ledger locked": Injector.lock_ledger,
-    "the ledger read-only as a worker starts": Injector.protect_ledger,
+    "the study locked": Injector.lock_ledger,
+    "the study read-only as a worker starts": Injector.protect_ledger,
     "the clock set back": Injector.set_clock_back,
     "the same command started beside it": Injector.start_again,
 }

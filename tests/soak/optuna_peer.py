@@ -39,7 +39,7 @@ def open_storage(folder):
     )
 
 
-def open_study(folder):
+def load_study(folder):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruner = optuna.pruners.NopPruner()  # every trial has all its epochs
     return optuna.create_study(
@@ -73,12 +73,12 @@ def work(folder, num_trials, seconds):
                 raise optuna.TrialPruned
         return losses[-1]
 
-    open_study(folder).optimize(train, callbacks=[MaxTrialsCallback(num_trials, states=ENDED)])
+    load_study(folder).optimize(train, callbacks=[MaxTrialsCallback(num_trials, states=ENDED)])
 
 
 def outcome(folder, num_trials):
     """Say what came of it."""
-    ended = open_study(folder).get_trials(deepcopy=False, states=ENDED)
+    ended = load_study(folder).get_trials(deepcopy=False, states=ENDED)
     log = folder / "epochs.log"
     return {
         "finished": len(ended),
@@ -100,7 +100,7 @@ def parse():
 def main():
     options = parse()
     (options.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    status, study = 0, open_study(options.folder)
+    status, study = 0, load_study(options.folder)
     if len(study.get_trials(deepcopy=False, states=ENDED)) < options.num_trials:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the workers: they are daemons
         arguments = (options.folder, options.num_trials, options.seconds)

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from catdog.data.synthetic import draw
 from catdog.model import load_model
 from search.study.shared_study import MAX_DEATHS
-from search.study.sweep import CHOSEN, open_confirmation, open_study
+from search.study.sweep import CHOSEN, load_confirmation, load_study
 from search.study.trials import counted
 from tests.search.workers.test_supervisor import workers_of
 from tests.servers import processes
@@ -31,7 +31,7 @@ SPACE = {
         "body_width": {"type": "discrete", "values": [16, 32]},
         "learning_rate": {"type": "float", "min": 0.001, "max": 0.01, "scalingType": "loguniform"},
     },
-    "spec": {"maxCombo": 40, "metric": "best_val_loss", "objective": "minimize", "seed": 1},
+    "spec": {"maxCombo": 40, "metric": "best_val_loss", "task": "minimize", "seed": 1},
 }
 # Root may write to read-only files; without that right it is refused as everybody is.
 AS_A_USER = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.getuid() == 0 else []
@@ -105,7 +105,7 @@ class Ours(Program):
     """What the two programs of ours have in common."""
 
     def bears_a_death(self):
-        parts = [open_study(self.folder), open_confirmation(self.folder)]
+        parts = [load_study(self.folder), load_confirmation(self.folder)]
         trials = [(part.study_name, trial) for part in parts if part for trial in part.get_trials(deepcopy=False)]
         running = {(part, trial.number, trial.last_step) for part, trial in trials if trial.state == TrialState.RUNNING}
         if any(self.deaths[at] >= MAX_DEATHS - 1 for at in running):
@@ -114,11 +114,11 @@ class Ours(Program):
         return True
 
     def look(self):
-        trials = open_study(self.folder).get_trials(deepcopy=False)
+        trials = load_study(self.folder).get_trials(deepcopy=False)
         assert len(trials) <= self.num_trials, f"{len(trials)} trials"
 
     def outcome(self):
-        trials = open_study(self.folder).get_trials(deepcopy=False)
+        trials = load_study(self.folder).get_trials(deepcopy=False)
         states = Counter(trial.state.name for trial in trials)
         assert [trial.number for trial in trials] == list(range(self.num_trials)), states
         left = [trial.user_attrs.get("reason") for trial in trials if trial.state not in ENDED]
@@ -168,11 +168,11 @@ class RealSweep(Ours):
 
     def outcome(self):
         outcome = super().outcome()
-        study = open_confirmation(self.folder)
+        study = load_confirmation(self.folder)
         runs = counted(study.get_trials(deepcopy=False), study.user_attrs[CHOSEN])
         assert [run.state for run in runs] == [TrialState.COMPLETE] * 2, [run.state for run in runs]
         assert not list(self.folder.glob("**/checkpoint*")), "checkpoints were left"
-        for trial in open_study(self.folder).get_trials(deepcopy=False):
+        for trial in load_study(self.folder).get_trials(deepcopy=False):
             rows = (self.folder / f"trials/{trial.number:04}/history.csv").read_text().splitlines()
             assert len(rows) == 1 + trial.last_step, f"trial {trial.number}: {len(rows)} rows"
         _, header = load_model(self.home / "best_model/model.safetensors")
@@ -182,7 +182,7 @@ class RealSweep(Ours):
 
 
 class CountingSweep(Ours):
-    """Our ledger, workers, locks and processes, whose training is counting."""
+    """Our study, workers, locks and processes, whose training is counting."""
 
     name = "ours"
 

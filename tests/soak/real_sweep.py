@@ -16,19 +16,19 @@ from pipeline.task import TrainTrial
 
 
 class Counted(TrainTrial):
-    def epochs(self, task):
+    def epochs(self, context):
         epoch = train._Run.epoch
 
         def counted(run, number):
-            log = "epochs.log" if task.confirms is None else "confirmation.log"
-            parameters = " ".join(f"{name}={value}" for name, value in sorted(task.parameters.items()))
-            with (task.folder.parents[1] / log).open("a") as file:
-                file.write(f"{task.number} {number} seed={task.seed} {parameters}\n")
+            log = "epochs.log" if context.confirms is None else "confirmation.log"
+            parameters = " ".join(f"{name}={value}" for name, value in sorted(context.parameters.items()))
+            with (context.folder.parents[1] / log).open("a") as file:
+                file.write(f"{context.number} {number} seed={context.seed} {parameters}\n")
             return epoch(run, number)
 
         train._Run.epoch = counted
         try:
-            yield from super().epochs(task)
+            yield from super().epochs(context)
         finally:
             train._Run.epoch = epoch
 

@@ -6,7 +6,7 @@ import time
 import pytest
 from optuna.trial import TrialState
 
-from search.study.sweep import CHOSEN, open_confirmation
+from search.study.sweep import CHOSEN, load_confirmation
 from search.study.trials import counted
 from tests.search.workers.test_supervisor import assert_exact
 from tests.soak.__main__ import inject, soak
@@ -46,7 +46,7 @@ def test_killed_at_random_moments_it_ends_with_exactly_the_runs_to_confirm(tmp_p
     kills, _ = inject(program, 6, KILLS, random.Random(), (0.1, 0.5))
     assert kills
     trials = assert_exact(program.folder, 4)
-    study = open_confirmation(program.folder)
+    study = load_confirmation(program.folder)
     runs = counted(study.get_trials(), study.user_attrs[CHOSEN])
     wanted = min(3, sum(trial.state == TrialState.COMPLETE for trial in trials))
     assert [run.state for run in runs] == [TrialState.COMPLETE] * 2 * wanted

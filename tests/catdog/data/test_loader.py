@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from catdog.data.dataset import Pictures
-from catdog.data.loader import ahead, batches
+from catdog.data.loader import batches, prefetch
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def split(pictures):
 
 
 def test_batches_that_are_read_ahead_are_those_that_lie_on_the_device(pictures, split):
-    there, read = list(batches(pictures, split, torch.device("cpu"))), list(ahead(pictures, split))
+    there, read = list(batches(pictures, split, torch.device("cpu"))), list(prefetch(pictures, split))
     assert len(there) == len(read) == len(split) == 6
     for (images, labels), (others, their_labels), rows in zip(there, read, split, strict=True):
         assert torch.equal(images, others)
@@ -42,7 +42,7 @@ def test_batches_of_a_mapped_file_are_its_pictures(tmp_path):
 
 def test_no_more_is_read_ahead_than_a_few_batches(pictures, split):
     asked = []
-    reading = ahead(pictures, (asked.append(rows) or rows for rows in split))
+    reading = prefetch(pictures, (asked.append(rows) or rows for rows in split))
     next(reading)
     assert len(asked) == 4
     reading.close()
@@ -51,7 +51,7 @@ def test_no_more_is_read_ahead_than_a_few_batches(pictures, split):
 def test_a_fault_while_reading_ahead_ends_the_batches_and_the_reader(pictures):
     num_threads = threading.active_count()
     with pytest.raises(IndexError):
-        list(ahead(pictures, [torch.tensor([1]), torch.tensor([99])]))
+        list(prefetch(pictures, [torch.tensor([1]), torch.tensor([99])]))
     assert threading.active_count() == num_threads
 
 

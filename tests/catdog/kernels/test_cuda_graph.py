@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from catdog.kernels.cuda_graph import Replayed
+from catdog.kernels.cuda_graph import CUDAGraphStep
 
 
 class Stream:
@@ -49,7 +49,7 @@ def batch(size, value):
 
 
 def test_whole_batches_are_replayed_and_the_smaller_last_one_is_run(said):
-    replayed = Replayed(4, torch.device("cpu"))
+    replayed = CUDAGraphStep(4, torch.device("cpu"))
 
     def step(x, y):
         said.append(int(x[0]))
@@ -62,7 +62,7 @@ def test_whole_batches_are_replayed_and_the_smaller_last_one_is_run(said):
 
 
 def test_step_that_cannot_be_recorded_is_run_after_one_warning(said):
-    replayed = Replayed(4, torch.device("cpu"))
+    replayed = CUDAGraphStep(4, torch.device("cpu"))
 
     def step(x, y):
         if said and said[-1] == "record":

@@ -9,35 +9,35 @@ from search.analysis.ranking import print_ranking, rank, winner_of, write_rankin
 from search.report.__main__ import main
 from search.report.sections import cards, read
 from search.space.space import Goal
-from search.study.create import create_ledger
+from search.study.create import create_study
 from tests.servers.counting_sweep import make_sweep
 
 LOSS = Goal("best_loss", "minimize")
 
 
 @pytest.fixture
-def ledger(tmp_path):
+def study(tmp_path):
     """Six trials: complete 0.5, complete 0.3, pruned at 0.2, failed, running at 0.4, and one not begun."""
-    ledger = create_ledger(
+    study = create_study(
         make_sweep(tmp_path / "runs/one", 6), {"goal": {"metric": "best_loss", "direction": "minimize"}}
     )
-    claims = [ledger.take(slot, "cpu") for slot in range(5)]
+    claims = [study.take(slot, "cpu") for slot in range(5)]
     trials = [claim.trial for claim in claims]
     for trial, value in zip(trials, (0.5, 0.3, 0.2, 0.9, 0.4), strict=True):
-        ledger.report(trial, 1, value)
-    ledger.note(trials[1], metrics={"loss": 0.3, "val_accuracy": 0.875}, seconds=12.5)
-    ledger.note(trials[3], reason="diverged in epoch 1: loss is nan")
-    ledger.tell(trials[0], TrialState.COMPLETE, 0.5)
-    ledger.tell(trials[1], TrialState.COMPLETE, 0.3)
-    ledger.tell(trials[2], TrialState.PRUNED)
-    ledger.tell(trials[3], TrialState.FAIL)
-    yield ledger
+        study.report(trial, 1, value)
+    study.note(trials[1], metrics={"loss": 0.3, "val_accuracy": 0.875}, seconds=12.5)
+    study.note(trials[3], reason="diverged in epoch 1: loss is nan")
+    study.tell(trials[0], TrialState.COMPLETE, 0.5)
+    study.tell(trials[1], TrialState.COMPLETE, 0.3)
+    study.tell(trials[2], TrialState.PRUNED)
+    study.tell(trials[3], TrialState.FAIL)
+    yield study
     for claim in claims:
         claim.release()
 
 
-def test_complete_trials_come_first_and_a_pruned_one_never_wins(ledger):
-    ranking = rank(ledger.trials(), LOSS)
+def test_complete_trials_come_first_and_a_pruned_one_never_wins(study):
+    ranking = rank(study.trials(), LOSS)
     assert [(line.trial, line.state) for line in ranking] == [
         (1, "complete"),
         (0, "complete"),
@@ -48,19 +48,19 @@ def test_complete_trials_come_first_and_a_pruned_one_never_wins(ledger):
     assert winner_of(ranking).trial == 1
 
 
-def test_without_a_complete_trial_nobody_wins(ledger):
-    unfinished = [trial for trial in ledger.trials() if trial.state != TrialState.COMPLETE]
+def test_without_a_complete_trial_nobody_wins(study):
+    unfinished = [trial for trial in study.trials() if trial.state != TrialState.COMPLETE]
     assert winner_of(rank(unfinished, LOSS)) is None
     assert winner_of([]) is None
 
 
-def test_larger_is_better_where_the_goal_says_so(ledger):
-    complete = [trial for trial in ledger.trials() if trial.state == TrialState.COMPLETE]
+def test_larger_is_better_where_the_goal_says_so(study):
+    complete = [trial for trial in study.trials() if trial.state == TrialState.COMPLETE]
     assert winner_of(rank(complete, Goal("best_loss", "maximize"))).trial == 0
 
 
-def test_csv_has_one_row_per_trial_with_the_contracts_columns(ledger, tmp_path):
-    write_ranking(tmp_path / "ranking.csv", rank(ledger.trials(), LOSS), LOSS)
+def test_csv_has_one_row_per_trial_with_the_contracts_columns(study, tmp_path):
+    write_ranking(tmp_path / "ranking.csv", rank(study.trials(), LOSS), LOSS)
     rows = list(csv.reader((tmp_path / "ranking.csv").read_text().splitlines()))
     assert rows[0] == ["rank", "trial", "state", "best_loss", "val_accuracy", "epochs", "seconds", "x", "reason"]
     assert rows[1][:7] == ["1", "1", "complete", "0.3", "0.875", "1", "12.5"]
@@ -69,10 +69,10 @@ def test_csv_has_one_row_per_trial_with_the_contracts_columns(ledger, tmp_path):
 
 
 @pytest.mark.parametrize(("width", "shown"), [(80, True), (70, False)])
-def test_parameters_are_shown_where_there_is_room(ledger, width, shown):
+def test_parameters_are_shown_where_there_is_room(study, width, shown):
     console = Console(width=width)
     with console.capture() as captured:
-        print_ranking(console, rank(ledger.trials(), LOSS), LOSS, Path("ranking.csv"), baseline=True)
+        print_ranking(console, rank(study.trials(), LOSS), LOSS, Path("ranking.csv"), baseline=True)
     lines = captured.get().splitlines()
     header = next(line for line in lines if "rank " in line and "trial" in line and "state" in line)
     assert header.endswith(" x  ") is shown
@@ -81,7 +81,7 @@ def test_parameters_are_shown_where_there_is_room(ledger, width, shown):
     assert not any("…" in line for line in lines)
 
 
-def test_command_ranks_a_sweep_at_any_time(ledger, monkeypatch, capsys, tmp_path):
+def test_command_ranks_a_sweep_at_any_time(study, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["report", "one"])
     main()
@@ -90,8 +90,8 @@ def test_command_ranks_a_sweep_at_any_time(ledger, monkeypatch, capsys, tmp_path
 
 
 @pytest.mark.parametrize("baseline", [True, False])
-def test_trial_0_is_called_the_baseline_only_where_it_is(ledger, monkeypatch, capsys, tmp_path, baseline):
-    ledger.study.set_user_attr("settings", {**ledger.study.user_attrs["settings"], "baseline": baseline})
+def test_trial_0_is_called_the_baseline_only_where_it_is(study, monkeypatch, capsys, tmp_path, baseline):
+    study.optuna.set_user_attr("settings", {**study.optuna.user_attrs["settings"], "baseline": baseline})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["report", "one"])
     main()

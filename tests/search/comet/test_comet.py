@@ -14,7 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from search.comet.optimizer import TICKET, _fitted
-from search.study.sweep import open_confirmation, open_study
+from search.study.sweep import load_confirmation, load_study
 from search.study.trials import state_of
 from search.workers.tracking import outcome_of
 from tests.conftest import ROOT
@@ -63,7 +63,7 @@ def experiments_of(server, folder):
     """The experiments of a sweep by trial, after checking that each trial has exactly one."""
     by_trial = {experiment.others["trial"]: experiment for experiment in server.experiments.values()}
     assert len(by_trial) == len(server.experiments)
-    assert sorted(by_trial) == [trial.number for trial in open_study(folder).get_trials()]
+    assert sorted(by_trial) == [trial.number for trial in load_study(folder).get_trials()]
     return by_trial
 
 
@@ -105,7 +105,7 @@ def test_comet_proposes_and_shows_every_trial(tmp_path, server, environment, alg
     options = ("--engine", "comet", "--algorithm", algorithm, "--tracking", "online", "--failing", 2, "--diverging", 3)
     said = run(folder, 9, 2, *options, "--promoted", 0, environment=environment)
     assert "9 trials in Comet" in said
-    trials = open_study(folder).get_trials()
+    trials = load_study(folder).get_trials()
     assert [trial.number for trial in trials] == list(range(9))
     assert trials[2].user_attrs["reason"] == "RuntimeError: it does not work"
     assert trials[3].user_attrs["reason"].startswith("diverged in epoch 2")
@@ -202,7 +202,7 @@ def test_archives_of_a_killed_and_resumed_sweep_are_delivered_whole(tmp_path, se
         [*COMET, "upload", *archives], env=environment, capture_output=True, text=True, check=False
     )
     assert uploaded.returncode == 0, uploaded.stdout + uploaded.stderr
-    trials = open_study(folder).get_trials()
+    trials = load_study(folder).get_trials()
     for number, experiment in experiments_of(server, folder).items():
         assert_complete(experiment, trials[number], folder)
     assert [model["version"] for model in server.models] == ["2026.1123.144512"]
@@ -226,10 +226,10 @@ def test_runs_of_the_confirmation_are_experiments_of_their_own(tmp_path, server,
     folder = tmp_path / "runs/confirmed"
     run(folder, 2, 2, "--tracking", "online", "--pruner", "none", "--confirm", 1, environment=environment)
     tags = Counter(tag for experiment in server.experiments.values() for tag in experiment.tags)
-    runs = open_confirmation(folder).trials  # one may have been begun before the better trial ended
+    runs = load_confirmation(folder).trials  # one may have been begun before the better trial ended
     assert (tags["sweep:confirmed"], tags["sweep:confirmed confirmation"], tags["baseline"]) == (2, len(runs), 1)
     again = [e.others for e in server.experiments.values() if e.others["sweep"] == "confirmed confirmation"]
-    best = open_study(folder).best_trial.number
+    best = load_study(folder).best_trial.number
     told = sorted((others["trial"], others["confirms"], others["state"], others["reason"]) for others in again)
     assert told == [(n, r.user_attrs["confirms"], state_of(r), r.user_attrs["reason"]) for n, r in enumerate(runs)]
     assert [state for _, trial, state, _ in told if trial == best] == ["complete"] * 2
@@ -310,7 +310,7 @@ def test_answer_without_parameters_ends_the_search_only_where_it_is_over(tmp_pat
     said = process.communicate()[0]
     assert process.returncode == 1
     assert "no parameters, code 500" in said
-    assert len(open_study(folder).get_trials()) == 9
+    assert len(load_study(folder).get_trials()) == 9
     next(iter(server.searches.values())).completed = True
     run(folder, 12, 1, "--engine", "comet", "--algorithm", "grid", environment=environment)
     assert_exact(folder, 9)
@@ -339,7 +339,7 @@ def test_notifications(tmp_path, server, environment):
     titles = [n["title"] for e in server.experiments.values() for n in e.notifications]
     best = [title for title in titles if "is the best so far" in title]
     assert best[0] == "sweep told: trial 0 is the best so far"
-    values = [trial.value for trial in open_study(folder).get_trials()]
+    values = [trial.value for trial in load_study(folder).get_trials()]
     assert len(best) == sum(value == min(values[: i + 1]) for i, value in enumerate(values))
 
 
@@ -407,7 +407,7 @@ def test_comet_optimize_runs_all_its_jobs_as_one_sweep(tmp_path, server, environ
     assert [a["status"] for a in search.assignments] == ["completed"] * 3
     (folder,) = (home / "runs").iterdir()
     assert folder.name.endswith(search.id[:8])
-    trials = open_study(folder).get_trials()
+    trials = load_study(folder).get_trials()
     assert len(trials) == 4  # the baseline is none of Comet's
     assert {trial.user_attrs["worker"]["slot"] for trial in trials} == {0, 1}
     shown = experiments_of(server, folder)
@@ -449,7 +449,7 @@ def test_sweep_whose_patience_ends_says_so_and_goes_on_later(tmp_path, server, e
     server.repair()
     done = subprocess.run([sys.executable, ROOT / "run_sweep.py", *arguments], **options, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(open_study(tmp_path / "home/runs/optimizer").get_trials()) == 3
+    assert len(load_study(tmp_path / "home/runs/optimizer").get_trials()) == 3
 
 
 @pytest.mark.slow

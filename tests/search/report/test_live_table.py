@@ -9,7 +9,7 @@ from rich.console import Console
 from search.formatting import duration
 from search.report import live_table as live
 from search.report.live_table import Whole, _Clock, live_view
-from search.study.create import create_ledger
+from search.study.create import create_study
 from tests.servers.counting_sweep import EPOCHS, make_sweep
 
 
@@ -18,80 +18,80 @@ def test_durations_read_as_people_say_them():
 
 
 @pytest.fixture
-def ledger(tmp_path):
-    return create_ledger(make_sweep(tmp_path / "runs/one", 3, pruner="none"), {})
+def study(tmp_path):
+    return create_study(make_sweep(tmp_path / "runs/one", 3, pruner="none"), {})
 
 
-def whole(ledger, confirm):
-    return Whole(ledger.trials, list, confirm, 1, 1)
+def whole(study, confirm):
+    return Whole(study.trials, list, confirm, 1, 1)
 
 
-def shown(ledger, terminal, confirm=0):
+def shown(study, terminal, confirm=0):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
-    claim = ledger.take(0, "cpu")
-    with live_view(ledger, console, whole(ledger, confirm)) as show:
+    claim = study.take(0, "cpu")
+    with live_view(study, console, whole(study, confirm)) as show:
         show()
         for epoch in range(1, EPOCHS + 1):
             time.sleep(0.05)
-            ledger.report(claim.trial, epoch, 1 / epoch)
+            study.report(claim.trial, epoch, 1 / epoch)
             show()
-        ledger.note(claim.trial, seconds=1800.0)
-        ledger.tell(claim.trial, TrialState.COMPLETE, 1 / EPOCHS)
+        study.note(claim.trial, seconds=1800.0)
+        study.tell(claim.trial, TrialState.COMPLETE, 1 / EPOCHS)
         claim.release()
         show()
-        ledger.say("a worker died")
+        study.say("a worker died")
         show()
     return console.file.getvalue()
 
 
-def test_lines_tell_starts_ends_and_notices_and_the_time_left(ledger):
-    lines = shown(ledger, terminal=False).splitlines()
+def test_lines_tell_starts_ends_and_notices_and_the_time_left(study):
+    lines = shown(study, terminal=False).splitlines()
     assert len(lines) == 2  # the trial that was claimed before is no news
     assert lines[0].startswith("trial 0 completed with 0.2500; 1 done, 0 running, 2 left; best_loss 0.2500 (trial 0)")
     assert lines[0].endswith("about 1 h 0 min left")  # one worker was seen, two trials are left
     assert lines[1] == "note: a worker died"
 
 
-def test_runs_to_confirm_are_in_the_time_left(ledger):
-    lines = shown(ledger, terminal=False, confirm=3).splitlines()
+def test_runs_to_confirm_are_in_the_time_left(study):
+    lines = shown(study, terminal=False, confirm=3).splitlines()
     assert lines[0].endswith("about 2 h 30 min left, confirmation included")  # half an hour each
 
 
-def test_before_a_result_runs_to_confirm_take_as_long_as_trials_that_run(ledger):
-    clock, claim = _Clock(ledger, whole(ledger, 3)), ledger.take(0, "cpu")
-    assert clock.left(ledger) == "time left unknown"
+def test_before_a_result_runs_to_confirm_take_as_long_as_trials_that_run(study):
+    clock, claim = _Clock(study, whole(study, 3)), study.take(0, "cpu")
+    assert clock.left(study) == "time left unknown"
     clock.epochs["trial 0"][0] = (clock.epochs["trial 0"][0][0] - 900.0, 0)  # its first epoch took a quarter of an hour
-    ledger.report(claim.trial, 1, 1.0)
+    study.report(claim.trial, 1, 1.0)
     # Three quarters of an hour for the rest of it, an hour for each of two trials and of three runs.
-    assert clock.left(ledger) == "about 5 h 45 min left, confirmation included"
+    assert clock.left(study) == "about 5 h 45 min left, confirmation included"
 
 
-def test_trial_that_is_taken_over_is_said_to_go_on(ledger):
+def test_trial_that_is_taken_over_is_said_to_go_on(study):
     console = Console(file=io.StringIO(), width=160)
-    left = ledger.take(0, "cpu")
-    ledger.report(left.trial, 1, 1.0)
-    with live_view(ledger, console) as show:
+    left = study.take(0, "cpu")
+    study.report(left.trial, 1, 1.0)
+    with live_view(study, console) as show:
         show()
         left.release()
-        claims = [ledger.take(slot, "cpu") for slot in range(2)]
-        ledger.report(claims[1].trial, 1, 1.0)  # seen after its first epoch, and begun all the same
+        claims = [study.take(slot, "cpu") for slot in range(2)]
+        study.report(claims[1].trial, 1, 1.0)  # seen after its first epoch, and begun all the same
         show()
     lines = console.file.getvalue().splitlines()
     assert [line.partition(";")[0] for line in lines] == ["trial 0 goes on after epoch 1", "trial 1 started"]
 
 
-def test_trial_is_said_to_start_once(ledger):
+def test_trial_is_said_to_start_once(study):
     console = Console(file=io.StringIO(), width=160)
-    with live_view(ledger, console) as show:
-        ledger.study.ask()  # it runs, and nobody has noted yet that it is theirs
+    with live_view(study, console) as show:
+        study.optuna.ask()  # it runs, and nobody has noted yet that it is theirs
         show()
-        assert ledger.take(0, "cpu").trial.number == 0
+        assert study.take(0, "cpu").trial.number == 0
         show()
     assert [line.partition(";")[0] for line in console.file.getvalue().splitlines()] == ["trial 0 started"]
 
 
-def test_table_guesses_from_the_first_epoch_on(ledger):
-    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown(ledger, terminal=True))
+def test_table_guesses_from_the_first_epoch_on(study):
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown(study, terminal=True))
     before, after = text.split("1 of 4", 1)
     assert "first epoch" in before
     assert before.index("time left unknown") < before.index("about 0 min")
@@ -99,17 +99,17 @@ def test_table_guesses_from_the_first_epoch_on(ledger):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_nothing_is_written_while_nothing_changes(ledger, terminal, monkeypatch):
+def test_nothing_is_written_while_nothing_changes(study, terminal, monkeypatch):
     monkeypatch.setattr(live, "CLOCK_SECONDS", 1e9)
     console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
-    with live_view(ledger, console) as show:
-        claim = ledger.take(0, "cpu")
+    with live_view(study, console) as show:
+        claim = study.take(0, "cpu")
         show()
         written = console.file.getvalue()
         assert "trial 0" in written if not terminal else "0 of 4" in written
         show()
         assert console.file.getvalue() == written
-        ledger.report(claim.trial, 1, 0.5)
-        ledger.tell(claim.trial, TrialState.COMPLETE, 0.5)
+        study.report(claim.trial, 1, 0.5)
+        study.tell(claim.trial, TrialState.COMPLETE, 0.5)
         show()
         assert console.file.getvalue() != written

@@ -5,7 +5,7 @@ import pytest
 from search.report import page as report
 from search.report.__main__ import main
 from search.report.page import kept_up_to_date, write_page
-from search.study.sweep import open_study
+from search.study.sweep import load_study
 from tests.servers.app_server import HANG
 from tests.servers.counting_sweep import make_sweep
 from tests.servers.finished_sweep import make_finished_sweep
@@ -98,26 +98,26 @@ def test_groups_of_trials_that_cannot_be_told_apart_share_a_letter(opened):
 
 
 def test_page_of_a_sweep_that_has_just_begun(tmp_path):
-    from search.study.create import create_ledger
+    from search.study.create import create_study
 
     folder = tmp_path / "runs/begun"
-    ledger = create_ledger(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
+    study = create_study(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
     assert "Too few trials for this picture" in write_page(folder).read_text()
-    claim = ledger.take(0, "cpu")
-    ledger.report(claim.trial, 1, 0.5)
+    claim = study.take(0, "cpu")
+    study.report(claim.trial, 1, 0.5)
     assert "trial 0 (unfinished)" in write_page(folder).read_text()
     claim.release()
 
 
 def test_page_is_kept_up_to_date_while_the_sweep_runs(tmp_path, monkeypatch):
-    from search.study.create import create_ledger
+    from search.study.create import create_study
 
     monkeypatch.setattr(report, "EVERY_SECONDS", 0.1)
     folder = tmp_path / "runs/begun"
-    create_ledger(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
+    create_study(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
     with kept_up_to_date(folder):
         wait_until((folder / "report.html").exists)
-    assert len(open_study(folder).get_trials()) == 0
+    assert len(load_study(folder).get_trials()) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A ledger on a real PostgreSQL server: many machines, a server that goes away, a machine that comes back."""
+"""A study on a real PostgreSQL server: many machines, a server that goes away, a machine that comes back."""
 
 import os
 import signal
@@ -11,11 +11,11 @@ import pytest
 import sqlalchemy
 from optuna.trial import TrialState
 
-from search.study.create import create_ledger
-from search.study.locks import ClaimLostError, SectionLostError
-from search.study.shared_study import Ledger
-from search.study.storage import LedgerError, noted_storage, validated_storage
-from search.study.sweep import open_study
+from search.study.create import create_study
+from search.study.locks import SectionLostError, TrialLostError
+from search.study.shared_study import SharedStudy
+from search.study.storage import StorageError, noted_storage, validated_storage
+from search.study.sweep import load_study
 from search.workers.artifacts import Artifacts
 from tests.search.analysis.test_confirmation import values_of
 from tests.search.workers.test_supervisor import assert_exact, epochs_in, start
@@ -28,22 +28,22 @@ def server_sweep(postgres, folder, num_trials=3, **changes):
 
 
 @pytest.fixture
-def ledger(tmp_path):
-    return create_ledger(make_sweep(tmp_path / "runs/file", 3), {})
+def study(tmp_path):
+    return create_study(make_sweep(tmp_path / "runs/file", 3), {})
 
 
 @pytest.fixture
 def opened():
-    """Open a ledger that is closed in the end."""
-    ledgers = []
+    """Open a study that is closed in the end."""
+    studies = []
 
-    def keep(ledger):
-        ledgers.append(ledger)
-        return ledger
+    def keep(study):
+        studies.append(study)
+        return study
 
     yield keep
-    for ledger in ledgers:
-        ledger.close()
+    for study in studies:
+        study.close()
 
 
 def cut_off(postgres, trial):
@@ -108,8 +108,8 @@ def test_server_that_starts_again_interrupts_nothing(postgres, tmp_path):
 
 
 def test_machine_that_was_cut_off_comes_back_and_writes_nothing(postgres, tmp_path, opened):
-    sleeper = opened(create_ledger(server_sweep(postgres, tmp_path / "one/runs/shared"), {}))
-    other = opened(Ledger(server_sweep(postgres, tmp_path / "two/runs/shared")))
+    sleeper = opened(create_study(server_sweep(postgres, tmp_path / "one/runs/shared"), {}))
+    other = opened(SharedStudy(server_sweep(postgres, tmp_path / "two/runs/shared")))
     other.locks.are_settled = lambda: True  # though the server has just been started
     sleeper.locks._keep_in_touch = lambda: None  # it sleeps
     claim = sleeper.take(0, "cpu")
@@ -123,7 +123,7 @@ def test_machine_that_was_cut_off_comes_back_and_writes_nothing(postgres, tmp_pa
         lambda: sleeper.note(claim.trial, reason="it is mine"),
         lambda: sleeper.tell(claim.trial, TrialState.COMPLETE, 0.25),
     ):
-        with pytest.raises(ClaimLostError):
+        with pytest.raises(TrialLostError):
             write()
     assert other.reread(claim.trial) == before
     claim.release()
@@ -131,18 +131,18 @@ def test_machine_that_was_cut_off_comes_back_and_writes_nothing(postgres, tmp_pa
 
 
 def test_connection_that_broke_is_made_again_with_its_locks(postgres, tmp_path, opened):
-    ledger = opened(create_ledger(server_sweep(postgres, tmp_path / "runs/one"), {}))
-    claim = ledger.take(0, "cpu")
+    study = opened(create_study(server_sweep(postgres, tmp_path / "runs/one"), {}))
+    claim = study.take(0, "cpu")
     cut_off(postgres, claim.trial)
-    ledger.report(claim.trial, 1, 0.5)
-    assert ledger.reread(claim.trial).intermediate_values == {1: 0.5}
-    assert opened(Ledger(ledger.sweep)).locks.free([claim.trial]) == []
+    study.report(claim.trial, 1, 0.5)
+    assert study.reread(claim.trial).intermediate_values == {1: 0.5}
+    assert opened(SharedStudy(study.sweep)).locks.free([claim.trial]) == []
 
 
 def test_connection_that_breaks_while_trials_are_read_is_made_again(postgres, tmp_path, opened):
-    ledger = opened(create_ledger(server_sweep(postgres, tmp_path / "runs/one"), {}))
-    claim = ledger.take(0, "cpu")
-    ledger.report(claim.trial, 1, 0.5)
+    study = opened(create_study(server_sweep(postgres, tmp_path / "runs/one"), {}))
+    claim = study.take(0, "cpu")
+    study.report(claim.trial, 1, 0.5)
     broken = []
 
     def break_off(_, __, statement, *___):
@@ -150,16 +150,16 @@ def test_connection_that_breaks_while_trials_are_read_is_made_again(postgres, tm
             broken.append(statement)
             cut_off(postgres, claim.trial)
 
-    sqlalchemy.event.listen(ledger.storage.engine, "before_cursor_execute", break_off)
-    assert [trial.intermediate_values for trial in ledger.trials()] == [{1: 0.5}]
+    sqlalchemy.event.listen(study.storage.engine, "before_cursor_execute", break_off)
+    assert [trial.intermediate_values for trial in study.trials()] == [{1: 0.5}]
     assert broken
 
 
 def test_server_that_ends_all_sessions_gives_no_trial_away(postgres, tmp_path, opened):
     sweep = server_sweep(postgres, tmp_path / "runs/one")
-    holder, other = opened(create_ledger(sweep, {})), opened(Ledger(sweep))
-    for ledger in (holder, other):
-        ledger.locks._ask = as_of_old(ledger.locks._ask)
+    holder, other = opened(create_study(sweep, {})), opened(SharedStudy(sweep))
+    for study in (holder, other):
+        study.locks._ask = as_of_old(study.locks._ask)
     holder.locks._keep_in_touch = lambda: None  # it is in the midst of an epoch
     claim = holder.take(0, "cpu")
     postgres.kill_a_session()
@@ -172,54 +172,54 @@ def as_of_old(ask):
     return lambda question, **values: 1000 if "start_time" in question else ask(question, **values)
 
 
-def test_files_that_are_out_of_date_here_are_brought_again(ledger, tmp_path):
+def test_files_that_are_out_of_date_here_are_brought_again(study, tmp_path):
     one, two = (Artifacts(str(tmp_path / "store")) for _ in "ab")
     here, there = tmp_path / "here", tmp_path / "there"
-    claim = ledger.take(0, "cpu")
+    claim = study.take(0, "cpu")
     for store, folder, text in ((one, here, "epoch 2"), (two, there, "epoch 4")):
         folder.mkdir()
-        store.fetch(ledger.reread(claim.trial), folder)
+        store.fetch(study.reread(claim.trial), folder)
         (folder / "model.safetensors").write_text(text)
-        store.push(ledger, claim.trial, folder)
-    Artifacts(one.address).fetch(ledger.reread(claim.trial), here)
+        store.push(study, claim.trial, folder)
+    Artifacts(one.address).fetch(study.reread(claim.trial), here)
     assert (here / "model.safetensors").read_text() == "epoch 4"
     (here / "model.safetensors").write_text("epoch 5")  # made here since, and not in the store yet
-    Artifacts(one.address).fetch(ledger.reread(claim.trial), here)
+    Artifacts(one.address).fetch(study.reread(claim.trial), here)
     assert (here / "model.safetensors").read_text() == "epoch 5"
 
 
 def test_process_that_is_frozen_where_it_must_not_be_is_cut_off(postgres, tmp_path, opened, monkeypatch):
     monkeypatch.setattr("search.study.storage.LOCK_SECONDS", 1)
-    frozen = opened(create_ledger(server_sweep(postgres, tmp_path / "runs/one"), {}))
-    other = opened(Ledger(frozen.sweep))
+    frozen = opened(create_study(server_sweep(postgres, tmp_path / "runs/one"), {}))
+    other = opened(SharedStudy(frozen.sweep))
     with pytest.raises(SectionLostError), frozen.locks.exclusively("claim"):  # noqa: PT012
         assert other.take(0, "cpu").trial.number == 0
         try:
             frozen.locks.check()  # the connection that is gone
-        except LedgerError:
+        except StorageError:
             frozen.locks.check()  # no new one, while it believes to be alone
     assert frozen.take(0, "cpu").trial.number == 1
 
 
 def test_processes_that_wait_for_many_quick_ones_cut_nobody_off(postgres, tmp_path, opened, monkeypatch):
     monkeypatch.setattr("search.study.storage.LOCK_SECONDS", 1)
-    first = opened(create_ledger(server_sweep(postgres, tmp_path / "runs/one"), {}))
-    ledgers = [first, *(opened(Ledger(first.sweep)) for _ in range(3))]
+    first = opened(create_study(server_sweep(postgres, tmp_path / "runs/one"), {}))
+    studies = [first, *(opened(SharedStudy(first.sweep)) for _ in range(3))]
 
-    def hold(ledger):
+    def hold(study):
         for _ in range(3):
-            with ledger.locks.exclusively("claim"):
+            with study.locks.exclusively("claim"):
                 time.sleep(0.45)
-                ledger.locks.check()
+                study.locks.check()
 
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(hold, ledgers)) == [None] * 4
+        assert list(pool.map(hold, studies)) == [None] * 4
 
 
 def test_address_that_nobody_answers_is_not_kept(tmp_path):
     sweep = replace(make_sweep(tmp_path / "runs/one", 3), storage=validated_storage("postgresql://me@127.0.0.1:1/base"))
     with pytest.raises(OSError, match="cannot be opened"):
-        create_ledger(sweep, {})
+        create_study(sweep, {})
     assert noted_storage(sweep.folder) == ""
 
 
@@ -228,22 +228,22 @@ def test_checkpoint_of_a_trial_that_has_ended_leaves_the_store(postgres, tmp_pat
     folder, store = tmp_path / "runs/one", tmp_path / "store"
     options = ("--storage", postgres.url, "--artifacts", str(store), "--stuck", "1", "--trial-timeout", "10")
     assert start(folder, "2", "2", *options).wait() == 0
-    assert open_study(folder).get_trials()[1].state == TrialState.FAIL
+    assert load_study(folder).get_trials()[1].state == TrialState.FAIL
     assert not [path for path in store.iterdir() if path.read_text().startswith("[{")]
 
 
 def test_address_is_noted_for_readers_and_for_nobody_else(postgres, tmp_path, opened):
     sweep = server_sweep(postgres, tmp_path / "runs/one")
-    opened(create_ledger(sweep, {"goal": "loss"}))
+    opened(create_study(sweep, {"goal": "loss"}))
     assert noted_storage(sweep.folder) == sweep.storage
     assert (sweep.folder / "storage.txt").stat().st_mode & 0o077 == 0
-    assert open_study(sweep.folder).user_attrs["settings"] == {"goal": "loss"}
+    assert load_study(sweep.folder).user_attrs["settings"] == {"goal": "loss"}
 
 
 def test_machine_with_other_data_is_refused(postgres, tmp_path, opened):
-    opened(create_ledger(server_sweep(postgres, tmp_path / "one/runs/shared"), {"data": "abc"}))
+    opened(create_study(server_sweep(postgres, tmp_path / "one/runs/shared"), {"data": "abc"}))
     with pytest.raises(ValueError, match="data was abc, is xyz"):
-        create_ledger(server_sweep(postgres, tmp_path / "two/runs/shared"), {"data": "xyz"})
+        create_study(server_sweep(postgres, tmp_path / "two/runs/shared"), {"data": "xyz"})
 
 
 @pytest.mark.parametrize("address", ["mysql://me@there/base", "/a/file", "sqlite:///x.db", "nonsense"])

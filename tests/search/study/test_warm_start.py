@@ -1,4 +1,4 @@
-"""A sweep that begins with what an earlier one found: real ledgers, Optuna's own TPE."""
+"""A sweep that begins with what an earlier one found: real studies, Optuna's own TPE."""
 
 import shutil
 from dataclasses import replace
@@ -9,12 +9,12 @@ from optuna.trial import TrialState
 from search.analysis.ranking import rank
 from search.report.page import write_page
 from search.space.space import Goal
-from search.study.create import create_ledger
-from search.study.shared_study import Ledger
+from search.study.create import create_study
+from search.study.shared_study import SharedStudy
 from search.study.storage import validated_storage
 from search.study.sweep import CANDIDATES
 from search.study.trials import parameters_of
-from search.study.warm_start import first_proposals, noted_earlier, read_earlier
+from search.study.warm_start import first_proposals, noted_prior_sweep, read_prior_sweep
 from tests.servers.counting_sweep import EPOCHS, begin_confirmation, make_sweep
 
 NAMES = ("x", "y", "z", "u")
@@ -43,20 +43,20 @@ def distance(trial):
     return sum((trial.params[name] - OPTIMUM) ** 2 for name in NAMES) if trial.params else 5.0
 
 
-def search(ledger, num_trials, ledgers=()):
-    """Have trials proposed and ended, by several processes in turn where there are `ledgers`."""
+def search(study, num_trials, studies=()):
+    """Have trials proposed and ended, by several processes in turn where there are `studies`."""
     for turn in range(num_trials):
-        whose = (ledger, *ledgers)[turn % (1 + len(ledgers))]
+        whose = (study, *studies)[turn % (1 + len(studies))]
         claim = whose.take(0, "cpu")
         value = distance(claim.trial)
         whose.report(claim.trial, EPOCHS, value)
         whose.tell(claim.trial, TrialState.COMPLETE, value)
         claim.release()
-    return ledger
+    return study
 
 
 def begun(sweep, earlier=None, **changes):
-    return create_ledger(sweep, settings(sweep, **changes), earlier=earlier)
+    return create_study(sweep, settings(sweep, **changes), earlier=earlier)
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +69,20 @@ def finished(tmp_path_factory):
 def cold(finished, tmp_path):
     """A finished sweep of this test's own."""
     folder = shutil.copytree(finished.folder, tmp_path / "runs/cold")
-    return Ledger(replace(finished, folder=folder))
+    return SharedStudy(replace(finished, folder=folder))
 
 
-def proposals(ledger):
-    return [trial.params for trial in ledger.trials()]
+def proposals(study):
+    return [trial.params for trial in study.trials()]
 
 
 def warm(make, cold, num_trials=6, name="warm"):
     sweep = make(name, num_trials)
-    return begun(sweep, read_earlier(cold.sweep.folder, sweep.space))
+    return begun(sweep, read_prior_sweep(cold.sweep.folder, sweep.space))
 
 
-def mean_distance(ledger):
-    return sum(distance(trial) for trial in ledger.trials()[2:]) / (len(ledger.trials()) - 2)
+def mean_distance(study):
+    return sum(distance(trial) for trial in study.trials()[2:]) / (len(study.trials()) - 2)
 
 
 def test_first_proposals_are_near_what_was_good_before(make, cold):
@@ -96,23 +96,23 @@ def test_first_proposals_are_near_what_was_good_before(make, cold):
 @pytest.mark.parametrize("worse", [-0.5, 0.5])
 def test_results_of_longer_or_shorter_training_inform_as_well(make, cold, worse):
     sweep = make("warm", 8)
-    earlier = read_earlier(cold.sweep.folder, sweep.space)
+    earlier = read_prior_sweep(cold.sweep.folder, sweep.space)
     moved = [{**record, "value": record["value"] + worse} for record in earlier.trials]
     expected = proposals(search(warm(make, cold, 8, name="comparable"), 8))
     assert proposals(search(begun(sweep, replace(earlier, trials=moved)), 8)) == expected
 
 
 def test_budget_ranking_and_report_know_the_sweeps_own_trials_alone(make, cold):
-    ledger = warm(make, cold, 4)
-    assert ledger.num_unfinished() == 4
-    search(ledger, 4)
-    assert ledger.take(0, "cpu") is None
-    assert ledger.num_unfinished() == 0
-    assert [trial.number for trial in ledger.trials()] == [0, 1, 2, 3]
-    assert sorted(line.trial for line in rank(ledger.trials(), Goal(**GOAL))) == [0, 1, 2, 3]
-    assert ledger.study.best_trial.number < 4
-    assert "4 trials (4 complete)" in write_page(ledger.sweep.folder, None).read_text()
-    assert {run.user_attrs["confirms"] for run in begin_confirmation(ledger, 9, 1).trials()} == {0, 1, 2, 3}
+    study = warm(make, cold, 4)
+    assert study.num_unfinished() == 4
+    search(study, 4)
+    assert study.take(0, "cpu") is None
+    assert study.num_unfinished() == 0
+    assert [trial.number for trial in study.trials()] == [0, 1, 2, 3]
+    assert sorted(line.trial for line in rank(study.trials(), Goal(**GOAL))) == [0, 1, 2, 3]
+    assert study.optuna.best_trial.number < 4
+    assert "4 trials (4 complete)" in write_page(study.sweep.folder, None).read_text()
+    assert {run.user_attrs["confirms"] for run in begin_confirmation(study, 9, 1).trials()} == {0, 1, 2, 3}
 
 
 def test_proposals_follow_from_the_ledger_alone_whoever_asks_and_whatever_became_of_the_earlier_sweep(make, cold):
@@ -122,43 +122,43 @@ def test_proposals_follow_from_the_ledger_alone_whoever_asks_and_whatever_became
     again = warm(make, cold)
     shutil.rmtree(cold.sweep.folder)
     search(again, 2)
-    search(Ledger(again.sweep), 4, ledgers=[Ledger(again.sweep)])
+    search(SharedStudy(again.sweep), 4, studies=[SharedStudy(again.sweep)])
     assert proposals(again) == expected
 
 
 def test_what_the_earlier_sweep_finds_later_changes_nothing(make, cold):
-    ledger = search(warm(make, cold), 3)
-    search(Ledger(replace(cold.sweep, num_trials=33)), 3)
-    noted = noted_earlier(ledger.sweep)
+    study = search(warm(make, cold), 3)
+    search(SharedStudy(replace(cold.sweep, num_trials=33)), 3)
+    noted = noted_prior_sweep(study.sweep)
     assert len(noted.trials) == 29  # the baseline is outside the space
-    assert begun(ledger.sweep, noted).earlier == noted
+    assert begun(study.sweep, noted).earlier == noted
     with pytest.raises(ValueError, match="warm_start was cold, is other"):
-        begun(ledger.sweep, replace(noted, name="other"))
+        begun(study.sweep, replace(noted, name="other"))
 
 
 def test_a_process_that_dies_before_the_winner_is_tried_again_leaves_it_to_the_next(make, cold):
-    ledger = warm(make, cold, 2)
-    search(ledger, 1)
-    ledger._enqueue(1)
-    search(Ledger(ledger.sweep), 1)
-    assert len(ledger.trials()) == 2
-    assert ledger.trials()[1].params == ledger.earlier.winner
+    study = warm(make, cold, 2)
+    search(study, 1)
+    study._enqueue(1)
+    search(SharedStudy(study.sweep), 1)
+    assert len(study.trials()) == 2
+    assert study.trials()[1].params == study.earlier.winner
 
 
 def test_the_confirmed_winner_is_tried_again_and_the_baseline_only_once(make, cold):
-    cold.study.set_user_attr(CANDIDATES, [{"trial": 7}, {"trial": 3}])
+    cold.optuna.set_user_attr(CANDIDATES, [{"trial": 7}, {"trial": 3}])
     space = cold.sweep.space
-    assert read_earlier(cold.sweep.folder, space).winner == cold.trials()[7].params
+    assert read_prior_sweep(cold.sweep.folder, space).winner == cold.trials()[7].params
     inside = replace(space, baseline=cold.trials()[7].params)
-    assert read_earlier(cold.sweep.folder, inside).winner == min(cold.trials(), key=distance).params
+    assert read_prior_sweep(cold.sweep.folder, inside).winner == min(cold.trials(), key=distance).params
 
 
 @pytest.mark.parametrize("baseline", [BASELINE, dict.fromkeys(NAMES, 0.5), None], ids=["outside", "inside", "none"])
 def test_a_dry_run_shows_what_the_sweep_then_proposes(make, cold, baseline):
-    earlier, sweep = read_earlier(cold.sweep.folder, cold.sweep.space), make("warm", 6)
-    ledger = begun(replace(sweep, space=replace(sweep.space, baseline=baseline)), earlier)
-    claims = [ledger.take(slot, "cpu") for slot in range(6)]
-    shown = first_proposals(ledger.sweep.space, 6, earlier)
+    earlier, sweep = read_prior_sweep(cold.sweep.folder, cold.sweep.space), make("warm", 6)
+    study = begun(replace(sweep, space=replace(sweep.space, baseline=baseline)), earlier)
+    claims = [study.take(slot, "cpu") for slot in range(6)]
+    shown = first_proposals(study.sweep.space, 6, earlier)
     assert shown == [parameters_of(claim.trial) for claim in claims]
     assert earlier.winner == shown[0 if baseline is None else 1]
 
@@ -166,32 +166,32 @@ def test_a_dry_run_shows_what_the_sweep_then_proposes(make, cold, baseline):
 def test_sweep_of_the_same_seed_does_not_repeat_what_a_short_one_tried_at_random(make, tmp_path):
     short = search(begun(make("cold", 5)), 5)
     assert proposals(search(begun(make("again", 5)), 5)) == proposals(short)
-    ledger = warm(make, short, 5)
+    study = warm(make, short, 5)
     tried = proposals(short)
-    assert [params in tried for params in proposals(search(ledger, 5))] == [True, True, False, False, False]
-    assert ledger.trials()[1].params == ledger.earlier.winner
+    assert [params in tried for params in proposals(search(study, 5))] == [True, True, False, False, False]
+    assert study.trials()[1].params == study.earlier.winner
 
 
 def test_trial_that_was_stopped_early_says_nothing_about_longer_training(make, cold):
-    ledger = search(warm(make, cold), 1)
-    claim = ledger.take(0, "cpu")
-    ledger.report(claim.trial, 1, 9.0)
-    ledger.tell(claim.trial, TrialState.PRUNED)
-    assert ledger.informed._shift(ledger.trials()) == 0
+    study = search(warm(make, cold), 1)
+    claim = study.take(0, "cpu")
+    study.report(claim.trial, 1, 9.0)
+    study.tell(claim.trial, TrialState.PRUNED)
+    assert study.informed._shift(study.trials()) == 0
 
 
 def test_other_pictures_are_allowed_and_named(make, cold):
-    ledger = warm(make, cold)
-    ours = settings(ledger.sweep, data="others", seed=9, epochs=4)
-    assert ledger.earlier.differences(ours) == ["data", "epochs"]
-    assert ledger.earlier.differences(settings(ledger.sweep, seed=9)) == []
+    study = warm(make, cold)
+    ours = settings(study.sweep, data="others", seed=9, epochs=4)
+    assert study.earlier.differences(ours) == ["data", "epochs"]
+    assert study.earlier.differences(settings(study.sweep, seed=9)) == []
 
 
 def test_server_keeps_what_an_earlier_sweep_found(make, cold, postgres):
     expected = proposals(search(warm(make, cold, 4), 4))
     sweep = replace(make("served", 4), storage=validated_storage(postgres.url))
-    informed = search(begun(sweep, read_earlier(cold.sweep.folder, sweep.space)), 4)
-    assert noted_earlier(sweep) == informed.earlier
+    informed = search(begun(sweep, read_prior_sweep(cold.sweep.folder, sweep.space)), 4)
+    assert noted_prior_sweep(sweep) == informed.earlier
     assert proposals(informed) == expected
 
 
@@ -205,11 +205,11 @@ def test_server_keeps_what_an_earlier_sweep_found(make, cold, postgres):
 )
 def test_sweep_of_another_space_is_refused_in_one_sentence(make, cold, changes, message):
     with pytest.raises(ValueError, match=message):
-        read_earlier(cold.sweep.folder, make("warm", 4, **changes).space)
+        read_prior_sweep(cold.sweep.folder, make("warm", 4, **changes).space)
 
 
 def test_sweep_without_a_complete_trial_has_nothing_to_teach(make):
     none = begun(make("none", 3))
     search(none, 1)  # the baseline, outside the space
     with pytest.raises(ValueError, match=r"no trial of .*none is complete and in the space"):
-        read_earlier(none.sweep.folder, none.sweep.space)
+        read_prior_sweep(none.sweep.folder, none.sweep.space)

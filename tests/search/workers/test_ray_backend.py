@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from search.study.sweep import open_study
+from search.study.sweep import load_study
 from tests.conftest import ROOT, lack
 from tests.search.workers.test_supervisor import assert_exact, epochs_in, start
 from tests.servers.processes import is_alive, wait_until
@@ -51,7 +51,7 @@ def on_ray(cluster, *options):
 
 def attempts(folder):
     """Every trial that a worker took, as (pid, node, GPU, trial), in order."""
-    path = folder / "places.log"
+    path = folder / "worker_slots.log"
     return [tuple(line.split()[:4]) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -66,16 +66,16 @@ def test_workers_have_a_gpu_each_are_replaced_when_they_die_and_go_with_the_comm
     wait_until(lambda: len(places_of(folder)) == 4, process)
     workers = {pid: (node, gpu) for pid, node, gpu, _ in attempts(folder)}
     assert sorted(workers.values()) == sorted((node, gpu) for node in nodes_of(cluster) for gpu in "01")
-    victim, place = workers.popitem()
+    victim, slot = workers.popitem()
     os.kill(int(victim), signal.SIGKILL)
-    wait_until(lambda: [place for pid, *place, _ in attempts(folder) if pid not in {victim, *workers}], process)
-    assert next(tuple(place) for pid, *place, _ in attempts(folder) if pid not in {victim, *workers}) == place
+    wait_until(lambda: [slot for pid, *slot, _ in attempts(folder) if pid not in {victim, *workers}], process)
+    assert next(tuple(slot) for pid, *slot, _ in attempts(folder) if pid not in {victim, *workers}) == slot
 
     process.kill()
     process.wait()
     wait_until(lambda: not any(is_alive(pid) for pid, *_ in attempts(folder)))
 
-    num_trials = len(open_study(folder).get_trials())
+    num_trials = len(load_study(folder).get_trials())
     assert start(folder, str(num_trials), "4", *on_ray(cluster)).wait() == 0
     trials = assert_exact(folder, num_trials)
     assert [trial.user_attrs["deaths"]["count"] for trial in trials if "deaths" in trial.user_attrs] == [1]
@@ -109,7 +109,7 @@ def test_machine_with_another_version_is_refused_by_name(cluster, tmp_path):
     _, complained = process.communicate()
     assert "its optuna is 5." in complained
     assert complained.splitlines()[-1].endswith(", not 1.0")
-    assert not open_study(folder).get_trials()
+    assert not load_study(folder).get_trials()
 
 
 @pytest.mark.slow
@@ -171,7 +171,7 @@ def test_workers_are_shared_out_by_gpus_else_by_cpus():
     assert share_out([(8, 2), (8, 2)], 3, None) == Share(3, 4, 1)
     assert share_out([(4, 0), (6, 0)], None, None) == Share(10, 1, 0)
     assert share_out([(4, 0), (6, 0)], 3, None) == Share(3, 3, 0)
-    assert [place.threads for place in share_out([(4, 0)], 8, None).places()] == [1] * 8
+    assert [slot.threads for slot in share_out([(4, 0)], 8, None).worker_slots()] == [1] * 8
     with pytest.raises(ValueError, match="has none; give --workers"):
         share_out([(4, 0)], None, 2)
     with pytest.raises(ValueError, match="neither GPUs nor CPUs"):

@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 from optuna.trial import TrialState
 
-from search.study.sweep import open_study
+from search.study.sweep import load_study
 from search.study.trials import parameters_of
-from search.workers.supervisor import places, sole_owner
+from search.workers.supervisor import sole_owner, worker_slots
 from tests.conftest import ROOT
 from tests.servers import processes
 from tests.servers.counting_sweep import EPOCHS
@@ -38,7 +38,7 @@ def epochs_in(folder):
 
 
 def assert_exact(folder, num_trials):
-    trials = open_study(folder).get_trials()
+    trials = load_study(folder).get_trials()
     assert [trial.number for trial in trials] == list(range(num_trials))
     assert all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
     for trial in trials:
@@ -80,7 +80,7 @@ def troubled(made_once):
     def make(folder):
         assert start(folder / "runs/troubled", "6", "2", *trouble).wait() == 0
 
-    trials = open_study(made_once("troubled", make) / "runs/troubled").get_trials()
+    trials = load_study(made_once("troubled", make) / "runs/troubled").get_trials()
     assert [trial.number for trial in trials if trial.state == TrialState.COMPLETE] == [0, 4, 5]
     return trials
 
@@ -152,10 +152,10 @@ def test_folder_that_cannot_be_written_is_refused(tmp_path):
 
 
 def test_workers_are_dealt_onto_devices_and_share_the_cores():
-    gpus = places(["cuda:0", "cuda:1"], 4, 16)
-    assert [place.device for place in gpus] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
-    assert {place.threads for place in gpus} == {4}
-    assert [place.threads for place in places(["cpu"], 3, 2)] == [1, 1, 1]
+    gpus = worker_slots(["cuda:0", "cuda:1"], 4, 16)
+    assert [slot.device for slot in gpus] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert {slot.threads for slot in gpus} == {4}
+    assert [slot.threads for slot in worker_slots(["cpu"], 3, 2)] == [1, 1, 1]
 
 
 def test_worker_that_is_stopped_for_long_is_replaced(tmp_path):
@@ -178,7 +178,7 @@ def test_trial_without_progress_fails_and_the_sweep_goes_on(troubled):
 def test_weights_of_the_best_are_kept_and_of_nobody_else(tmp_path):
     folder = tmp_path / "runs/kept"
     assert start(folder, "6", "2", "--pruner", "none", "--keep", "2").wait() == 0
-    trials = sorted(open_study(folder).get_trials(), key=lambda trial: trial.value)
+    trials = sorted(load_study(folder).get_trials(), key=lambda trial: trial.value)
     kept = {int(path.parent.name) for path in folder.glob("trials/*/model.safetensors")}
     assert kept == {trial.number for trial in trials[:2]}
     assert not list(folder.glob("trials/*/checkpoint*"))
