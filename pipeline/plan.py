@@ -91,6 +91,7 @@ def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
         storage=_storage(RUNS / name, options.storage),
         artifacts=validated_artifacts(options.artifacts),
         keep=options.keep,
+        task="pipeline.promotion",
     )
     earlier = _earlier(options.warm_start, sweep, engine) if options.warm_start is not None else None
     where, backend = (_on_ray if options.backend == "ray" else _here)(options, devices, sweep, say)

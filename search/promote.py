@@ -1,40 +1,51 @@
-"""The command that promotes a trial, if it is better than the champion, or goes back to the champion before.
+"""Promote a trial if it is better than the champion, or roll back to the previous champion.
 
 python -m search.promote NAME [--trial N] [--data FOLDER]    a sweep's winner, or any of its trials
 python -m search.promote --rollback
 """
 
 import argparse
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
-from pipeline.promotion import BEST_MODEL, promote_trial, restore
 from search.study.storage import StorageError
+from search.study.sweep import TASK, load_study
 
-__all__ = ["main"]
+DEFAULT_TASK = "pipeline.promotion"  # for --rollback, and for studies that name no task
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m search.promote", description="Promote a trial, or roll back.")
-    parser.add_argument("name", nargs="?", help="the sweep's folder below runs/")
+    parser.add_argument("name", nargs="?", help="the sweep's folder in runs/")
     parser.add_argument("--trial", type=int, help="its number (default: the sweep's winner)")
-    text = "always: without a comparison (default: if-better)"
+    text = "always: promote without a comparison (default: if-better)"
     parser.add_argument("--promote", choices=("if-better", "always"), default="if-better", help=text)
-    parser.add_argument("--data", default="", help="where its pictures are (default: where they were)")
-    parser.add_argument("--rollback", action="store_true", help="make the champion before the present one it again")
+    parser.add_argument("--data", default="", help="the folder of its images (default: the one it was trained on)")
+    parser.add_argument("--rollback", action="store_true", help="restore the previous champion")
     options = parser.parse_args()
     if options.rollback == bool(options.name) or (options.rollback and options.trial is not None):
         parser.error("give either the name of a sweep, and of a trial if you like, or --rollback")
     try:
         if options.rollback:
-            print(restore(BEST_MODEL))
+            task = import_module(DEFAULT_TASK)
+            print(task.restore(task.BEST_MODEL))
         else:
             folder, always = Path("runs") / Path(options.name).name, options.promote == "always"
-            sentences = promote_trial(folder, options.trial, always, options.data)
-            print("\n".join(sentences))
+            print("\n".join(_task_of(folder).promote_trial(folder, options.trial, always, options.data)))
     except (ValueError, StorageError) as error:
         parser.exit(2, f"{error}\n")
     except (OSError, RuntimeError) as error:
         parser.exit(1, f"{error}\n")
+
+
+def _task_of(folder: Path) -> ModuleType:
+    """Import the module that promotes trials of the sweep in `folder`. Raises ValueError where it cannot."""
+    name = load_study(folder).user_attrs.get(TASK, DEFAULT_TASK)
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{folder}: the study's task is {name!r}, which cannot be imported ({error})") from error
 
 
 if __name__ == "__main__":

@@ -1,29 +1,31 @@
-"""python -m search.report NAME: write report.html and ranking.csv of a sweep, and print its ranking."""
+"""Write report.html and ranking.csv of a sweep, and print its ranking: python -m search.report NAME."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import optuna
 from rich.console import Console
+from safetensors import SafetensorError, safe_open
 
 from search.analysis.confirmation import print_candidates
 from search.analysis.ranking import WIDE, print_ranking, write_ranking
 from search.report.page import write_page
 from search.report.sections import read, sentences
 from search.study.storage import StorageError
-from search.study.sweep import load_study
+from search.study.sweep import PROMOTION, load_study
+
+CHAMPION = Path("best_model/model.safetensors")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m search.report.page", description="Rank the trials of a sweep.")
-    parser.add_argument("name", help="the sweep's folder below runs/")
+    parser = argparse.ArgumentParser(prog="python -m search.report", description="Rank the trials of a sweep.")
+    parser.add_argument("name", help="the sweep's folder in runs/")
     folder = Path("runs") / Path(parser.parse_args().name).name
-    # What the command says of the champion, it verifies with what made it; the rest of this file needs no torch.
-    from pipeline.promotion import BEST_MODEL, champion_of  # noqa: PLC0415
-
     try:
-        study = load_study(folder)
-        page = write_page(folder, champion_of(study, BEST_MODEL))
+        page = write_page(folder, _champion_of(load_study(folder)))
         record = read(folder)
         write_ranking(folder / "ranking.csv", record.ranking, record.goal)
     except (ValueError, OSError, StorageError) as error:
@@ -34,6 +36,24 @@ def main() -> None:
     for sentence in sentences(record, None):
         console.print(sentence, highlight=False, soft_wrap=True, markup=False)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _champion_of(study: optuna.Study) -> dict[str, Any] | None:
+    """Return the header of the champion, if a trial of the study was ever compared with one.
+
+    The report quotes the header only, so it needs neither torch nor the check of the weights. Raises ValueError for
+    a file that is not a model.
+    """
+    if PROMOTION not in study.user_attrs or not CHAMPION.exists():
+        return None
+    try:
+        with safe_open(CHAMPION, framework="numpy") as file:
+            header = {name: json.loads(text) for name, text in (file.metadata() or {}).items() if name != "sha256"}
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{CHAMPION} is not a whole safetensors file; restore or promote it again") from error
+    if missing := {"metrics", "provenance"} - header.keys():
+        raise ValueError(f"{CHAMPION} lacks {', '.join(sorted(missing))} in its header; train it again")
+    return header
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 
 from search.analysis.confirmation import Candidate, gain_over_baseline, read_outcomes
 from search.analysis.ranking import Ranked, parameter_names, rank, winner_of
-from search.analysis.statistics import Interval, mean_interval, model_gap
+from search.analysis.statistics import Interval, mean_interval, model_difference
 from search.formatting import count, short
 from search.space.space import Goal
 from search.study.sweep import CANDIDATES, CHOSEN, PROMOTION, load_confirmation, load_study, settings_of
@@ -232,7 +232,7 @@ def _evidence(record: Record) -> tuple[list[Interval | None], list[str]]:
         if outcomes is None or line.state != "complete":
             letters.append("")
             continue
-        if first is None or len(first) != len(outcomes) or not _holds_zero(model_gap(outcomes, first)):
+        if first is None or len(first) != len(outcomes) or not _holds_zero(model_difference(outcomes, first)):
             first, num_groups = outcomes, num_groups + 1
         letters.append(_letters(num_groups))
     return intervals, letters

@@ -51,6 +51,10 @@ class Goal:
         """Return the best of some values."""
         return min(values) if self.direction == "minimize" else max(values)
 
+    def as_loss(self, value: float) -> float:
+        """Return a value with its sign changed where more is better, so that less is better."""
+        return value if self.direction == "minimize" else -value
+
 
 @dataclass(frozen=True)
 class Space:

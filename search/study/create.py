@@ -13,7 +13,7 @@ import optuna
 from search.study.confirmation_study import ConfirmationStudy
 from search.study.shared_study import RETRY_SECONDS, SEARCH, Owner, SharedStudy, insisting, locks_of
 from search.study.storage import StorageError, is_passing, note_storage, open_storage
-from search.study.sweep import CHOSEN, Sweep, settings_of
+from search.study.sweep import CHOSEN, TASK, Sweep, settings_of
 from search.study.trials import CONFIRMS, REPEAT
 from search.study.warm_start import WARM_START, PriorSweep
 
@@ -48,6 +48,8 @@ def create_study(
                 study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex))
                 if earlier:
                     study.set_user_attr(WARM_START, asdict(earlier))  # it may be deleted, or go on, while this one runs
+                if sweep.task:
+                    study.set_user_attr(TASK, sweep.task)
                 study.set_user_attr("settings", dict(settings))
                 (sweep.folder / "sweep.json").write_text(json.dumps(settings, indent=2))  # for people; nothing reads it
             else:

@@ -18,6 +18,7 @@ __all__ = [
     "CANDIDATES",
     "CHOSEN",
     "PROMOTION",
+    "TASK",
     "Sweep",
     "load_confirmation",
     "load_study",
@@ -26,7 +27,7 @@ __all__ = [
 
 PrunerName = Literal["hyperband", "median", "none"]
 
-PROMOTION, CANDIDATES = "promotion", "candidates"  # user attributes of the search's study
+PROMOTION, CANDIDATES, TASK = "promotion", "candidates", "task"  # user attributes of the search's study
 CHOSEN = "chosen"  # user attribute of the confirmation's study: trial and repeat of each run that counts
 
 
@@ -51,6 +52,7 @@ class Sweep:
     part: Literal["search", "confirmation"] = "search"
     num_confirmed: int = 0  # configurations that the confirmation trains again
     num_repeats: int = 0  # runs of each of them
+    task: str = ""  # import path of the module that promotes trials; search.promote has a default
 
     @property
     def name(self) -> str:

@@ -5,10 +5,10 @@ from search.analysis.statistics import (
     Outcomes,
     accuracy_interval,
     compare,
-    configuration_gap,
+    configuration_difference,
     configuration_interval,
     mean_interval,
-    model_gap,
+    model_difference,
     seed_noise,
 )
 
@@ -49,7 +49,7 @@ def test_interval_of_a_skewed_mean_is_moved():
 
 def test_gap_is_paired():
     one = RANDOM.normal(0, 5, 400)
-    low, high = model_gap(one + 0.1 + RANDOM.normal(0, 0.01, 400), one)
+    low, high = model_difference(one + 0.1 + RANDOM.normal(0, 0.01, 400), one)
     assert 0.095 < low < 0.1 < high < 0.105
 
 
@@ -90,11 +90,11 @@ def test_a_model_beside_itself_is_tied():
     assert (compared.verdict, compared.p_value, compared.loss_interval) == ("tied", 1.0, (0.0, 0.0))
 
 
-def simulated(num_configurations, runs, pictures, seed_deviation, random):
-    """Outcomes of configurations that differ in nothing: pictures are hard or easy, seeds lucky or not, and noise."""
-    difficulty = random.normal(0, 1, pictures)
+def simulated(num_configurations, runs, images, seed_deviation, random):
+    """Outcomes of configurations that differ in nothing: images are hard or easy, seeds lucky or not, and noise."""
+    difficulty = random.normal(0, 1, images)
     shape = (num_configurations, runs)
-    return difficulty + random.normal(0, seed_deviation, (*shape, 1)) + random.normal(0, 0.7, (*shape, pictures))
+    return difficulty + random.normal(0, seed_deviation, (*shape, 1)) + random.normal(0, 0.7, (*shape, images))
 
 
 @pytest.mark.parametrize("seed_deviation", [0.0, 0.05])
@@ -104,7 +104,7 @@ def test_intervals_of_configurations_cover_the_truth_as_often_as_they_say(seed_d
         found = simulated(3, 2, 300, seed_deviation, random)
         noise = seed_noise(list(found))
         for index, (low, high) in enumerate(
-            (configuration_gap(found[0], found[1], noise), configuration_interval(found[2], noise))
+            (configuration_difference(found[0], found[1], noise), configuration_interval(found[2], noise))
         ):
             covered[index] += low <= 0 <= high
     assert (0.92 * rounds <= covered).all()
@@ -115,26 +115,26 @@ def test_seed_noise_is_found_again():
     random = np.random.default_rng(2)
     estimates = [seed_noise(list(simulated(3, 2, 300, 0.05, random))) for _ in range(500)]
     assert np.mean([noise.variance for noise in estimates]) == pytest.approx(0.05**2 + 0.49 / 300, rel=0.1)
-    assert np.mean([noise.by_pictures for noise in estimates]) == pytest.approx(0.49 / 300, rel=0.05)
-    assert estimates[0].freedom == 3
+    assert np.mean([noise.from_images for noise in estimates]) == pytest.approx(0.49 / 300, rel=0.05)
+    assert estimates[0].dof == 3
 
 
 def test_one_run_each_says_nothing_of_seeds():
     one, other = RANDOM.normal(0, 1, (2, 1, 200))
     noise = seed_noise([one, other])
-    assert noise.freedom == 0
-    assert configuration_gap(one, other, noise) == pytest.approx(model_gap(one[0], other[0]))
+    assert noise.dof == 0
+    assert configuration_difference(one, other, noise) == pytest.approx(model_difference(one[0], other[0]))
 
 
-def test_without_outcomes_per_picture_the_seeds_alone_decide():
+def test_without_outcomes_per_image_the_seeds_alone_decide():
     runs = [np.array([[0.30], [0.32]]), np.array([[0.40], [0.38]]), np.array([[0.31], [0.29]])]
     noise = seed_noise(runs)
     assert noise.variance == pytest.approx(0.0002)
-    low, high = configuration_gap(runs[0], runs[1], noise)  # t of 3 degrees: 3.182 * sqrt(0.0002)
+    low, high = configuration_difference(runs[0], runs[1], noise)  # t of 3 degrees: 3.182 * sqrt(0.0002)
     assert (low, high) == pytest.approx((-0.08 - 0.045, -0.08 + 0.045), abs=1e-3)
 
 
-def test_interval_of_few_pictures_and_wide_seeds_is_around_its_mean():
+def test_interval_of_few_images_and_wide_seeds_is_around_its_mean():
     random = np.random.default_rng(0)
     for _ in range(300):
         runs = random.lognormal(-0.6, 0.6, (1, 18)) + random.normal(0, 0.4, (2, 18))
