@@ -35,7 +35,8 @@ from pipeline.registry import CHAMPION, require_writable
 from pipeline.task import TrainTrial, configure, environment_info
 from search.analysis.confirmation import Candidate, candidates_of, print_candidates
 from search.analysis.ranking import WIDE, Ranked, print_ranking, rank, winner_of, write_ranking
-from search.comet.optimizer import create_search, patiently
+from search.comet.client import wait_for_comet
+from search.comet.optimizer import create_search
 from search.formatting import count, short
 from search.report.live_table import Whole, live_view
 from search.report.page import kept_up_to_date, write_page
@@ -267,7 +268,7 @@ def join_search(plan: Plan, study: SharedStudy) -> SharedStudy:
         # Twice the budget: a proposal whose answer is lost on its way counts at Comet, and a sweep may be extended.
         max_combo = 0 if sweep.space.algorithm == "grid" else 2 * sweep.num_trials
         content = {**sweep.space.content, "name": sweep.name}
-        search_id = sweep.search_id or patiently(lambda: create_search(content, max_combo), sweep.patience, say)
+        search_id = sweep.search_id or wait_for_comet(lambda: create_search(content, max_combo), sweep.patience, say)
         study.note_search(search_id)
     say(f"search at Comet: {search_id}")
     return SharedStudy(replace(sweep, search_id=search_id))

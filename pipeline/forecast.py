@@ -15,7 +15,7 @@ from pipeline.task import configure
 from search.formatting import duration
 from search.schedule.simulator import Cost, simulate
 from search.space.space import Parameters
-from search.workers.tracking import EpochMetrics
+from search.task import EpochMetrics
 
 __all__ = ["Forecast", "describe_forecast", "forecast"]
 

@@ -19,17 +19,18 @@ from catdog.data.dataset import Data
 from catdog.device import find_devices
 from catdog.model import MAX_IMAGE_SIZE
 from pipeline.task import DEFAULTS, METRICS, SEARCHABLE, cast, configure, environment_info, first_device
-from search.comet.optimizer import has_api_key, patiently, read_search
+from search.comet.client import has_api_key, wait_for_comet
+from search.comet.optimizer import read_search
 from search.formatting import count
 from search.space.schema import known_keys
 from search.space.space import Parameters, Space, load_space
 from search.study.storage import noted_storage, validated_storage, without_password
 from search.study.sweep import Sweep
 from search.study.warm_start import PriorSweep, noted_prior_sweep, read_prior_sweep
+from search.task import WorkerSlot
 from search.workers.artifacts import validated_artifacts
 from search.workers.loky_backend import Backend, LokyBackend
 from search.workers.supervisor import Limits, worker_slots
-from search.workers.worker import WorkerSlot
 
 __all__ = ["Plan", "command", "count_cores", "exit_with_error", "make_plan", "parse", "settings"]
 
@@ -245,7 +246,7 @@ def _name(options: argparse.Namespace, space: Space, search_id: str) -> str:
 def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: Callable[[str], None]) -> Space:
     content: Mapping[str, Any] | None = None
     if search_id:
-        content = known_keys(patiently(partial(read_search, search_id), Sweep.patience, say))
+        content = known_keys(wait_for_comet(partial(read_search, search_id), Sweep.patience, say))
     elif (RUNS / options.config).is_dir() and not options.config.exists():
         again = f"give its command again, with --name {options.config}"
         raise ValueError(f"{options.config} is a sweep, no search space; {again}")

@@ -32,9 +32,9 @@ from pipeline.task import TrainTrial, configure
 from search.space.space import Parameters
 from search.study.create import create_study
 from search.study.shared_study import LAST_WORDS, SharedStudy
+from search.task import EpochMetrics, TrialContext
 from search.workers.supervisor import run_sweep, worker_slots
-from search.workers.tracking import EpochMetrics, Tracking
-from search.workers.worker import TrialContext
+from search.workers.tracking import Tracking
 
 __all__ = [
     "Network",

@@ -24,8 +24,7 @@ from catdog.train import TrainConfig, train
 from search.analysis.statistics import accuracy_interval
 from search.space.space import Parameters
 from search.study.sweep import Sweep
-from search.workers.tracking import EpochMetrics
-from search.workers.worker import OutOfMemoryError, ProcessLostError, TrialContext
+from search.task import EpochMetrics, OutOfMemoryError, ProcessLostError, TrialContext
 
 __all__ = ["DEFAULTS", "METRICS", "SEARCHABLE", "TrainTrial", "cast", "configure", "environment_info", "first_device"]
 

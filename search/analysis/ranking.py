@@ -1,6 +1,7 @@
 """SharedStudy -> ranked table, on the terminal and as ranking.csv."""
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from search.files import write_text
 from search.space.space import Goal
 from search.study.trials import ordered, parameters_of, state_of, value_of
 
@@ -77,15 +79,14 @@ def _table(title: str, ranking: Sequence[Ranked], goal: Goal, names: Sequence[st
 def write_ranking(path: Path, ranking: Sequence[Ranked], goal: Goal) -> None:
     """Write the ranking as CSV, one row per trial, replacing what was there."""
     names = parameter_names(ranking)
-    partial = path.with_name(f".{path.name}")
-    with partial.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["rank", "trial", "state", goal.metric, "val_accuracy", "epochs", "seconds", *names, "reason"])
-        for line in ranking:
-            parameters = [line.parameters.get(name, "") for name in names]
-            figures = [line.value, line.val_accuracy, line.epochs, line.seconds]
-            writer.writerow([line.rank, line.trial, line.state, *figures, *parameters, line.reason])
-    partial.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["rank", "trial", "state", goal.metric, "val_accuracy", "epochs", "seconds", *names, "reason"])
+    for line in ranking:
+        parameters = [line.parameters.get(name, "") for name in names]
+        figures = [line.value, line.val_accuracy, line.epochs, line.seconds]
+        writer.writerow([line.rank, line.trial, line.state, *figures, *parameters, line.reason])
+    write_text(path, text.getvalue())
 
 
 def _ranked(place: int, trial: FrozenTrial, goal: Goal) -> Ranked:

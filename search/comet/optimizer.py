@@ -6,72 +6,26 @@ reports under the ticket it had.
 """
 
 import math
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Mapping
 from http import HTTPStatus
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from search.comet.client import ServiceDownError, optimizer_api, quiet_client, translated_errors
+
 __all__ = [
-    "ENVIRONMENT",
     "CometSampler",
-    "ServiceDownError",
     "create_search",
-    "has_api_key",
-    "patiently",
-    "quiet_client",
     "read_search",
 ]
 
-# Nothing is sent, printed or patched that we did not ask for: no telemetry, no probes of clouds, no hooks in torch.
-ENVIRONMENT = {
-    "COMET_DISABLE_AUTO_LOGGING": "1",
-    "COMET_ERROR_TRACKING_ENABLE": "false",
-    "COMET_INTERNAL_REPORTING": "false",
-    "COMET_LOGGING_CONSOLE": "CRITICAL",
-    "COMET_DISPLAY_SUMMARY_LEVEL": "0",
-    "COMET_GET_OR_ADD_EXPERIMENT_RETRY_TOTAL": "2",  # we come back to what could not be sent
-    "COMET_HTTP_SESSION_RETRY_TOTAL": "2",
-    "COMET_TIMEOUT_CLEANING": "15",  # seconds to wait at the end for what is still to be sent
-    "COMET_AUTO_LOG_CODE": "false",
-    "COMET_AUTO_LOG_GIT_PATCH": "false",
-    "COMET_AUTO_LOG_CLI_ARGUMENTS": "false",
-    "COMET_AUTO_LOG_OUTPUT_LOGGER": "",
-}
 SECONDS_FOR_NEXT, SECONDS_FOR_UPDATE = 30.0, 4.0  # a proposal may have to be thought out; a result is only taken
 MAX_REPEATS = 5  # answers in a row that hand out what a trial holds already
-T = TypeVar("T")
 TICKET, WAITING = "comet_ticket", "comet_next"  # user attributes: of a trial, and of the study
-
-
-class ServiceDownError(ConnectionError):
-    """Comet gives no usable answer at present."""
-
-
-def quiet_client() -> Any:
-    """Import comet_ml so that it does nothing of its own accord."""
-    os.environ.update(ENVIRONMENT)
-    for name in ("COMET_OPTIMIZER_ID", "COMET_EXPERIMENT_KEY"):  # they would override what we pass
-        os.environ.pop(name, None)
-    import comet_ml  # noqa: PLC0415 - takes a second, and few need it
-
-    return comet_ml
-
-
-def has_api_key() -> bool:
-    """Say whether Comet's users' ways of setting an API key hold one: environment or a .comet.config."""
-    places = [Path(os.environ.get("COMET_CONFIG", ".comet.config")), Path(".env"), Path.home() / ".comet.config"]
-    if "COMET_API_KEY" in os.environ:
-        return bool(os.environ["COMET_API_KEY"])
-    return any(place.is_file() for place in places) and bool(_key())
 
 
 def create_search(content: Mapping[str, Any], max_combo: int) -> str:
@@ -80,7 +34,7 @@ def create_search(content: Mapping[str, Any], max_combo: int) -> str:
     Raises ValueError for what Comet refuses and ServiceDownError where it does not answer.
     """
     spec = {**content.get("spec", {}), "maxCombo": max_combo, "retryAssignLimit": 0}
-    with _faults():
+    with translated_errors():
         search = quiet_client().Optimizer({**content, "spec": spec, "verbose": 0})
         return str(search.get_id())
 
@@ -90,29 +44,11 @@ def read_search(search_id: str) -> dict[str, Any]:
 
     Raises ValueError where Comet knows none and ServiceDownError where it does not answer.
     """
-    with _faults():
-        status = _api(SECONDS_FOR_NEXT).optimizer_status(search_id)
+    with translated_errors():
+        status = optimizer_api(SECONDS_FOR_NEXT).optimizer_status(search_id)
     if "parameters" not in status:
         raise ValueError(f"Comet knows no search {search_id} ({status.get('message', 'no reason given')})")
     return {key: status[key] for key in ("algorithm", "name", "trials", "parameters", "spec") if status.get(key)}
-
-
-def patiently(ask: Callable[[], T], patience: float, say: Callable[[str], None]) -> T:
-    """Return what `ask` returns, asking again in growing pauses while Comet is down, for `patience` seconds at most."""
-    began, pause = time.monotonic(), 1.0
-    while True:
-        try:
-            answer = ask()
-        except ServiceDownError as error:
-            if time.monotonic() - began >= patience:
-                raise ServiceDownError(f"Comet did not answer for {patience / 60:.0f} minutes ({error})") from error
-            say(f"Comet does not answer ({error}); asking again in {pause:.0f} s, giving up after {patience:.0f} s")
-            time.sleep(pause)
-            pause = min(2 * pause, 60.0)
-        else:
-            if pause > 1:
-                say("Comet answers again")
-            return answer
 
 
 class CometSampler(BaseSampler):
@@ -182,8 +118,8 @@ class CometSampler(BaseSampler):
 
     def _send(self, ticket: Mapping[str, Any], status: str, score: float | None) -> bool:
         try:
-            with _faults():
-                api = _api(SECONDS_FOR_UPDATE)
+            with translated_errors():
+                api = optimizer_api(SECONDS_FOR_UPDATE)
                 api.optimizer_update(self.search_id, ticket["pid"], ticket["trial"], status=status, score=score)
         except (ServiceDownError, ValueError):
             return False
@@ -197,8 +133,8 @@ class CometSampler(BaseSampler):
     def _next(self, study: optuna.Study) -> dict[str, Any] | None:
         """Ask for a ticket whose parameters fit the space and that no trial holds; None when there are no more."""
         for _ in range(MAX_REPEATS):
-            with _faults():
-                answer = _api(SECONDS_FOR_NEXT).get_request("next", params={"id": self.search_id})
+            with translated_errors():
+                answer = optimizer_api(SECONDS_FOR_NEXT).get_request("next", params={"id": self.search_id})
                 if answer["code"] != HTTPStatus.OK:
                     self._check_end(answer)
                     return None
@@ -217,48 +153,11 @@ class CometSampler(BaseSampler):
         raise ServiceDownError("it hands out again and again what has been tried or lies outside the space")
 
     def _check_end(self, answer: Mapping[str, Any]) -> None:
-        """Return where the search is over; raise what `_faults` takes for a fault where it only does not answer."""
+        """Return if the search is over, else raise the error that `translated_errors` makes a ServiceDownError."""
         if answer["code"] == HTTPStatus.NO_CONTENT:
             return
-        if _api(SECONDS_FOR_NEXT).optimizer_status(self.search_id).get("status") != "completed":
+        if optimizer_api(SECONDS_FOR_NEXT).optimizer_status(self.search_id).get("status") != "completed":
             raise ValueError(f"no parameters, code {answer['code']}")
-
-
-@cache
-def _api(seconds: float) -> Any:
-    """Return the client's connection to the Optimizer. There is no public way to report without an experiment."""
-    quiet_client()
-    from comet_ml.connection.connection_factory import get_optimizer_api  # noqa: PLC0415
-
-    api = get_optimizer_api(_key())
-    api.low_level_api_client.default_timeout = seconds
-    return api
-
-
-def _key() -> str:
-    quiet_client()
-    from comet_ml.config import get_api_key, get_config  # noqa: PLC0415
-
-    return get_api_key(None, get_config()) or ""
-
-
-@contextmanager
-def _faults() -> Iterator[None]:
-    """Turn what the client raises into one sentence: ServiceDownError, or ValueError where asking again is no use."""
-    from requests import RequestException  # noqa: PLC0415 - comes with comet_ml
-
-    comet_ml = quiet_client()
-    try:
-        yield
-    except comet_ml.exceptions.OptimizerException as error:
-        raise ValueError(str(error)) from error
-    except RequestException as error:
-        status = getattr(error.response, "status_code", None)
-        raise ServiceDownError(f"HTTP {status}" if status else type(error).__name__) from error
-    except (ValueError, KeyError, TypeError) as error:
-        if "COMET_API_KEY" in str(error):
-            raise ValueError("Comet refuses the API key; set COMET_API_KEY to one that is valid") from error
-        raise ServiceDownError(f"an answer that makes no sense: {error}") from error
 
 
 def _tickets(study: optuna.Study) -> set[tuple[str, int]]:

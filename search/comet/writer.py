@@ -1,9 +1,9 @@
 """A process beside a worker that writes what it is told to Comet; tracking.py starts it and talks to it.
 
 It reads one JSON object per line from its standard input: `open` a trial's experiment, an `epoch`, `close`. Whatever
-Comet does, or does not, ends in a note in the trial's folder. This file imports nothing of ours: it starts in a second.
+Comet does, or does not, ends in a note in the trial's folder. It imports as little as it can: it starts in a second.
 
-    python search/comet/writer.py online|offline FOLDER
+    python -m search.comet.writer online|offline FOLDER
 """
 
 import json
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from search.files import write_text
 
 NOTE = "comet.json"
 PROJECT = "catdog"  # where the user configured none
@@ -109,7 +111,7 @@ class CometWriter:
             except Exception as error:  # noqa: BLE001 - see above
                 note.update(fault=self._leave_alone(error))
         self.end()
-        _write(path, json.dumps(note))
+        write_text(path, json.dumps(note))
 
     def _close(
         self, others: dict[str, Any], final: dict[str, float], confusion: str, model: dict[str, str] | None, news: str
@@ -256,12 +258,6 @@ def _api_key() -> str | None:
 
     key: str | None = get_api_key(None, get_config())
     return key
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from search.comet.optimizer import has_api_key, quiet_client
+from search.comet.client import has_api_key, quiet_client
 from search.comet.writer import PROJECT
 
 NAME = "Sweep"  # of the panel and of the view

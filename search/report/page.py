@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from search.files import write_text
 from search.formatting import count
 from search.report.sections import (
     Record,
@@ -72,9 +72,7 @@ def write_page(folder: Path, champion: Mapping[str, Any] | None = None) -> Path:
         mistakes=_json(record, "mistakes.json"),
         command=_text_of(record, "command.txt"),
     )
-    partial = folder / f".{PAGE}.{os.getpid()}"  # the sweep and a person may write at once
-    partial.write_text(page)
-    partial.replace(folder / PAGE)
+    write_text(folder / PAGE, page, concurrent=True)  # the sweep and a person may write at once
     return folder / PAGE
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 
+from search.files import write_text
 from search.study.confirmation_study import ConfirmationStudy
 from search.study.shared_study import RETRY_SECONDS, SEARCH, Owner, SharedStudy, insisting, locks_of
 from search.study.storage import StorageError, is_passing, note_storage, open_storage
@@ -51,7 +52,7 @@ def create_study(
                 if sweep.task:
                     study.set_user_attr(TASK, sweep.task)
                 study.set_user_attr("settings", dict(settings))
-                (sweep.folder / "sweep.json").write_text(json.dumps(settings, indent=2))  # for people; nothing reads it
+                write_text(sweep.folder / "sweep.json", json.dumps(settings, indent=2))  # for people; nothing reads it
             else:
                 require_settings(sweep, study, settings)
     finally:

@@ -13,6 +13,8 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
+from search.files import write_text
+
 __all__ = [
     "StorageError",
     "first_line",
@@ -69,10 +71,7 @@ def without_password(url: str) -> str:
 def note_storage(folder: Path, url: str) -> None:
     """Write down, for its owner's eyes only, where the study of `folder` is."""
     if noted_storage(folder) != url:
-        partial = folder / f".{NOTE}.partial"
-        partial.touch(mode=0o600)
-        partial.write_text(url)
-        partial.replace(folder / NOTE)
+        write_text(folder / NOTE, url, mode=0o600)
 
 
 def noted_storage(folder: Path) -> str:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import FrozenTrial
 
+from search.files import write_text
 from search.study.shared_study import AcquiredTrial, SharedStudy
 from search.study.sweep import Sweep
 from search.study.trials import ordered
@@ -101,7 +102,7 @@ class Artifacts:
             path = folder / Path(name).name
             if (path.exists() and brought.get(name) == key) or self._bring(key, path):
                 self.seen[path] = _mark(path)
-        _write(folder / BROUGHT, files)
+        write_text(folder / BROUGHT, json.dumps(files))
 
     def fetch_all(self, study: SharedStudy) -> None:
         """Bring the files of all trials that have ended, and the weights of the best of them."""
@@ -131,7 +132,7 @@ class Artifacts:
             self.seen[path] = mark
         if now != before:
             study.note(trial, **{FILES: now})
-            _write(folder / BROUGHT, now)
+            write_text(folder / BROUGHT, json.dumps(now))
             self._remove(set(before.values()) - set(now.values()))
 
     def remove(self, trial: FrozenTrial, beginning: str) -> None:
@@ -194,12 +195,6 @@ def _read(path: Path) -> dict[str, str]:
         return dict(json.loads(path.read_text()))
     except (FileNotFoundError, ValueError):
         return {}
-
-
-def _write(path: Path, files: Mapping[str, str]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(files))
-    partial.replace(path)
 
 
 def _mark(path: Path) -> tuple[int, int]:

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from search.study.shared_study import SharedStudy
+from search.task import WorkerSlot
 from search.workers.loky_backend import Process, WorkerDiedError
-from search.workers.worker import WorkerSlot
 
 __all__ = ["TICK_SECONDS", "Worker", "give_up_stuck", "kill_stopped", "look_after", "rests"]
 

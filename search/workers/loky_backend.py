@@ -9,8 +9,8 @@ from typing import Protocol
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 
+from search.task import WorkerSlot
 from search.workers.process import begin
-from search.workers.worker import WorkerSlot
 
 __all__ = ["Backend", "Job", "LokyBackend", "Process", "WorkerDiedError"]
 

@@ -23,8 +23,8 @@ from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from search.formatting import count
+from search.task import WorkerSlot
 from search.workers.loky_backend import Job, Process, WorkerDiedError
-from search.workers.worker import WorkerSlot
 
 __all__ = ["Home", "RayBackend", "Share", "connect", "share_out"]
 

@@ -17,11 +17,12 @@ from types import FrameType
 from filelock import FileLock, Timeout
 
 from search.study.shared_study import SharedStudy
+from search.task import Task, WorkerSlot
 from search.workers.artifacts import Artifacts, remove_checkpoints, remove_weights
 from search.workers.liveness import TICK_SECONDS, Worker, give_up_stuck, kill_stopped, look_after, rests
 from search.workers.loky_backend import Backend, LokyBackend
 from search.workers.tracking import Tracking
-from search.workers.worker import Part, Task, WorkerSlot, work
+from search.workers.worker import Part, work
 
 __all__ = [
     "Limits",

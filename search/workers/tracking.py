@@ -23,13 +23,14 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.comet.optimizer import ENVIRONMENT, TICKET
+from search.comet.client import ENVIRONMENT
+from search.comet.optimizer import TICKET
 from search.formatting import count
 from search.study.sweep import Sweep
 from search.study.trials import CONFIRMS, parameters_of, state_of
+from search.task import EpochMetrics
 
 __all__ = [
-    "EpochMetrics",
     "Model",
     "Tracker",
     "Tracking",
@@ -39,8 +40,6 @@ __all__ = [
     "outcome_of",
     "settle",
 ]
-
-EpochMetrics = Mapping[str, float]
 
 NOTE = "comet.json"  # in a trial's folder
 SECONDS_FOR_A_MODEL = 60.0  # that its upload may take
@@ -180,17 +179,23 @@ class Tracker:
         except OSError as error:
             self.process, self.fault = None, f"{folder}: {error.strerror}"
             return
+        code = str(Path(__file__).parents[2])  # the folder of search/
         hidden = ["COMET_OPTIMIZER_ID", "COMET_EXPERIMENT_KEY"]
         hidden += ["COMET_API_KEY"] if self.tracking.mode == "offline" else []
         environment = {name: value for name, value in os.environ.items() if name not in hidden}
         with log:
             self.process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).parents[1] / "comet/writer.py"), self.tracking.mode, str(folder)],
+                [sys.executable, "-P", "-m", "search.comet.writer", self.tracking.mode, str(folder)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 text=True,
-                env={**environment, **ENVIRONMENT, "TMPDIR": str((folder / ".unfinished").resolve())},
+                env={
+                    **environment,
+                    **ENVIRONMENT,
+                    "TMPDIR": str((folder / ".unfinished").resolve()),
+                    "PYTHONPATH": os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")])),
+                },
             )
         self.thread = threading.Thread(target=self._deliver, args=(self.process, self.messages), daemon=True)
         self.thread.start()

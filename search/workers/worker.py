@@ -1,19 +1,20 @@
 """One device's loop: take a trial, drive its training, report every epoch, tell the result."""
 
 import csv
+import io
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from search.comet.optimizer import patiently
+from search.comet.client import wait_for_comet
+from search.files import write_text
 from search.space.space import Goal
 from search.study.create import open_shared_study
 from search.study.locks import TrialLostError
@@ -21,29 +22,11 @@ from search.study.shared_study import AcquiredTrial, Owner, SharedStudy
 from search.study.storage import StorageError, first_line
 from search.study.sweep import Sweep
 from search.study.trials import CONFIRMS, DISPLACED, parameters_of
+from search.task import EpochMetrics, OutOfMemoryError, ProcessLostError, Task, TrialContext, WorkerSlot
 from search.workers.artifacts import Artifacts, checkpoint_of, remove_checkpoints
-from search.workers.tracking import EpochMetrics, Tracker, Tracking
+from search.workers.tracking import Tracker, Tracking
 
-__all__ = ["OutOfMemoryError", "Part", "ProcessLostError", "Task", "TrialContext", "WorkerSlot", "work"]
-
-
-class ProcessLostError(Exception):
-    """A process can train no more; a new one is to go on with the trial."""
-
-
-class OutOfMemoryError(ProcessLostError):
-    """Memory ran out; with fewer workers on the device there may be enough."""
-
-
-@dataclass(frozen=True)
-class WorkerSlot:
-    """Where a worker runs."""
-
-    index: int  # its number among the workers of this machine, from 0
-    device: str  # cpu, cuda:0, ...
-    threads: int  # CPU threads that are its own (OMP_NUM_THREADS)
-    label: str = ""  # what people call the device, where that is not enough
-    alone: bool = False  # nobody is known to share the device, whatever it is called
+__all__ = ["Part", "run_trial", "work"]
 
 
 @dataclass(frozen=True)
@@ -52,24 +35,6 @@ class Part:
 
     sweep: Sweep
     tracking: Tracking | None  # where its trials are also shown; either all parts have one or none
-
-
-@dataclass(frozen=True)
-class TrialContext:
-    """One trial, as the task sees it."""
-
-    number: int
-    confirms: int | None  # the trial that a run of the confirmation trains again
-    parameters: Mapping[str, Any]  # in the terms of optimizer.json
-    seed: int  # the trial's own, the same each time it is taken up
-    folder: Path  # runs/NAME/trials/NNNN, its own
-    device: str
-    checkpoint: Path  # a file that the task may write and read again while the trial is not ended
-    check: Callable[[], None] = lambda: None  # raises TrialLostError where the trial is somebody else's: write nothing
-
-
-Task = Callable[[TrialContext], Iterator[EpochMetrics]]
-"""Train one trial: yield a row of metrics per epoch, the epochs of an earlier process first."""
 
 
 def work(parts: Sequence[Part], owner: Owner, task: Task, slot: WorkerSlot) -> None:
@@ -126,7 +91,7 @@ def _claims(
             name = part.sweep.part
             study = studies[name] = studies.get(name) or open_shared_study(part.sweep, owner)
             take = partial(study.take, slot.index, slot.label or slot.device)
-            if claim := patiently(take, part.sweep.patience, study.say):
+            if claim := wait_for_comet(take, part.sweep.patience, study.say):
                 yield study, part.tracking, claim
                 break
         else:
@@ -217,7 +182,8 @@ def _report(study: SharedStudy, trial: FrozenTrial, rows: list[EpochMetrics]) ->
 
 
 def _write_history(path: Path, rows: list[EpochMetrics]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0].keys())
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

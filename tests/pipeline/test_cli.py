@@ -18,8 +18,8 @@ from catdog.model import load_model, save_model
 from pipeline import cli
 from search.study.sweep import CHOSEN, load_confirmation, load_study
 from search.study.trials import counted
+from search.task import OutOfMemoryError, ProcessLostError, TrialContext
 from search.workers.supervisor import WorkerPool
-from search.workers.worker import OutOfMemoryError, ProcessLostError, TrialContext
 from tests.conftest import ROOT
 from tests.servers import processes
 from tests.servers.processes import wait_until

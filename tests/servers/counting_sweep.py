@@ -19,16 +19,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import search.workers.liveness
-from search.comet.optimizer import create_search, patiently
+from search.comet.client import wait_for_comet
+from search.comet.optimizer import create_search
 from search.space.space import load_space
 from search.study.create import create_confirmation, create_study
 from search.study.shared_study import SharedStudy
 from search.study.storage import validated_storage
 from search.study.sweep import Sweep
+from search.task import OutOfMemoryError
 from search.workers.loky_backend import LokyBackend
 from search.workers.supervisor import Limits, run_sweep, sole_owner, worker_pool, worker_slots
 from search.workers.tracking import Model, Tracking, how_to_upload, settle
-from search.workers.worker import OutOfMemoryError
 from tests.servers.processes import wait_until
 
 EPOCHS, EPOCH_SECONDS = 4, 0.15
@@ -169,7 +170,7 @@ def main():
         if options.engine == "comet":
             if not study.search_id():
                 ask = lambda: create_search(sweep.space.content, 2 * sweep.num_trials)  # noqa: E731
-                study.note_search(patiently(ask, sweep.patience, print))
+                study.note_search(wait_for_comet(ask, sweep.patience, print))
             study = SharedStudy(replace(sweep, search_id=study.search_id()))
         where, backend = placed()
         runs = create_confirmation(study, options.confirm, options.repeats) if options.confirm else None

@@ -56,7 +56,7 @@ def panel(server, monkeypatch, tmp_path):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("COMET_WORKSPACE", "somebody")
     monkeypatch.setenv("COMET_PROJECT_NAME", "catdog")
-    from search.comet.optimizer import quiet_client
+    from search.comet.client import quiet_client
 
     quiet_client()
     import plotly.graph_objects  # noqa: F401 - counted in nobody's three seconds

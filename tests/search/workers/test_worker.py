@@ -9,7 +9,8 @@ from sqlalchemy.exc import OperationalError
 
 from search.study.create import create_study
 from search.study.storage import StorageError, first_line
-from search.workers.worker import Part, TrialContext, WorkerSlot, run_trial, work
+from search.task import TrialContext, WorkerSlot
+from search.workers.worker import Part, run_trial, work
 from tests.servers.counting_sweep import make_sweep
 
 
