@@ -343,10 +343,10 @@ def monitoring(path, num=20_000):
     from catdog.serving.monitor import Monitor
 
     monitor = Monitor()
-    monitor.serve("version", read_header(path))
+    monitor.watch("version", read_header(path))
     began = time.perf_counter()
     for index in range(num):
-        monitor.answered("version", "cat", index % 7, familiar=True, seconds=0.01)
+        monitor.count_answer("version", "cat", index % 7, familiar=True, seconds=0.01)
     return 1e6 * (time.perf_counter() - began) / num
 
 

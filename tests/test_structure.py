@@ -48,7 +48,7 @@ KNOW_COMET = {
     "search/panels/__main__.py",
     "search/panels/ranking.py",
 }
-KNOW_GRADIO = {"catdog/app.py", "catdog/serving/components.py", "catdog/serving/ui.py"}
+KNOW_GRADIO = {"catdog/serving/components.py", "catdog/serving/ui.py"}
 KNOW_LOKY, KNOW_RAY = {"search/workers/loky_backend.py"}, {"search/workers/ray_backend.py"}
 
 

@@ -1,4 +1,4 @@
-"""Gradio's components as this app uses them: what is sent is neither decoded nor fetched; what is shown is no file."""
+"""Gradio components that neither decode nor fetch an input, and that return outputs without writing files."""
 
 import binascii
 import html
@@ -9,43 +9,42 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from catdog.serving import render as show
+from catdog.serving import render
 from catdog.serving.uploads import MAX_BYTES
 
-__all__ = ["UNCHANGED", "make_files", "make_gallery", "make_picture", "refusal", "uploaded"]
+__all__ = ["UNCHANGED", "error", "make_files", "make_gallery", "make_image", "uploaded"]
 
 
-# Of a picture in an answer. Told by gr.skip(), Gradio makes the picture's part anew, without what is replaced here.
+# Output of an image that stays. After gr.skip(), Gradio makes the component anew, without the methods replaced here.
 UNCHANGED = object()
 
 
-def make_picture(**options: Any) -> gr.Image:
-    """Return a picture that is not decoded on its way in, and on its way out stands in the answer, without a file.
+def make_image(**options: Any) -> gr.Image:
+    """Return an image component whose input is the file's content, and whose output is a data URL.
 
-    Its methods are replaced one by one because Gradio writes a stub beside the source of every class made from its own.
+    Methods are replaced one by one, because Gradio writes a stub file beside the source of every subclass.
     """
-    picture = gr.Image(**options)
-    picture.preprocess, picture.postprocess = _content_of, _picture_in_answer  # type: ignore[method-assign]
-    picture.async_move_resource_to_block_cache = _keep_where_it_is  # type: ignore[method-assign, assignment]
-    return picture
+    image = gr.Image(**options)
+    image.preprocess, image.postprocess = _read_content, _to_image_data  # type: ignore[method-assign]
+    image.async_move_resource_to_block_cache = _check_uploaded  # type: ignore[method-assign, assignment]
+    return image
 
 
 def make_files(**options: Any) -> gr.File:
-    """Return a place for many files."""
+    """Return a component for many uploaded files."""
     files = gr.File(file_count="multiple", **options)
-    files.async_move_resource_to_block_cache = _keep_where_it_is  # type: ignore[method-assign, assignment]
+    files.async_move_resource_to_block_cache = _check_uploaded  # type: ignore[method-assign, assignment]
     return files
 
 
 def make_gallery(**options: Any) -> gr.Gallery:
-    """Return a gallery of data addresses and captions, without files too."""
+    """Return a gallery of (data URL, caption)."""
     gallery = gr.Gallery(**options)
-    gallery.postprocess = _gallery_in_answer  # type: ignore[method-assign]
+    gallery.postprocess = _to_gallery_data  # type: ignore[method-assign]
     return gallery
 
 
-def _content_of(payload: Any) -> Any:
-    """Return the content of the file that was sent."""
+def _read_content(payload: Any) -> Any:
     if payload is None:
         return None
     try:
@@ -53,34 +52,34 @@ def _content_of(payload: Any) -> Any:
             return b64decode(payload.url.partition(",")[2], validate=True)
         with uploaded(payload.path).open("rb") as file:
             return file.read(MAX_BYTES + 1)
-    except binascii.Error as error:
-        raise refusal("the picture's address is no base64") from error
-    except OSError as error:
-        raise refusal("the upload is gone; send it again") from error
+    except binascii.Error as problem:
+        raise error("the image's data URL is not valid base64") from problem
+    except OSError as problem:
+        raise error("the upload has expired; send it again") from problem
 
 
 def uploaded(path: str | None) -> Path:
-    """Return an uploaded file, and refuse all others of this machine: Gradio lets some of them through."""
+    """Return an uploaded file. Refuses all other files of this machine, some of which Gradio lets through."""
     file = Path(path or "").resolve()
     if not file.is_relative_to(get_upload_folder()) or (file.exists() and not file.is_file()):
-        raise refusal("this file was not uploaded")
+        raise error("this file was not uploaded")
     return file
 
 
-async def _keep_where_it_is(address: str | Path | None) -> str | None:
-    """Take the place of Gradio's copying of what was sent, and of its fetching of what stands elsewhere."""
-    return str(uploaded(str(address))) if address else None
+async def _check_uploaded(path: str | Path | None) -> str | None:
+    """Replace Gradio's function that copies any file and fetches any URL."""
+    return str(uploaded(str(path))) if path else None
 
 
-def _picture_in_answer(value: Any) -> Any:
+def _to_image_data(value: Any) -> Any:
     if value is UNCHANGED:
         return gr.skip()
-    return None if value is None else {"url": show.data_address(value)}
+    return None if value is None else {"url": render.image_url(value)}
 
 
-def _gallery_in_answer(value: Any) -> Any:
-    return [{"image": {"url": address}, "caption": caption} for address, caption in value or []]
+def _to_gallery_data(value: Any) -> Any:
+    return [{"image": {"url": url}, "caption": caption} for url, caption in value or []]
 
 
-def refusal(sentence: str) -> gr.Error:
+def error(sentence: str) -> gr.Error:
     return gr.Error(html.escape(sentence), print_exception=False)

@@ -1,4 +1,4 @@
-"""What the model in service does: counts, drift from what validation showed, alerts; no picture and no name is kept."""
+"""Monitor of a service: counts, drift from the validation images, alerts. It keeps no image and no file name."""
 
 import logging
 import threading
@@ -6,225 +6,230 @@ import time
 from bisect import bisect
 from collections import Counter as Tally
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from catdog.serving.drift import psi, shares_of
+from catdog.serving.reference import psi, shares_of
 
 __all__ = ["FIGURES", "Interval", "Monitor"]
 
-INTERVAL_SECONDS = 10.0  # of a point of the plots
+INTERVAL_SECONDS = 10.0  # of a point in the plots
 NUM_INTERVALS = 360  # an hour
-FIGURES = {  # what is compared with a threshold, and its name for people
-    "class_psi": "drift of classes",
-    "confidence_psi": "drift of confidence",
+FIGURES = {  # figures with a threshold, and their names on the page
+    "class_psi": "class drift",
+    "confidence_psi": "confidence drift",
     "abstained": "share called neither",
-    "errors": "share without answer",
+    "errors": "share of errors",
 }
-SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)  # bounds of the latency histogram
+LATENCY_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)  # seconds
 
 log = logging.getLogger("catdog")
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A point of the plots."""
+    """A point in the plots."""
 
     time: float  # Unix seconds at its end
     requests: int
     errors: int
     p50: float  # seconds from decoding to the answer; nan without requests
     p95: float
-    figures: Mapping[str, float]  # of the drift, as far as they can be told
+    figures: Mapping[str, float]  # those of FIGURES that were available
 
 
-@dataclass
 class _Window:
-    """The last pictures that the model in service has seen."""
+    """The last images that the model in service has answered."""
 
-    reference: Mapping[str, Any]
-    seen: deque[tuple[int, int, bool]]  # class, bin of the margin, abstained
-    failed: deque[bool]  # of each of the last requests
-
-    @classmethod
-    def of(cls, reference: Mapping[str, Any]) -> "_Window":
+    def __init__(self, reference: Mapping[str, Any]) -> None:
         size = reference.get("window", 300)
-        return cls(reference, deque(maxlen=size), deque(maxlen=size))
+        self.reference = reference
+        self.thresholds: dict[str, float] = dict(reference.get("thresholds", {}))
+        self.answers: deque[tuple[int, int, bool]] = deque(maxlen=size)  # class, bin of the margin, abstained
+        self.failures: deque[bool] = deque(maxlen=size)  # of each of the last requests
+        self.size = size
 
     def figures(self) -> dict[str, float]:
-        """Return what is compared with the thresholds; nothing before the window is full."""
-        found = {}
-        if len(self.failed) == self.failed.maxlen:
-            found["errors"] = sum(self.failed) / len(self.failed)
-        if self.reference and len(self.seen) == self.seen.maxlen:
-            called, bins, abstained = zip(*self.seen, strict=True)
-            for name, values, expected in (
-                ("class_psi", called, self.reference["classes"]),
-                ("confidence_psi", bins, self.reference["margins"]),
-            ):
-                counts = np.bincount(values, minlength=len(expected)).tolist()
-                found[name] = psi(shares_of(counts), expected)
-            found["abstained"] = sum(abstained) / len(abstained)
-        return found
+        """Return the figures that have thresholds, as soon as there are enough images or requests."""
+        figures = {}
+        if len(self.failures) == self.size:
+            figures["errors"] = sum(self.failures) / self.size
+        if self.reference and len(self.answers) == self.size:
+            labels, margin_bins, abstained = zip(*self.answers, strict=True)
+            figures["class_psi"] = _psi(labels, self.reference["classes"])
+            figures["confidence_psi"] = _psi(margin_bins, self.reference["margins"])
+            figures["abstained"] = sum(abstained) / self.size
+        return figures
+
+    def alerts(self, figures: Mapping[str, float]) -> dict[str, str]:
+        """Return a sentence for each figure above its threshold."""
+        crossed = {name: value for name, value in figures.items() if value > self.thresholds.get(name, np.inf)}
+        return {name: _describe_alert(name, value, self.reference) for name, value in crossed.items()}
+
+
+class _Metrics:
+    """Metrics for Prometheus. Dashboards and alert rules depend on their names."""
+
+    def __init__(self) -> None:
+        self.registry = on = CollectorRegistry()
+        self.requests = Counter("catdog_requests", "Requests by outcome", ["outcome"], registry=on)
+        self.images = Counter("catdog_pictures", "Images by predicted class", ["label"], registry=on)
+        self.abstained = Counter("catdog_abstained", "Images that are probably none of the classes", registry=on)
+        self.swaps = Counter("catdog_swaps", "Models that were put into service", registry=on)
+        text = "Seconds from the decoding of an image to its answer"
+        self.seconds = Histogram("catdog_seconds", text, buckets=LATENCY_BUCKETS, registry=on)
+        self.model = Gauge("catdog_model_info", "The model in service", ["version"], registry=on)
+        self.drift = Gauge("catdog_drift", "Drift of the last images from validation", ["figure"], registry=on)
+        self.threshold = Gauge("catdog_drift_threshold", "Alert threshold of a figure", ["figure"], registry=on)
+        self.alert = Gauge("catdog_alert", "1 while a figure exceeds its threshold", ["figure"], registry=on)
+
+    def watch(self, version: str, thresholds: Mapping[str, float]) -> None:
+        for gauge in (self.model, self.drift, self.threshold, self.alert):
+            gauge.clear()
+        self.model.labels(version).set(1)
+        self.swaps.inc()
+        for name, value in thresholds.items():
+            self.threshold.labels(name).set(value)
+            self.alert.labels(name).set(0)
+
+    def update(self, figures: Mapping[str, float], alerts: Container[str]) -> None:
+        for name, value in figures.items():
+            self.drift.labels(name).set(value)
+            self.alert.labels(name).set(name in alerts)
 
 
 class Monitor:
-    """Counts what a service does: microseconds a request. `tick`, called every second or so, does the rest."""
+    """Counts requests, which takes microseconds each. The rest is done by `tick`, to be called every second or so."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.registry = CollectorRegistry()
+        self.metrics = _Metrics()
         self.version = ""
-        self.header: dict[str, Any] = {}
-        self.window = _Window.of({})
-        self.alerts: dict[str, str] = {}  # figure -> what is wrong, one sentence
+        self.header: Mapping[str, Any] = {}
+        self.window = _Window({})
+        self.alerts: dict[str, str] = {}  # figure -> sentence
         self.intervals: deque[Interval] = deque(maxlen=NUM_INTERVALS)
-        self.tally: Tally[str] = Tally()  # since the start: each class, abstained, refused, failed
-        self.latencies: list[float] = []  # of the interval that is not over
-        self.errors, self.since = 0, time.time()
-        self.listeners: list[Callable[[dict[str, Any]], None]] = []  # told the figures and the alerts at each tick
+        self.totals: Tally[str] = Tally()  # since the start: each class, abstained, refused, failed
+        self.latencies: list[float] = []  # seconds, in the current interval
+        self.num_errors, self.interval_start = 0, time.time()
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=self.registry)
-
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(name, text, labels, registry=self.registry)
-
-        self.requests = counter("catdog_requests", "Requests by outcome", "outcome")
-        self.pictures = counter("catdog_pictures", "Pictures by the class they were called", "label")
-        self.abstained = counter("catdog_abstained", "Pictures called probably none of the classes")
-        self.swaps = counter("catdog_swaps", "Models that were put into service")
-        self.seconds = Histogram(
-            "catdog_seconds", "Seconds from a picture's decoding to its answer", buckets=SECONDS, registry=self.registry
-        )
-        self.model = gauge("catdog_model_info", "The model in service", "version")
-        self.drift = gauge("catdog_drift", "Figures of the last pictures beside validation's", "figure")
-        self.threshold = gauge("catdog_drift_threshold", "What they must not exceed", "figure")
-        self.alert = gauge("catdog_alert", "1 where a figure exceeds its threshold", "figure")
-
-    def serve(self, version: str, header: Mapping[str, Any]) -> None:
-        """Watch another model from here on."""
+    def watch(self, version: str, header: Mapping[str, Any]) -> None:
+        """Start over with another model; the totals go on."""
         with self.lock:
-            self.version, self.header = version, dict(header)
-            self.window = _Window.of(header.get("reference", {}))
-            self.alerts = {}
-            for gauge in (self.model, self.drift, self.threshold, self.alert):
-                gauge.clear()
-            self.model.labels(version).set(1)
-            self.swaps.inc()
-            for name, value in self.window.reference.get("thresholds", {}).items():
-                self.threshold.labels(name).set(value)
-                self.alert.labels(name).set(0)
+            self.version, self.header, self.alerts = version, header, {}
+            self.window = _Window(header.get("reference", {}))
+            self.metrics.watch(version, self.window.thresholds)
 
-    def answered(self, version: str, label: str, margin: float, *, familiar: bool, seconds: float) -> None:
-        """Count a picture that was answered by the model of that version."""
+    def count_answer(self, version: str, label: str, margin: float, *, familiar: bool, seconds: float) -> None:
+        """Count an image that the model of that version has answered."""
         with self.lock:
-            self.tally[label] += 1
-            self.tally["abstained"] += not familiar
+            self.totals[label] += 1
+            self.totals["abstained"] += not familiar
             self.latencies.append(seconds)
-            if version == self.version:
-                self.window.failed.append(False)
-                reference = self.window.reference
-                if reference:
-                    called = self.header["classes"].index(label)
-                    self.window.seen.append((called, bisect(reference["margin_edges"], margin), not familiar))
-        self.requests.labels("answered").inc()
-        self.pictures.labels(label).inc()
-        self.abstained.inc(not familiar)
-        self.seconds.observe(seconds)
+            if version == self.version:  # else a late answer of the model before
+                self.window.failures.append(False)
+                if reference := self.window.reference:
+                    index, margin_bin = self.header["classes"].index(label), bisect(reference["margin_edges"], margin)
+                    self.window.answers.append((index, margin_bin, not familiar))
+        self.metrics.requests.labels("answered").inc()
+        self.metrics.images.labels(label).inc()
+        self.metrics.abstained.inc(not familiar)
+        self.metrics.seconds.observe(seconds)
 
-    def failed(self, outcome: str) -> None:
-        """Count a request without an answer: `refused`, the sender's fault, or `failed`, ours."""
+    def count_failure(self, outcome: str) -> None:
+        """Count a request without an answer: `refused` is the client's fault, `failed` the server's."""
         with self.lock:
-            self.tally[outcome] += 1
-            self.errors += 1
-            self.window.failed.append(True)
-        self.requests.labels(outcome).inc()
+            self.totals[outcome] += 1
+            self.num_errors += 1
+            self.window.failures.append(True)
+        self.metrics.requests.labels(outcome).inc()
 
-    def tick(self) -> None:
-        """Compare with the thresholds, raise and clear alerts, close an interval of the plots, tell the listeners."""
+    def tick(self) -> dict[str, Any]:
+        """Update figures, alerts and plots. Return a JSON-able report; its `alerts` are those that have just begun."""
         with self.lock:
-            figures, reference, now = self.window.figures(), self.window.reference, time.time()
-            thresholds = reference.get("thresholds", {})
-            crossed = [name for name, value in figures.items() if value > thresholds.get(name, np.inf)]
-            before, self.alerts = self.alerts, {name: _sentence(name, figures[name], reference) for name in crossed}
-            new = [self.alerts[name] for name in crossed if name not in before]
-            if now - self.since >= INTERVAL_SECONDS:
-                self._close_interval(now, figures)
-            last = self.intervals[-1] if self.intervals else None
-            values = {**self._counts(), **figures}
-        for name, value in figures.items():
-            self.drift.labels(name).set(value)
-            self.alert.labels(name).set(name in crossed)
-        for sentence in new:
-            log.warning("alert: %s", sentence)
-        for name in before.keys() - crossed:
+            figures = self.window.figures()
+            before, self.alerts = self.alerts, self.window.alerts(figures)
+            started = [text for name, text in self.alerts.items() if name not in before]
+            self.metrics.update(figures, self.alerts)
+            if time.time() - self.interval_start >= INTERVAL_SECONDS:
+                self._close_interval(figures)
+            report = self._report(figures, started)
+        for text in started:
+            log.warning("alert: %s", text)
+        for name in before.keys() - self.alerts:
             log.warning("alert over: %s is below its threshold again", FIGURES[name])
-        if last:
-            values |= {"p50_seconds": last.p50, "p95_seconds": last.p95}
-        provenance = self.header.get("provenance", {})
-        model = {name: provenance[name] for name in ("run", "trial", "confirmation", "time") if name in provenance}
-        for listener in self.listeners:
-            listener({"version": self.version, "model": model, "values": values, "alerts": new})
+        return report
 
     def _counts(self) -> dict[str, int]:
-        """Return what was counted since the start; also what never came up."""
-        return {name: self.tally[name] for name in (*self.header.get("classes", []), "abstained", "refused", "failed")}
+        """Return the totals, zeros included."""
+        return {name: self.totals[name] for name in (*self.header.get("classes", []), "abstained", "refused", "failed")}
 
-    def _close_interval(self, now: float, figures: Mapping[str, float]) -> None:
-        p50, p95 = np.quantile(self.latencies, (0.5, 0.95)) if self.latencies else (np.nan, np.nan)
-        requests = len(self.latencies) + self.errors
-        self.intervals.append(Interval(now, requests, self.errors, float(p50), float(p95), figures))
-        self.latencies, self.errors, self.since = [], 0, now
+    def _report(self, figures: Mapping[str, float], started: list[str]) -> dict[str, Any]:
+        values = {**self._counts(), **figures}
+        if self.intervals:
+            values |= {"p50_seconds": self.intervals[-1].p50, "p95_seconds": self.intervals[-1].p95}
+        provenance = self.header.get("provenance", {})
+        model = {name: provenance[name] for name in ("run", "trial", "confirmation", "time") if name in provenance}
+        return {"version": self.version, "model": model, "values": values, "alerts": started}
+
+    def _close_interval(self, figures: Mapping[str, float]) -> None:
+        p50, p95 = np.quantile(self.latencies, (0.5, 0.95)).tolist() if self.latencies else (np.nan, np.nan)
+        num_requests, now = len(self.latencies) + self.num_errors, time.time()
+        self.intervals.append(Interval(now, num_requests, self.num_errors, p50, p95, figures))
+        self.latencies, self.num_errors, self.interval_start = [], 0, now
 
     def points(self) -> list[Interval]:
-        """Return the points of the plots, the oldest first."""
+        """Return the points of the plots, oldest first."""
         with self.lock:
             return list(self.intervals)
 
     def summary(self) -> dict[str, Any]:
-        """Return what is known at the moment, JSON-able."""
+        """Return all figures of this moment, JSON-able."""
         with self.lock:
-            window = self.window
+            window, reference = self.window, self.window.reference
             classes: list[str] = list(self.header.get("classes", []))
-            reference = window.reference
-            called = Tally(classes[index] for index, _, _ in window.seen)
-            missing = (window.seen.maxlen or 0) - len(window.seen)
-            summary: dict[str, Any] = {
+            called = Tally(classes[index] for index, _, _ in window.answers)
+            num_answers = len(window.answers)
+            shares = {"in service": {name: called[name] / num_answers for name in classes if num_answers}}
+            summary = {
                 "version": self.version,
                 "counts": self._counts(),
                 "figures": window.figures(),
-                "thresholds": dict(reference.get("thresholds", {})),
+                "thresholds": window.thresholds,
                 "alerts": dict(self.alerts),
-                "classes": {"in service": {name: called[name] / len(window.seen) for name in classes if window.seen}},
+                "classes": shares,
             }
         if reference:
-            summary["window"] = window.seen.maxlen
-            summary["classes"]["validation"] = dict(zip(classes, reference["classes"], strict=True))
-            summary["waits_for"] = f"Drift is told from {window.seen.maxlen} pictures on; {missing} are to come."
-        else:
-            never = "the model in service was never promoted" if self.version else "there is no model in service"
-            summary["waits_for"] = f"Drift cannot be told: {never}."
-        return summary
+            shares["validation"] = dict(zip(classes, reference["classes"], strict=True))
+            missing = f"{window.size - num_answers} more are needed"
+            return {**summary, "window": window.size, "waits_for": f"Drift needs {window.size} images; {missing}."}
+        reason = "the model in service was never promoted" if self.version else "there is no model in service"
+        return {**summary, "waits_for": f"Drift is not available: {reason}."}
 
-    def metrics(self) -> bytes:
-        """Return everything in Prometheus' text format."""
-        content: bytes = generate_latest(self.registry)
+    def prometheus_text(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        content: bytes = generate_latest(self.metrics.registry)
         return content
 
 
-def _sentence(name: str, value: float, reference: Mapping[str, Any]) -> str:
-    """Say what a figure above its threshold means."""
-    window, threshold = reference["window"], reference["thresholds"][name]
+def _psi(values: tuple[int, ...], expected: list[float]) -> float:
+    """Return the population stability index of class or bin numbers against expected shares."""
+    return psi(shares_of(np.bincount(values, minlength=len(expected)).tolist()), expected)
+
+
+def _describe_alert(name: str, value: float, reference: Mapping[str, Any]) -> str:
+    """Return a sentence on a figure above its threshold."""
     text = {
-        "class_psi": "the classes come up in other shares than on the validation pictures",
-        "confidence_psi": "the network is surer or less sure than on the validation pictures",
-        "abstained": f"{value:.0%} of the pictures are probably none of the classes; on the validation pictures it was "
+        "class_psi": "the classes have other shares than among the validation images",
+        "confidence_psi": "the confidence is distributed differently than on the validation images",
+        "abstained": f"{value:.0%} of the images are probably none of the classes; of the validation images it was "
         f"{reference['abstained']:.0%}",
         "errors": f"{value:.0%} of the requests had no answer",
     }[name]
-    return f"{text} (last {window}: {FIGURES[name]} {value:.3g}, above {threshold:.3g})"
+    return (
+        f"{text} (last {reference['window']}: {FIGURES[name]} {value:.3g}, above {reference['thresholds'][name]:.3g})"
+    )

@@ -5,8 +5,9 @@ the validation pictures, how far the pictures of a service may drift from that, 
 """
 
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,8 @@ from catdog.data.sources import read_picture
 from catdog.data.synthetic import draw
 from catdog.explain import OODDetector, look, margin_of
 from catdog.model import CNN
-from catdog.serving.drift import psi_threshold, rate_threshold, shares_of
 
-__all__ = ["known_answers", "make_reference"]
+__all__ = ["known_answers", "make_reference", "psi", "shares_of"]
 
 NUM_USUAL = 1000  # training pictures that tell what is usual
 ABSTAINED = 0.02  # share of the validation pictures that are to be called neither
@@ -29,6 +29,9 @@ WINDOW = 300  # pictures of a service that are compared with the validation pict
 ERRORS = 0.2  # share of requests that may fail
 NUM_KNOWN, KNOWN_SIZE = 8, 96  # pictures with known answers, and their pixels
 BATCH_PIXELS = 64 * 64 * 64
+FALSE_ALARM = 1e-4  # probability that a window crosses a threshold when nothing has changed
+SMALLEST_PSI = 0.2  # below which a shift is not worth an alarm: the usual rule of credit scoring (Siddiqi 2006)
+SMALLEST_RATE = 0.1  # likewise for a share
 
 
 def make_reference(model: CNN, data: Data, device: str) -> dict[str, Any]:
@@ -91,3 +94,33 @@ def _look(model: CNN, pictures: Pictures, rows: Tensor, device: torch.device) ->
     batches = torch.split(rows, max(1, BATCH_PIXELS // size**2))
     seen = [look(model, pictures.images[batch], device) for batch in batches]
     return torch.cat([one.logits for one in seen]), torch.cat([one.traits for one in seen])
+
+
+def shares_of(counts: Sequence[int]) -> list[float]:
+    """Turn counts into shares, none of which is 0: half a picture more in each bin."""
+    total = sum(counts) + len(counts) / 2
+    return [(count + 0.5) / total for count in counts]
+
+
+def psi(shares: Sequence[float], reference: Sequence[float]) -> float:
+    """Return the population stability index: the sum of (p - q) log(p / q) over bins, none of which is empty."""
+    p, q = np.asarray(shares), np.asarray(reference)
+    return float(((p - q) * np.log(p / q)).sum())
+
+
+def psi_threshold(num_bins: int, window: int, pictures: int) -> float:
+    """Return the index that samples of these sizes from the same pictures exceed with probability FALSE_ALARM.
+
+    The index times nm / (n + m) is chi-squared with one degree less than bins (Yurdakul 2018); the quantile is Wilson
+    and Hilferty's.
+    """
+    free, z = num_bins - 1, NormalDist().inv_cdf(1 - FALSE_ALARM)
+    quantile = free * (1 - 2 / (9 * free) + z * (2 / (9 * free)) ** 0.5) ** 3
+    return float(max(SMALLEST_PSI, quantile * (1 / window + 1 / max(1, pictures))))
+
+
+def rate_threshold(rate: float, window: int, pictures: int) -> float:
+    """Return the share that a window exceeds with probability FALSE_ALARM where `rate` was seen (normal limit)."""
+    z = NormalDist().inv_cdf(1 - FALSE_ALARM)
+    spread = (max(rate, 1 / window) * (1 - rate) * (1 / window + 1 / max(1, pictures))) ** 0.5
+    return float(max(SMALLEST_RATE, rate + z * spread))

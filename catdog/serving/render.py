@@ -1,4 +1,4 @@
-"""Answers -> what people see: heat over a picture, thumbnails, a table, lines of text."""
+"""Answers and figures -> HTML, tables, CSV, JSON, data URLs."""
 
 import csv
 import re
@@ -21,60 +21,40 @@ from catdog.model import read_header
 from catdog.serving.model_card import headline
 from catdog.serving.monitor import FIGURES
 from catdog.serving.service import Reply
-from catdog.serving.uploads import Item
+from catdog.serving.uploads import ImageFile
 
-__all__ = [
-    "Row",
-    "as_csv",
-    "as_dict",
-    "as_table",
-    "cards",
-    "data_address",
-    "download_link",
-    "facts",
-    "heat_over",
-    "history",
-    "problem",
-    "state_line",
-    "summary",
-    "verdict",
-]
-
-WARM = (255, 60, 0)  # colour of the heat, RGB
+HEAT_COLOUR = (255, 60, 0)  # RGB
+HEAT_OPACITY = 0.65  # at the maximum
 TILES = {"abstained": "called neither", "refused": "unreadable", "failed": "failed"}
-STRENGTH = 0.65  # how much of it covers the hottest place
 
 
 @dataclass(frozen=True)
-class Row:
-    """One of many pictures, and what came of it."""
+class ImageReply:
+    """One of many image files, with its answer or the reason why there is none."""
 
-    item: Item
+    file: ImageFile
     reply: Reply | None
     problem: str = ""
-    thumbnail: str = ""  # data address
+    thumbnail: str = ""  # data URL
 
     @property
     def caption(self) -> str:
         if self.reply is None:
             return self.problem
         answer = self.reply.answer
-        said = f"{answer.label} {answer.probabilities[answer.label]:.1%}" if answer.familiar else "probably neither"
-        return f"{self.item.name}: {said}"
+        shown = f"{answer.label} {answer.probabilities[answer.label]:.1%}" if answer.familiar else "probably neither"
+        return f"{self.file.name}: {shown}"
 
 
 def verdict(reply: Reply) -> str:
-    """Return the label, or that it is probably none."""
+    """Return the label, or that the image is probably none of the classes."""
     answer = reply.answer
-    return (
-        answer.label
-        if answer.familiar
-        else "probably neither " + " nor ".join(f"a {name}" for name in answer.probabilities)
-    )
+    neither = " nor ".join(f"a {name}" for name in answer.probabilities)
+    return answer.label if answer.familiar else f"probably neither {neither}"
 
 
-def as_dict(reply: Reply) -> dict[str, Any]:
-    """Return what a program is told."""
+def to_json(reply: Reply) -> dict[str, Any]:
+    """Return an answer as the API gives it."""
     answer = reply.answer
     return {
         "label": answer.label if answer.familiar else None,
@@ -87,95 +67,47 @@ def as_dict(reply: Reply) -> dict[str, Any]:
 
 
 def facts(reply: Reply) -> str:
-    """Return what else there is to say of an answer, in HTML."""
-    shown = ", ".join(f"{escape(name)} {p:.1%}" for name, p in reply.answer.probabilities.items())
+    """Return the line below an answer, in HTML: probabilities, latency, model."""
+    text = ", ".join(f"{escape(name)} {p:.1%}" for name, p in reply.answer.probabilities.items())
     if not reply.answer.familiar:
-        shown = f"It looks unlike the pictures that the network was trained on. If it had to choose: {shown}"
-    milliseconds = f"{1000 * reply.seconds:.0f} ms"
-    return f'<p role="status">{shown}. Answered in {milliseconds} by model <code>{reply.version}</code>.</p>'
+        text = f"The image is unlike the training images. Between the classes alone: {text}"
+    latency = f"{1000 * reply.seconds:.0f} ms"
+    return f'<p role="status">{text}. Answered in {latency} by model <code>{reply.version}</code>.</p>'
 
 
 def problem(sentence: str) -> str:
-    """Return a sentence about what went wrong, in HTML."""
-    return f'<p class="problem" role="status">{_with_code(sentence)}</p>'
+    """Return an error in HTML, its commands in a fixed font."""
+    text = re.sub(r"(python (?:-m )?[\w./]+(?: NAME)?)", r"<code>\1</code>", escape(sentence))
+    return f'<p class="problem" role="status">{text}</p>'
 
 
-def state_line(version: str, which: str, wrong: str) -> str:
-    """Return the line above the tabs: which model is in service, or why there is none."""
-    return f'<p role="status">Model <code>{version}</code>: {escape(which)}</p>' if version else problem(wrong)
+def state_line(version: str, which: str, reason: str) -> str:
+    """Return the line above the tabs: the model in service, or the reason why there is none."""
+    return f'<p role="status">Model <code>{version}</code>: {escape(which)}</p>' if version else problem(reason)
 
 
-def _with_code(sentence: str) -> str:
-    """Escape a sentence, and set the commands in it in a fixed font."""
-    return re.sub(r"(python (?:-m )?[\w./]+(?: NAME)?)", r"<code>\1</code>", escape(sentence))
+def summary(replies: Sequence[ImageReply]) -> str:
+    """Return the line above many answers: how many of each."""
+    counts = Counter(verdict(one.reply) for one in replies if one.reply)
+    num_broken = len(replies) - counts.total()
+    shown = ", ".join(f"{count} {label}" for label, count in counts.most_common()) or "none"
+    return f"{counts.total()} answered: {shown}" + (
+        f"; {num_broken} without an answer, see the table." if num_broken else "."
+    )
 
 
-def summary(rows: Sequence[Row]) -> str:
-    """Say in a line what came of many pictures."""
-    good = [row for row in rows if row.reply]
-    counts = Counter(verdict(row.reply) for row in good if row.reply)
-    shown = ", ".join(f"{count} {label}" for label, count in counts.most_common())
-    broken = f"; {len(rows) - len(good)} could not be read, see the table" if len(good) < len(rows) else ""
-    return f"{len(good)} answered: {shown or 'none'}{broken}."
-
-
-def download_link(text: str) -> str:
-    """Return a link that holds a CSV file."""
-    address = f"data:text/csv;charset=utf-8;base64,{b64encode(text.encode()).decode()}"
-    return f'<a class="download" download="answers.csv" href="{address}">Download as CSV</a>'
-
-
-def cards(summary: Mapping[str, Any]) -> str:
-    """Return the Monitor tab's figures: counts since the start, drift beside its thresholds, alerts."""
-    counts = summary["counts"]
-    shown = [(TILES.get(name, f"called {name}"), f"{count:,}", "tile") for name, count in counts.items()]
-    text = "<p>Since the start:</p>" + _tiles(shown)
-    if summary["figures"]:
-        drift = []
-        for name, value in summary["figures"].items():
-            threshold = summary["thresholds"].get(name, float("inf"))
-            kind = "tile alert" if value > threshold else "tile"
-            drift.append((FIGURES[name], f"{value:.2g} <small>alert above {threshold:.2g}</small>", kind))
-        text += f"<p>Of the last {summary.get('window', '')} that this model saw:</p>{_tiles(drift)}"
-    alerts = "".join(f'<p class="alert" role="alert">{escape(text)}</p>' for text in summary["alerts"].values())
-    waits = "" if summary["figures"].get("class_psi") is not None else f"<p>{escape(summary['waits_for'])}</p>"
-    return f"{text}{waits}{alerts or '<p>No alert.</p>'}"
-
-
-def _tiles(shown: Sequence[tuple[str, str, str]]) -> str:
-    tiles = "".join(f'<div class="{kind}"><span>{escape(name)}</span><b>{text}</b></div>' for name, text, kind in shown)
-    return f'<div class="tiles">{tiles}</div>'
-
-
-def heat_over(picture: Image.Image, heat: np.ndarray) -> Image.Image:
-    """Lay (h, w) heat, 0 to 1, over an RGB picture of any size."""
-    spread = Image.fromarray(heat.astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
-    share = np.asarray(spread).clip(0, 1)[..., None] * STRENGTH
-    mixed = np.asarray(picture) * (1 - share) + np.array(WARM) * share
-    return Image.fromarray(mixed.astype(np.uint8))
-
-
-def data_address(picture: Image.Image) -> str:
-    """Return a picture as an address that holds it, so that no file has to."""
-    file = BytesIO()
-    picture.save(file, "WEBP", quality=82, method=0)
-    return f"data:image/webp;base64,{b64encode(file.getvalue()).decode()}"
-
-
-def as_table(rows: Sequence[Row], classes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def to_table(replies: Sequence[ImageReply], classes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return headings and cells of many answers."""
     cells = []
-    for row in rows:
-        if row.reply is None:
-            cells.append([row.item.name, "", *[""] * len(classes), row.problem])
-            continue
-        probabilities = [f"{row.reply.answer.probabilities.get(name, 0):.4f}" for name in classes]
-        cells.append([row.item.name, verdict(row.reply), *probabilities, ""])
+    for one in replies:
+        found = one.reply.answer.probabilities if one.reply else {}
+        probabilities = [f"{found.get(name, 0):.4f}" if found else "" for name in classes]
+        cells.append([one.file.name, verdict(one.reply) if one.reply else "", *probabilities, one.problem])
     return ["file", "label", *classes, "problem"], cells
 
 
-def as_csv(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Return a table as CSV. What a spreadsheet would take for a formula is marked as text."""
+def to_csv(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """Return a table as CSV. A spreadsheet must not take a cell for a formula: those are marked as text."""
     file = StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(headings)
@@ -184,20 +116,69 @@ def as_csv(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     return file.getvalue()
 
 
+def download_link(text: str) -> str:
+    """Return a link that contains a CSV file."""
+    url = _data_url("text/csv;charset=utf-8", text.encode())
+    return f'<a class="download" download="answers.csv" href="{url}">Download as CSV</a>'
+
+
+def image_url(image: Image.Image) -> str:
+    """Return an image as a data URL, so that no file is needed."""
+    file = BytesIO()
+    image.save(file, "WEBP", quality=82, method=0)
+    return _data_url("image/webp", file.getvalue())
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{b64encode(content).decode()}"
+
+
+def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
+    """Lay a heat map, (h, w) from 0 to 1, over an RGB image of any size."""
+    resized = Image.fromarray(heat.astype(np.float32)).resize(image.size, Image.Resampling.BICUBIC)
+    opacity = np.asarray(resized).clip(0, 1)[..., None] * HEAT_OPACITY
+    mixed = np.asarray(image) * (1 - opacity) + np.array(HEAT_COLOUR) * opacity
+    return Image.fromarray(mixed.astype(np.uint8))
+
+
+def monitor(summary: Mapping[str, Any]) -> str:
+    """Return the Monitor tab's figures in HTML: counts since the start, drift beside its thresholds, alerts."""
+    counts = [(TILES.get(name, f"called {name}"), f"{count:,}", "tile") for name, count in summary["counts"].items()]
+    parts = ["<p>Since the start:</p>", _tiles(counts)]
+    if summary["figures"]:
+        figures = [_figure_tile(name, value, summary["thresholds"]) for name, value in summary["figures"].items()]
+        parts += [f"<p>Last {summary.get('window', '')} images of this model:</p>", _tiles(figures)]
+    if "class_psi" not in summary["figures"]:
+        parts.append(f"<p>{escape(summary['waits_for'])}</p>")
+    alerts = [f'<p class="alert" role="alert">{escape(text)}</p>' for text in summary["alerts"].values()]
+    return "".join(parts + (alerts or ["<p>No alert.</p>"]))
+
+
+def _figure_tile(name: str, value: float, thresholds: Mapping[str, float]) -> tuple[str, str, str]:
+    threshold = thresholds.get(name, float("inf"))
+    text = f"{value:.2g} <small>alert above {threshold:.2g}</small>"
+    return FIGURES[name], text, "tile alert" if value > threshold else "tile"
+
+
+def _tiles(tiles: Sequence[tuple[str, str, str]]) -> str:
+    shown = "".join(f'<div class="{kind}"><span>{escape(name)}</span><b>{text}</b></div>' for name, text, kind in tiles)
+    return f'<div class="tiles">{shown}</div>'
+
+
 def history(best_model: Path) -> list[list[str]]:
-    """Return the champions before, the last one first: number, which it is, and until when it served."""
+    """Return a row for each former champion, the latest first: number, headline, end of its service."""
     rows = []
     for path in sorted((best_model / "history").glob("[0-9]*.safetensors"), reverse=True):
         with suppress(OSError):  # a promotion has just removed the oldest
             changed = path.stat().st_ctime
             until = datetime.fromtimestamp(changed, UTC).strftime("%Y-%m-%d %H:%M UTC")
-            rows.append([path.stem, _headline_of(path, changed), until])
+            rows.append([path.stem, _headline(path, changed), until])
     return rows
 
 
 @lru_cache(maxsize=100)
-def _headline_of(path: Path, _changed: float) -> str:
-    """Read a champion's header once for each of its versions: that takes the whole file."""
+def _headline(path: Path, _changed: float) -> str:
+    """Read a champion's header once for each of its versions: reading checks the hash of the whole file."""
     try:
         return headline(read_header(path))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The model in service: answers many threads at once; a new champion takes its place between two answers."""
+"""The model in service: answers many threads at once; a new champion replaces it between two answers."""
 
 import logging
 import threading
@@ -13,33 +13,33 @@ import numpy as np
 
 from catdog.data.synthetic import draw
 from catdog.predict import Answer, Classifier
+from catdog.serving.comet import CometReporter
 from catdog.serving.monitor import Monitor
 from catdog.serving.reference import known_answers
 
 __all__ = ["Reply", "Service", "UnavailableError"]
 
-MAX_BATCH = {"cpu": 4, "cuda": 64}  # pictures computed together; a CPU is no faster with more
-WATCH_SECONDS = 0.5  # between two looks at the champion's file
-TOLERANCE = 0.05  # of a probability, beside what was answered at promotion: bfloat16 and devices differ
+MAX_BATCH = {"cpu": 4, "cuda": 64}  # images computed together; a CPU is no faster with more
+POLL_SECONDS = 0.5  # between two looks at the model file
+TOLERANCE = 0.05  # of a probability in the self-test: bfloat16 and devices differ
 FACTOR = 1.3  # likewise of a distance
 NO_CHAMPION = "no champion: {} does not exist; python run_sweep.py trains and promotes one"
-
 NO_HEAT = np.zeros((0, 0), dtype=np.float32)
 
 log = logging.getLogger("catdog")
 
 
 class UnavailableError(RuntimeError):
-    """There is no model to answer; the message is one sentence that says why."""
+    """There is no model in service; the message is one sentence that says why."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, and who gave it."""
+    """An answer, and the model that gave it."""
 
     answer: Answer
-    version: str  # of the model: the first twelve digits of its hash
-    seconds: float  # from the picture's decoding to the answer
+    version: str  # the first twelve digits of the model's hash
+    seconds: float  # from the decoding of the image to the answer
 
 
 @dataclass(frozen=True)
@@ -51,101 +51,103 @@ class _Job:
 
 
 class Service:
-    """Serves the champion in the file `path`, whichever that is at the moment.
+    """Serves the model file at `path`, and replaces the model when the file is replaced.
 
-    A file that appears there is verified, loaded, tried on the pictures whose answers it carries, and only then takes
-    the place of the one before; one that fails is refused, and the one before stays.
+    A new file goes into service after its hash is verified and it passes its self-test. Otherwise it is refused, and
+    the model before stays in service.
     """
 
-    def __init__(self, path: Path, device: str, monitor: Monitor) -> None:
-        self.path, self.device, self.monitor = path, device, monitor
+    def __init__(self, path: Path, device: str, monitor: Monitor, reporter: CometReporter | None = None) -> None:
+        self.path, self.device, self.monitor, self.reporter = path, device, monitor, reporter
         self.classifier: Classifier | None = None
-        self.problem = NO_CHAMPION.format(path)  # why what is there is not served
+        self.problem = NO_CHAMPION.format(path)  # why the file is not in service; "" if it is
         self.max_batch = MAX_BATCH[device.partition(":")[0]]
-        self.seen: tuple[int, int, int] | None = None  # the file that was looked at last
+        self.file_state: tuple[int, int, int] | None = None  # of the file that was tried last
         self.jobs: SimpleQueue[_Job] = SimpleQueue()
-        self.over = threading.Event()
-        self.threads = [threading.Thread(target=work, daemon=True) for work in (self._compute, self._watch)]
+        self.stopped = threading.Event()
 
     def start(self) -> None:
-        """Begin to compute and to watch the file; the champion that is there is in service when this returns."""
-        self.threads[0].start()
-        self.look_for_champion()
-        if self.seen is None:
+        """Start the threads. If there is a good model file, it is in service when this returns."""
+        threading.Thread(target=self._answer_jobs, daemon=True).start()
+        self.reload_if_changed()
+        if self.file_state is None:
             log.warning("%s", self.problem)
-        self.threads[1].start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def stop(self) -> None:
-        self.over.set()
+        self.stopped.set()
 
-    def ask(self, picture: bytes, *, heat: bool = False) -> Reply:
-        """Say what the content of an image file shows. Raises ValueError, one sentence, and UnavailableError."""
-        classifier, began = self.classifier, time.perf_counter()
+    def classify(self, image_file: bytes, *, heat: bool = False) -> Reply:
+        """Classify the content of an image file. Raises ValueError, one sentence, and UnavailableError."""
+        classifier, start = self.classifier, time.perf_counter()
         if classifier is None:
             raise UnavailableError(self.problem)
         try:
-            image = classifier.decode(picture)
+            image = classifier.decode(image_file)
         except ValueError:
-            self.monitor.failed("refused")
+            self.monitor.count_failure("refused")
             raise
         try:
             answer = self._submit(classifier, image, heat=heat).result()
         except Exception:
-            self.monitor.failed("failed")
+            self.monitor.count_failure("failed")
             raise
-        seconds = time.perf_counter() - began
-        self.monitor.answered(
-            classifier.version, answer.label, answer.margin, familiar=answer.familiar, seconds=seconds
-        )
-        return Reply(answer, classifier.version, seconds)
+        version, seconds = classifier.version, time.perf_counter() - start
+        self.monitor.count_answer(version, answer.label, answer.margin, familiar=answer.familiar, seconds=seconds)
+        return Reply(answer, version, seconds)
 
-    def look_for_champion(self) -> None:
-        """Put what is in the file into service, if it is new and good; else remember why not."""
-        seen = self._signature()
-        if seen == self.seen:
+    def reload_if_changed(self) -> None:
+        """Put a new model file into service; if it is refused, set `problem`."""
+        state = self._read_file_state()
+        if state == self.file_state:
             return
-        self.seen = seen
-        stays = f"; model {self.classifier.version} stays in service" if self.classifier else ""
+        self.file_state = state
         try:
             candidate = Classifier(self.path, self.device)
-            self._try(candidate)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the one before goes on
-            what = str(error) if seen else f"{self.path} is gone"
-            if not isinstance(error, ValueError):  # not the file's fault, and may pass: the memory was full, say
-                self.seen, what = None, f"{self.path} cannot be served yet ({type(error).__name__}: {error})"
-            before, self.problem = self.problem, f"{what}{stays}"
-            if self.problem != before:
-                log.warning("%s", self.problem)
+            self._self_test(candidate)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the file, the model before stays in service
+            reason = str(error) if state else f"{self.path} is gone"
+            if not isinstance(error, ValueError):  # not the file's fault and perhaps temporary, such as full memory
+                self.file_state, reason = None, f"{self.path} cannot be served yet ({type(error).__name__}: {error})"
+            self._refuse(reason)
             return
-        self.monitor.serve(candidate.version, candidate.header)
+        self.monitor.watch(candidate.version, candidate.header)
         self.classifier, self.problem = candidate, ""
         log.warning("model %s is in service", candidate.version)
 
-    def _signature(self) -> tuple[int, int, int] | None:
+    def _refuse(self, reason: str) -> None:
+        problem = f"{reason}; model {self.classifier.version} stays in service" if self.classifier else reason
+        if problem != self.problem:
+            log.warning("%s", problem)
+        self.problem = problem
+
+    def _read_file_state(self) -> tuple[int, int, int] | None:
         try:
             stat = self.path.stat()
         except OSError:
             return None
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
-    def _try(self, candidate: Classifier) -> None:
-        """Warm it up and compare it with what it answered when it was promoted. Raises ValueError."""
+    def _self_test(self, candidate: Classifier) -> None:
+        """Warm a model up, and compare its answers with those of its promotion. Raises ValueError."""
         reference = candidate.header.get("reference")
         if reference is None:
-            image = np.array(draw(0, max(32, candidate.image_size), 0).resize((candidate.image_size,) * 2))
-            pictures = [image]
+            size = candidate.image_size
+            images = [np.array(draw(0, max(32, size), 0).resize((size, size)))]
         else:
             files, expected, distances = known_answers(reference)
-            pictures = [candidate.decode(file) for file in files]
-        answers = [self._submit(candidate, picture, heat=True).result() for picture in pictures]
-        given = np.array([[*answer.probabilities.values()] for answer in answers])
-        if not np.isfinite(given).all():
-            raise ValueError(f"{self.path} answers with what is no number")
+            images = [candidate.decode(file) for file in files]
+        answers = [self._submit(candidate, image, heat=True).result() for image in images]
+        probabilities = np.array([[*answer.probabilities.values()] for answer in answers])
+        if not np.isfinite(probabilities).all():
+            raise ValueError(f"{self.path} fails its self-test: its probabilities are not finite")
         if reference is None:
             return
         ratios = np.array([answer.distance for answer in answers]) / distances
-        if np.abs(given - expected).max() > TOLERANCE or ratios.max() > FACTOR or ratios.min() < 1 / FACTOR:
-            raise ValueError(f"{self.path} answers otherwise than when it was promoted; promote it again")
+        if np.abs(probabilities - expected).max() > TOLERANCE or ratios.max() > FACTOR or ratios.min() < 1 / FACTOR:
+            raise ValueError(
+                f"{self.path} fails its self-test: its answers have changed since its promotion; promote it again"
+            )
 
     def _submit(self, classifier: Classifier, image: np.ndarray, *, heat: bool) -> Future[Answer]:
         job = _Job(classifier, image, heat, Future())
@@ -153,15 +155,17 @@ class Service:
         return job.done
 
     def _watch(self) -> None:
-        while not self.over.wait(WATCH_SECONDS):
+        while not self.stopped.wait(POLL_SECONDS):
             try:
-                self.look_for_champion()
-                self.monitor.tick()
+                self.reload_if_changed()
+                report = self.monitor.tick()
+                if self.reporter:
+                    self.reporter.send(report)
             except Exception:
-                log.exception("the watch over the champion goes on")
+                log.exception("an error while watching the model file; trying again")
 
-    def _compute(self) -> None:
-        """Answer what waits: pictures for the same model together, one batch at a time."""
+    def _answer_jobs(self) -> None:
+        """Answer the waiting jobs, one batch at a time; images for the same model go together."""
         while True:
             jobs = [self.jobs.get()]
             while len(jobs) < self.max_batch:
@@ -170,14 +174,14 @@ class Service:
                 except Empty:
                     break
             for classifier in {id(job.classifier): job.classifier for job in jobs}.values():
-                _answer([job for job in jobs if job.classifier is classifier])
+                _answer_batch([job for job in jobs if job.classifier is classifier])
 
 
-def _answer(jobs: Sequence[_Job]) -> None:
+def _answer_batch(jobs: Sequence[_Job]) -> None:
     try:
         images = np.stack([job.image for job in jobs])
         answers = jobs[0].classifier.answer(images, heat=any(job.heat for job in jobs))
-    except Exception as error:  # noqa: BLE001 - those who wait are told, the next batch may fare better
+    except Exception as error:  # noqa: BLE001 - raised again in the threads that wait
         for job in jobs:
             job.done.set_exception(error)
         return

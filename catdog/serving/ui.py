@@ -1,51 +1,88 @@
-"""The page around the service: Gradio's own components, and the functions behind them, which its API offers too."""
+"""The page: its tabs, and the functions behind them, which are also its API."""
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi import FastAPI
 
 from catdog.data.sources import CLASSES
 from catdog.data.synthetic import draw
-from catdog.serving import render as show
-from catdog.serving.charts import charts
-from catdog.serving.components import UNCHANGED, make_files, make_gallery, make_picture, refusal, uploaded
+from catdog.serving import render
+from catdog.serving.charts import draw_charts
+from catdog.serving.components import UNCHANGED, error, make_files, make_gallery, make_image, uploaded
 from catdog.serving.model_card import headline, model_card
-from catdog.serving.service import Reply, Service, UnavailableError
-from catdog.serving.uploads import MAX_PICTURES, Item, preview, unpack
+from catdog.serving.service import Service, UnavailableError
+from catdog.serving.uploads import MAX_IMAGES, ImageFile, preview, unpack
 
 __all__ = ["Page"]
 
-PREVIEW, THUMBNAIL = 640, 160  # pixels, at most
-TICK_SECONDS, PLOT_SECONDS = 2, 5  # between two looks of an open page at the service
-UPLOADS_KEPT = 300.0  # seconds; a request that waits for its turn needs them
-MAX_WAITING = 5  # requests with many pictures; the next one is told to come again
-AT_ONCE = 4  # of their pictures, so that others get a turn
+PREVIEW_SIZE, THUMBNAIL_SIZE = 640, 160  # pixels, at most
+STATE_SECONDS, PLOT_SECONDS = 2, 5  # between two updates of an open page
+UPLOAD_LIFETIME_SECONDS = 300.0  # seconds; requests in the queue need their uploads
+MAX_QUEUED = 5  # requests with many images; the next one is asked to come back later
+NUM_PARALLEL = 4  # images of one such request, so that others get a turn
 EXAMPLE_SEEDS, EXAMPLE_SIZE = (3, 5, 12, 16), 256
-MANY = "A broken one among them is named in the table and does not stop the others."
+MANY_HINT = "A file that cannot be read is listed in the table. The others are answered all the same."
+CSS = Path(__file__).with_name("ui.css")
+THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # nothing to download
+PRIVATE: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "many"}
+QUIET = {**PRIVATE, "show_progress": "hidden"}
 
 log = logging.getLogger("catdog")
-CSS = Path(__file__).with_name("ui.css")
 
 
 class Page:
-    """The page, and the functions that it calls."""
+    """The page of one service."""
 
     def __init__(self, service: Service, folder: Path) -> None:
-        """Use `folder` for the drawn examples."""
-        self.service, self.monitor, self.folder = service, service.monitor, folder
+        """Draw the example images into `folder`, which is also where Gradio keeps uploads."""
+        self.service, self.folder = service, folder
         self.examples = [folder / f"example-{seed}.png" for seed in EXAMPLE_SEEDS]
-        for index, path in enumerate(self.examples):
-            draw(index % 2, EXAMPLE_SIZE, EXAMPLE_SEEDS[index]).save(path)
+        for index, (seed, path) in enumerate(zip(EXAMPLE_SEEDS, self.examples, strict=True)):
+            draw(index % 2, EXAMPLE_SIZE, seed).save(path)
+        self.blocks = self._build()
+        self.own_files = set(folder.rglob("*"))
 
-    def build(self) -> gr.Blocks:
-        page: gr.Blocks
-        with gr.Blocks(title="cat or dog", analytics_enabled=False) as page:
+    def mount(
+        self, app: FastAPI, *, auth: Callable[[str, str], bool] | None, root_path: str, max_upload: int
+    ) -> FastAPI:
+        mounted: FastAPI = gr.mount_gradio_app(
+            app,
+            self.blocks,
+            path="/",
+            auth=auth,
+            root_path=root_path or None,
+            max_file_size=max_upload,
+            show_error=True,
+            ssr_mode=False,
+            run_history=False,
+            footer_links=["api", "settings"],
+            theme=THEME,
+            css_paths=[CSS],
+        )
+        return mounted
+
+    def delete_uploads(self) -> None:
+        """Delete uploads older than UPLOAD_LIFETIME_SECONDS. Gradio's own deletion ends at its first race."""
+        deleted = set()
+        for path in set(self.folder.rglob("*")) - self.own_files:
+            with suppress(OSError):  # a folder that is not empty, or a file that is being sent again
+                if time.time() - path.stat().st_ctime > UPLOAD_LIFETIME_SECONDS:
+                    path.rmdir() if path.is_dir() else path.unlink()
+                    deleted.add(str(path))
+        for names in self.blocks.temp_file_sets:
+            names.difference_update(deleted)
+
+    def _build(self) -> gr.Blocks:
+        blocks: gr.Blocks
+        with gr.Blocks(title="cat or dog", analytics_enabled=False) as blocks:
             state = gr.HTML(self.state_line(), elem_id="state")
             with gr.Tabs():
                 with gr.Tab("Classify") as classify:
@@ -53,37 +90,23 @@ class Page:
                 with gr.Tab("Many at once") as many:
                     self._build_many()
                 with gr.Tab("Model") as model:
-                    shown = self._build_model()
+                    model_outputs = self._build_model()
                 with gr.Tab("Monitor") as monitor:
-                    plots = self._build_monitor()
-            timer, plot_timer, known = gr.Timer(TICK_SECONDS), gr.Timer(PLOT_SECONDS, active=False), gr.State("")
-            quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-            gr.on([timer.tick, page.load], self.refresh, known, [known, state, *shown], **quiet)
-            gr.on([plot_timer.tick, monitor.select], self.plots, None, plots, **quiet)
-            monitor.select(lambda: gr.Timer(active=True), None, plot_timer, **quiet)
+                    monitor_outputs = self._build_monitor()
+            timer, plot_timer, known = gr.Timer(STATE_SECONDS), gr.Timer(PLOT_SECONDS, active=False), gr.State("")
+            gr.on([timer.tick, blocks.load], self.refresh, known, [known, state, *model_outputs], **QUIET)
+            gr.on([plot_timer.tick, monitor.select], self.plots, None, monitor_outputs, **QUIET)
+            monitor.select(lambda: gr.Timer(active=True), None, plot_timer, **QUIET)
             others = [tab.select for tab in (classify, many, model)]
-            gr.on(others, lambda: gr.Timer(active=False), None, plot_timer, **quiet)
-        page.queue(max_size=MAX_WAITING, api_open=False)  # nothing that is queued may be called past the queue
-        self.blocks, self.own_files = page, set(self.folder.rglob("*"))
-        return page
-
-    def delete_uploads(self) -> None:
-        """Delete what was sent more than UPLOADS_KEPT ago. Gradio's own way of doing so ends at the first race."""
-        deleted = set()
-        for path in set(self.folder.rglob("*")) - self.own_files:
-            with suppress(OSError):  # a folder that is not empty, or sent again at this moment
-                if time.time() - path.stat().st_ctime > UPLOADS_KEPT:
-                    path.rmdir() if path.is_dir() else path.unlink()
-                    deleted.add(str(path))
-        for names in self.blocks.temp_file_sets:
-            names.difference_update(deleted)
+            gr.on(others, lambda: gr.Timer(active=False), None, plot_timer, **QUIET)
+        blocks.queue(max_size=MAX_QUEUED, api_open=False)  # nothing that is queued may be called past the queue
+        return blocks
 
     def _build_classify(self) -> None:
         with gr.Row():
             with gr.Column():
-                picture = make_picture(
-                    label="Picture", sources=["upload", "clipboard", "webcam"], height=360, elem_id="picture"
-                )
+                sources = ["upload", "clipboard", "webcam"]
+                image = make_image(label="Image", sources=sources, height=360, elem_id="picture")
                 examples = gr.Dataset(
                     label="Drawn examples",
                     components=[gr.Image(visible=False)],
@@ -92,165 +115,139 @@ class Page:
                 )
             with gr.Column():
                 verdict = gr.Label(label="Answer", elem_id="verdict")
-                heat = make_picture(
-                    label="What spoke for it", interactive=False, height=300, elem_id="heat", buttons=["fullscreen"]
-                )
+                options: dict[str, Any] = {"interactive": False, "height": 300, "buttons": ["fullscreen"]}
+                heat = make_image(label="Evidence for the answer", elem_id="heat", **options)
                 facts = gr.HTML(elem_id="facts")
-        outputs = [picture, verdict, heat, facts]
-        private: dict[str, Any] = {"api_visibility": "private", "queue": False}
-        # As often as it comes: for a pasted picture twice at once, empty at first.
-        picture.input(self.show_one, picture, outputs, show_progress_on=verdict, trigger_mode="multiple", **private)
-        examples.click(self.show_example, examples, outputs, show_progress_on=verdict, **private)
-        picture.clear(lambda: (None, None, ""), None, [verdict, heat, facts], **private)
-        with gr.Row(visible=False):  # what programs call
-            sent, wanted, told = make_picture(label="picture"), gr.Checkbox(label="heat"), gr.JSON()
-            gr.Button().click(
-                self.classify, [sent, wanted], told, api_name="classify", queue=False,
-                api_description="Say what a picture shows; with heat also where, as rows of numbers from 0 to 1.",
-            )  # fmt: skip
+        outputs = [image, verdict, heat, facts]
+        # "multiple", because a pasted image causes two events, the first of them empty.
+        image.input(self.show_one, image, outputs, show_progress_on=verdict, trigger_mode="multiple", **PRIVATE)
+        image.clear(lambda: (None, None, ""), None, [verdict, heat, facts], **PRIVATE)
+        examples.click(self.show_example, examples, outputs, show_progress_on=verdict, **PRIVATE)
+        with gr.Row(visible=False):  # for the API only
+            inputs = [make_image(label="image"), gr.Checkbox(label="heat")]
+            text = "Classify an image. With heat, also return a heat map: rows of numbers from 0 to 1."
+            gr.Button().click(self.classify, inputs, gr.JSON(), api_name="classify", api_description=text, queue=False)
 
     def _build_many(self) -> None:
-        files = make_files(
-            label=f"Pictures, or zip archives of them, at most {MAX_PICTURES}",
-            height=160, elem_id="files",
-        )  # fmt: skip
-        summary = gr.Markdown(MANY)
+        headings = render.to_table([], CLASSES)[0]
+        files = make_files(label=f"Images or zip archives of images, at most {MAX_IMAGES}", height=160, elem_id="files")
+        summary = gr.Markdown(MANY_HINT)
         download = gr.HTML(elem_id="download")
         gallery = make_gallery(label="Answers", columns=6, height="auto", object_fit="cover", elem_id="gallery")
-        headings = show.as_table([], CLASSES)[0]
         table = gr.Dataframe(label="Table", headers=headings, interactive=False, wrap=True, elem_id="table")
         outputs = [summary, download, gallery, table]
-        files.upload(
-            self.show_many, files, outputs, concurrency_limit=1, concurrency_id="many", api_visibility="private"
-        )
-        nothing = {"headers": headings, "data": []}
-        files.clear(lambda: (MANY, "", [], nothing), None, outputs, queue=False, api_visibility="private")
-        with gr.Row(visible=False):
-            sent, told = make_files(label="files"), gr.JSON()
-            gr.Button().click(
-                self.many, sent, told, api_name="many", concurrency_limit=1, concurrency_id="many",
-                api_description="Say what several pictures, or zip archives of them, show.",
-            )  # fmt: skip
+        files.upload(self.show_many, files, outputs, api_visibility="private", **ONE_AT_A_TIME)
+        files.clear(lambda: (MANY_HINT, "", [], {"headers": headings, "data": []}), None, outputs, **PRIVATE)
+        with gr.Row(visible=False):  # for the API only
+            inputs, text = make_files(label="files"), "Classify many images, or zip archives of images."
+            gr.Button().click(self.many, inputs, gr.JSON(), api_name="many", api_description=text, **ONE_AT_A_TIME)
 
     def _build_model(self) -> list[Any]:
-        refusal = gr.HTML(elem_id="refusal")
+        problem = gr.HTML(elem_id="refusal")
         card = gr.Markdown(elem_id="card")
-        before = gr.Dataframe(
-            label="Champions before", headers=["number", "which", "until"], interactive=False, wrap=True
-        )
-        with gr.Row(visible=False):
-            told = gr.JSON()
-            gr.Button().click(
-                self.model, None, told, api_name="model", api_description="Return the header of the model in service."
-            )
-        return [refusal, card, before]
+        headings = ["number", "which", "until"]
+        history = gr.Dataframe(label="Former champions", headers=headings, interactive=False, wrap=True)
+        with gr.Row(visible=False):  # for the API only
+            text = "Return the header of the model in service."
+            gr.Button().click(self.model, None, gr.JSON(), api_name="model", api_description=text)
+        return [problem, card, history]
 
     def _build_monitor(self) -> list[Any]:
-        cards = gr.HTML(elem_id="cards")
-        with gr.Row():
-            requests, latency = gr.Plot(show_label=False), gr.Plot(show_label=False)
-        with gr.Row():
-            drift, classes = gr.Plot(show_label=False), gr.Plot(show_label=False)
-        with gr.Row(visible=False):
-            told = gr.JSON()
-            gr.Button().click(
-                self.figures, None, told, api_name="monitor", api_description="Return what is watched, and the alerts."
-            )
-        return [cards, requests, latency, drift, classes]
+        figures = gr.HTML(elem_id="cards")
+        plots = []
+        for _ in range(2):
+            with gr.Row():
+                plots += [gr.Plot(show_label=False), gr.Plot(show_label=False)]
+        with gr.Row(visible=False):  # for the API only
+            text = "Return the monitor's figures and alerts."
+            gr.Button().click(self.figures, None, gr.JSON(), api_name="monitor", api_description=text)
+        return [figures, *plots]
 
     def show_one(self, content: bytes | None) -> tuple[Any, Any, Any, Any]:
-        """Return what the page shows of one picture: itself, the label, what spoke for it, what else to say."""
-        if content is None:  # Gradio empties its place before it takes a pasted one, which may be there by now
+        """Return the outputs of the Classify tab: image, label, heat map, facts."""
+        if content is None:  # Gradio clears the component before it takes a pasted image, which may be there by now
             return UNCHANGED, gr.skip(), UNCHANGED, gr.skip()
         try:
-            reply = self.service.ask(content, heat=True)
-            picture = preview(content, PREVIEW)
-        except (ValueError, UnavailableError) as error:
-            return None, None, None, show.problem(str(error))
-        label = reply.answer.probabilities if reply.answer.familiar else show.verdict(reply)
-        return picture, label, show.heat_over(picture, reply.answer.heat), show.facts(reply)
+            reply = self.service.classify(content, heat=True)
+            image = preview(content, PREVIEW_SIZE)
+        except (ValueError, UnavailableError) as problem:
+            return None, None, None, render.problem(str(problem))
+        label = reply.answer.probabilities if reply.answer.familiar else render.verdict(reply)
+        return image, label, render.overlay(image, reply.answer.heat), render.facts(reply)
 
-    def show_example(self, index: int) -> tuple[Any, Any, Any, str]:
+    def show_example(self, index: int) -> tuple[Any, Any, Any, Any]:
         return self.show_one(self.examples[index].read_bytes())
 
     def classify(self, content: bytes | None, heat: bool) -> dict[str, Any]:
-        return show.as_dict(self._ask(content, heat=heat))
+        if content is None:
+            raise error("there is no image; choose one")
+        try:
+            return render.to_json(self.service.classify(content, heat=heat))
+        except (ValueError, UnavailableError) as problem:
+            raise error(str(problem)) from problem
 
     def show_many(self, files: list[str] | None, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
-        """Return what the page shows of many pictures."""
-        rows = self._answer_all(files, progress)
-        headings, cells = show.as_table(rows, self._classes())
-        thumbnails = [(row.thumbnail, row.caption) for row in rows if row.thumbnail]
-        link = show.download_link(show.as_csv(headings, cells))
-        return show.summary(rows), link, thumbnails, {"headers": headings, "data": cells}
+        """Return the outputs of the Many tab: summary, download link, gallery, table."""
+        replies = self._classify_files(files, progress)
+        classifier = self.service.classifier
+        headings, cells = render.to_table(replies, classifier.classes if classifier else CLASSES)
+        thumbnails = [(one.thumbnail, one.caption) for one in replies if one.thumbnail]
+        link = render.download_link(render.to_csv(headings, cells))
+        return render.summary(replies), link, thumbnails, {"headers": headings, "data": cells}
 
-    def many(self, files: list[str] | None) -> list[dict[str, Any]]:
+    def many(self, files: list[str] | None, progress: gr.Progress = gr.Progress()) -> list[dict[str, Any]]:  # noqa: B008
         return [
-            {"file": row.item.name, **(show.as_dict(row.reply) if row.reply else {"problem": row.problem})}
-            for row in self._answer_all(files, None)
+            {"file": one.file.name, **(render.to_json(one.reply) if one.reply else {"problem": one.problem})}
+            for one in self._classify_files(files, progress)
         ]
 
     def model(self) -> dict[str, Any]:
         if not self.service.classifier:
-            raise refusal(self.service.problem)
+            raise error(self.service.problem)
         return {key: value for key, value in self.service.classifier.header.items() if key != "reference"}
 
     def figures(self) -> dict[str, Any]:
-        return self.monitor.summary()
+        return self.service.monitor.summary()
+
+    def plots(self) -> list[Any]:
+        """Return the outputs of the Monitor tab."""
+        summary, points = self.service.monitor.summary(), self.service.monitor.points()
+        return [render.monitor(summary), *draw_charts(summary, points)]
 
     def state_line(self) -> str:
         classifier = self.service.classifier
         version, which = (classifier.version, headline(classifier.header)) if classifier else ("", "")
-        return show.state_line(version, which, self.service.problem)
+        return render.state_line(version, which, self.service.problem)
 
     def refresh(self, known: str) -> list[Any]:
-        """Return the state and, where it has changed, what the Model tab shows."""
+        """Return the state line and the outputs of the Model tab if they have changed since `known`."""
         line, problem, classifier = self.state_line(), self.service.problem, self.service.classifier
         if line + problem == known:
             return [gr.skip()] * 5
         card = model_card(classifier.header) if classifier else ""
-        refused = show.problem(problem) if problem else ""
-        return [line + problem, line, refused, card, show.history(self.service.path.parent)]
+        shown = render.problem(problem) if problem else ""
+        return [line + problem, line, shown, card, render.history(self.service.path.parent)]
 
-    def plots(self) -> list[Any]:
-        summary, intervals = self.monitor.summary(), self.monitor.points()
-        return [show.cards(summary), *charts(summary, intervals)]
-
-    def _ask(self, content: bytes | None, *, heat: bool) -> Reply:
-        if content is None:
-            raise refusal("there is no picture; choose one")
+    def _classify_files(self, paths: Sequence[str] | None, progress: gr.Progress) -> list[render.ImageReply]:
+        """Classify all images of some uploads, a few at a time."""
         try:
-            return self.service.ask(content, heat=heat)
-        except (ValueError, UnavailableError) as error:
-            raise refusal(str(error)) from error
+            files = unpack([(Path(path).name, uploaded(path)) for path in paths or []])
+        except ValueError as problem:
+            raise error(str(problem)) from problem
+        except OSError as problem:
+            raise error("the upload has expired; send it again") from problem
+        with ThreadPoolExecutor(NUM_PARALLEL) as pool:
+            replies = pool.map(self._classify_file, files)
+            return list(progress.tqdm(replies, total=len(files), unit="images"))
 
-    def _answer_all(self, files: list[str] | None, progress: gr.Progress | None) -> list[show.Row]:
-        """Answer every picture of some files, a few at a time; tell the progress bar."""
+    def _classify_file(self, file: ImageFile) -> render.ImageReply:
+        if file.problem:
+            return render.ImageReply(file, None, file.problem)
         try:
-            items = unpack([(Path(file).name, uploaded(file)) for file in files or []])
-        except ValueError as error:
-            raise refusal(str(error)) from error
-        except OSError as error:
-            raise refusal("the upload is gone; send it again") from error
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            rows = []
-            for row in pool.map(self._answer_one, items):
-                rows.append(row)
-                if progress:
-                    progress((len(rows), len(items)), unit="pictures")
-        return rows
-
-    def _answer_one(self, item: Item) -> show.Row:
-        if item.problem:
-            return show.Row(item, None, item.problem)
-        try:
-            reply = self.service.ask(item.content)
-            return show.Row(item, reply, thumbnail=show.data_address(preview(item.content, THUMBNAIL)))
-        except (ValueError, UnavailableError) as error:
-            return show.Row(item, None, str(error))
-        except Exception:  # the others shall have their answers
-            log.exception("one of many pictures had no answer")
-            return show.Row(item, None, "it could not be answered; try again")
-
-    def _classes(self) -> Sequence[str]:
-        return self.service.classifier.classes if self.service.classifier else CLASSES
+            reply = self.service.classify(file.content)
+            return render.ImageReply(file, reply, thumbnail=render.image_url(preview(file.content, THUMBNAIL_SIZE)))
+        except (ValueError, UnavailableError) as problem:
+            return render.ImageReply(file, None, str(problem))
+        except Exception:  # the other images are answered all the same
+            log.exception("one of many images had no answer")
+            return render.ImageReply(file, None, "it could not be answered; try again")

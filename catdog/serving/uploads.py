@@ -1,4 +1,4 @@
-"""What strangers send -> pictures, or one sentence about why not: files, and zip archives, within limits."""
+"""Uploaded files and zip archives -> image files, within limits."""
 
 import threading
 import zipfile
@@ -13,24 +13,24 @@ from PIL import Image
 from catdog.data.sources import FORMATS, read_picture, read_preview
 from catdog.device import release_freed_memory
 
-__all__ = ["MAX_BYTES", "MAX_PICTURES", "MAX_TOTAL", "Item", "decode", "preview", "unpack"]
+__all__ = ["MAX_BYTES", "MAX_IMAGES", "MAX_TOTAL", "ImageFile", "decode", "preview", "unpack"]
 
 MAX_BYTES = 32 * 2**20  # of one picture
 MAX_PIXELS = 50_000_000  # of one picture; the largest sensors of today's telephones have as many
-MAX_PICTURES = 500  # at once, in archives and beside them
-MAX_TOTAL = 512 * 2**20  # bytes of all pictures at once, unpacked
+MAX_IMAGES = 500  # of one request, those in archives included
+MAX_TOTAL = 512 * 2**20  # unpacked bytes of one request
 LARGE = 8_000_000  # pixels from which on pictures are decoded one at a time: the largest need a gigabyte
 
 _one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Item:
-    """One of many files."""
+class ImageFile:
+    """One of many uploaded files."""
 
-    name: str  # as its sender calls it: for showing, never a path of ours
+    name: str  # the client's; for display only, never used as a path
     content: bytes = b""
-    problem: str = ""  # why there is no content, one sentence
+    problem: str = ""  # one sentence, if there is no content
 
 
 def decode(content: bytes, size: int) -> np.ndarray:
@@ -77,62 +77,60 @@ def _count_pixels(content: bytes) -> int:
     return width * height
 
 
-def unpack(files: Sequence[tuple[str, Path]]) -> list[Item]:
-    """Read named files, archives among them, into memory; a broken one becomes an Item that says why.
+def unpack(uploads: Sequence[tuple[str, Path]]) -> list[ImageFile]:
+    """Read named files, archives among them, into memory. A broken one becomes an ImageFile with a problem.
 
-    Raises ValueError, one sentence, where they are too many or too large in all.
+    Raises ValueError, one sentence, if there are too many or they are too large in total.
     """
-    items: list[Item] = []
+    files: list[ImageFile] = []
     total = 0
-    for item in _items(files):
-        total += len(item.content)
-        if len(items) == MAX_PICTURES:
-            raise ValueError(f"there are more than {MAX_PICTURES} pictures; send them in several goes")
+    for file in _read_uploads(uploads):
+        total += len(file.content)
+        if len(files) == MAX_IMAGES:
+            raise ValueError(f"there are more than {MAX_IMAGES} images; send them in several requests")
         if total > MAX_TOTAL:
-            raise ValueError(f"the pictures have more than {MAX_TOTAL / 2**20:.0f} MB; send them in several goes")
-        items.append(item)
-    return items
+            raise ValueError(f"the images have more than {MAX_TOTAL / 2**20:.0f} MB; send them in several requests")
+        files.append(file)
+    return files
 
 
-def _items(files: Sequence[tuple[str, Path]]) -> Iterator[Item]:
-    for name, path in files:
+def _read_uploads(uploads: Sequence[tuple[str, Path]]) -> Iterator[ImageFile]:
+    for name, path in uploads:
         if zipfile.is_zipfile(path):
-            yield from _members(name, path)
+            yield from _read_archive(name, path)
         else:
-            yield Item(name, path.read_bytes())
+            yield ImageFile(name, path.read_bytes())
 
 
-def _members(name: str, path: Path) -> Iterator[Item]:
-    """Read the pictures of an archive. Nothing is written to disk, so that their names can do no harm."""
+def _read_archive(name: str, path: Path) -> Iterator[ImageFile]:
+    """Read the members of an archive. Nothing is written to disk, so that their names can do no harm."""
     try:
         with zipfile.ZipFile(path) as archive:
-            wanted = [member for member in archive.infolist() if not _is_clutter(member)]
-            if len(wanted) > MAX_PICTURES or sum(member.file_size for member in wanted) > MAX_TOTAL:
-                yield Item(name, problem=f"holds more than {MAX_PICTURES} files or {MAX_TOTAL / 2**20:.0f} MB")
+            members = [member for member in archive.infolist() if not _is_clutter(member)]
+            if len(members) > MAX_IMAGES or sum(member.file_size for member in members) > MAX_TOTAL:
+                yield ImageFile(name, problem=f"holds more than {MAX_IMAGES} files or {MAX_TOTAL / 2**20:.0f} MB")
                 return
-            if not wanted:
-                yield Item(name, problem="the archive is empty")
-            for member in wanted:
-                yield _read(archive, member)
-    except Exception:  # noqa: BLE001 - zipfile raises anything on a damaged list of members
-        yield Item(name, problem="the archive is damaged")
+            if not members:
+                yield ImageFile(name, problem="the archive is empty")
+            for member in members:
+                yield _read_member(archive, member)
+    except Exception:  # noqa: BLE001 - zipfile raises anything on a damaged directory
+        yield ImageFile(name, problem="the archive is damaged")
 
 
 def _is_clutter(member: zipfile.ZipInfo) -> bool:
-    """Say whether a member is a folder or what file managers leave behind."""
-    parts = member.filename.split("/")
-    return (
-        member.is_dir() or "__MACOSX" in parts or parts[-1].startswith(".") or parts[-1] in {"Thumbs.db", "_DS_Store"}
-    )
+    """Return whether a member is a folder, or a file that file managers leave behind."""
+    *folders, name = member.filename.split("/")
+    return member.is_dir() or "__MACOSX" in folders or name.startswith(".") or name in {"Thumbs.db", "_DS_Store"}
 
 
-def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Item:
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> ImageFile:
     if member.file_size > MAX_BYTES:
-        return Item(member.filename, problem=f"has more than {MAX_BYTES / 2**20:.0f} MB")
+        return ImageFile(member.filename, problem=f"has more than {MAX_BYTES / 2**20:.0f} MB")
     if member.flag_bits & 1:
-        return Item(member.filename, problem="is encrypted; send it without a password")
+        return ImageFile(member.filename, problem="is encrypted; send it without a password")
     try:
         with archive.open(member) as file:
-            return Item(member.filename, file.read(MAX_BYTES))
+            return ImageFile(member.filename, file.read(MAX_BYTES))
     except Exception:  # noqa: BLE001 - zlib, zipfile and others raise anything on a damaged member
-        return Item(member.filename, problem="is damaged in the archive")
+        return ImageFile(member.filename, problem="is damaged in the archive")

@@ -18,11 +18,11 @@ from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from catdog import app as module
-from catdog.app import read_auth
+from catdog.app import main, read_auth
 from catdog.data.synthetic import draw
 from catdog.model import read_header
 from catdog.predict import Classifier
+from catdog.serving.server import MAX_CALL_BODY, MAX_UPLOAD
 from tests.catdog.serving.test_service import asked_all_the_time
 from tests.catdog.serving.test_uploads import GOOD, bomb_of, saved
 from tests.conftest import ROOT
@@ -115,7 +115,7 @@ def test_heat_is_for_those_who_asked(server):
 
 def test_bad_base64_is_one_sentence(server):
     status, answer = server.run("classify", {"url": "data:image/png;base64,!!!"}, False)
-    assert (status, answer["error"]) == (500, "the picture&#x27;s address is no base64")
+    assert (status, answer["error"]) == (500, "the image&#x27;s data URL is not valid base64")
 
 
 def test_metrics_count_the_requests(server):
@@ -173,7 +173,7 @@ def test_bad_input_is_an_answer_or_one_sentence_and_the_server_lives(server, cli
     (tmp_path / "bomb.zip").write_bytes(zip_bomb())
     (told,) = client.predict([handle_file(tmp_path / "bomb.zip")], api_name="/many")
     assert told["problem"] == "holds more than 500 files or 512 MB"
-    assert server.run("classify", None, False)[1]["error"] == "there is no picture; choose one"
+    assert server.run("classify", None, False)[1]["error"] == "there is no image; choose one"
     assert server.get("/health")[0] == 200
     assert server.megabytes() < 2000
 
@@ -264,10 +264,10 @@ def test_nothing_is_fetched_from_elsewhere(tmp_path, champion):
 def test_upload_that_is_too_large_is_refused(server):
     mark = "mark"
     head = f'--{mark}\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'.encode()
-    body = head + bytes(module.MAX_UPLOAD + 1) + f"\r\n--{mark}--\r\n".encode()
+    body = head + bytes(MAX_UPLOAD + 1) + f"\r\n--{mark}--\r\n".encode()
     kind = {"Content-Type": f"multipart/form-data; boundary={mark}"}
     assert request(f"{server.url}/gradio_api/upload", body, kind)[0] == 413
-    too_long = {"Content-Length": str(module.MAX_CALL + 1)}
+    too_long = {"Content-Length": str(MAX_CALL_BODY + 1)}
     assert request(f"{server.url}/gradio_api/run/classify", b"", too_long)[0] == 413
     announced = {**kind, "Content-Length": str(2**31)}
     assert request(f"{server.url}/gradio_api/upload", b"", announced)[0] == 413
@@ -335,7 +335,7 @@ def test_password_of_the_environment(monkeypatch):
 def test_mistake_on_the_command_line_is_one_sentence(monkeypatch, capsys, options, sentence):
     monkeypatch.setattr(sys, "argv", ["catdog.app", *options])
     with pytest.raises(SystemExit) as ended:
-        module.main()
+        main()
     complained = capsys.readouterr().err
     assert ended.value.code == 2
     assert complained.startswith(sentence)
@@ -362,14 +362,14 @@ HASTY = """
 import threading, time
 from pathlib import Path
 from catdog import app
-from catdog.serving import ui as page
+from catdog.serving import server, ui
 
 def hurry():
     while not Path("hurry").exists():
         time.sleep(0.05)
-    page.UPLOADS_KEPT = 0.0
+    ui.UPLOAD_LIFETIME_SECONDS = 0.0
 
-app.TIDY_SECONDS = 0.5
+server.DELETE_SECONDS = 0.5
 threading.Thread(target=hurry, daemon=True).start()
 app.main()
 """

@@ -24,7 +24,7 @@ HEADER = {"classes": ["cat", "dog"], "provenance": {"run": "photos", "trial": 3}
 @pytest.fixture
 def monitor():
     monitor = Monitor()
-    monitor.serve("abc", HEADER)
+    monitor.watch("abc", HEADER)
     return monitor
 
 
@@ -34,7 +34,7 @@ def show(monitor, number, *, cats=0.5, margins=(0.5, 5.5), strange=0.02, seed=0)
     for _ in range(number):
         label = "cat" if rng.random() < cats else "dog"
         margin = float(rng.uniform(*margins))
-        monitor.answered("abc", label, margin, familiar=bool(rng.random() >= strange), seconds=0.01)
+        monitor.count_answer("abc", label, margin, familiar=bool(rng.random() >= strange), seconds=0.01)
 
 
 def alerts(monitor):
@@ -52,7 +52,7 @@ def test_pictures_like_validations_raise_no_alert(monitor):
 def test_nothing_is_told_before_the_window_is_full(monitor):
     show(monitor, 299, cats=1)
     assert alerts(monitor) == set()
-    assert "1 are to come" in monitor.summary()["waits_for"]
+    assert "1 more are needed" in monitor.summary()["waits_for"]
     show(monitor, 1, cats=1)
     assert alerts(monitor) == {"class_psi"}
 
@@ -82,16 +82,16 @@ def test_each_shift_raises_its_own_alert_and_its_end_is_logged(monitor, kind, al
 def test_failing_requests_raise_an_alert(monitor):
     show(monitor, 230)
     for _ in range(70):
-        monitor.failed("refused")
+        monitor.count_failure("refused")
     assert alerts(monitor) == {"errors"}
     assert "23% of the requests had no answer" in monitor.summary()["alerts"]["errors"]
 
 
 def test_metrics_are_prometheus_text(monitor):
     show(monitor, 300, cats=1.0)
-    monitor.failed("failed")
+    monitor.count_failure("failed")
     monitor.tick()
-    lines = monitor.metrics().decode().splitlines()
+    lines = monitor.prometheus_text().decode().splitlines()
     assert 'catdog_requests_total{outcome="answered"} 300.0' in lines
     assert 'catdog_requests_total{outcome="failed"} 1.0' in lines
     assert 'catdog_pictures_total{label="cat"} 300.0' in lines
@@ -105,11 +105,11 @@ def test_metrics_are_prometheus_text(monitor):
 def test_another_model_begins_anew(monitor):
     show(monitor, 300, cats=1.0)
     assert alerts(monitor) == {"class_psi"}
-    monitor.serve("def", HEADER)
-    monitor.answered("abc", "cat", 3.0, familiar=True, seconds=0.01)  # a late answer of the one before
+    monitor.watch("def", HEADER)
+    monitor.count_answer("abc", "cat", 3.0, familiar=True, seconds=0.01)  # a late answer of the one before
     assert alerts(monitor) == set()
-    assert "300 are to come" in monitor.summary()["waits_for"]
-    metrics = monitor.metrics().decode()
+    assert "300 more are needed" in monitor.summary()["waits_for"]
+    metrics = monitor.prometheus_text().decode()
     assert 'catdog_model_info{version="abc"}' not in metrics
     assert 'catdog_alert{figure="class_psi"} 0.0' in metrics
     assert "catdog_drift{" not in metrics
@@ -117,7 +117,7 @@ def test_another_model_begins_anew(monitor):
 
 def test_model_without_reference_is_counted_and_not_compared():
     monitor = Monitor()
-    monitor.serve("abc", {**HEADER, "reference": {}})
+    monitor.watch("abc", {**HEADER, "reference": {}})
     show(monitor, 400, cats=1.0)
     assert alerts(monitor) == set()
     assert monitor.summary()["counts"]["cat"] == 400
@@ -127,7 +127,7 @@ def test_model_without_reference_is_counted_and_not_compared():
 def test_plots_get_a_point_per_interval(monitor, monkeypatch):
     monkeypatch.setattr(module, "INTERVAL_SECONDS", 0.05)
     show(monitor, 10)
-    monitor.failed("refused")
+    monitor.count_failure("refused")
     time.sleep(0.06)
     monitor.tick()
     time.sleep(0.06)
@@ -138,13 +138,10 @@ def test_plots_get_a_point_per_interval(monitor, monkeypatch):
     assert math.isnan(second.p95)
 
 
-def test_listeners_hear_figures_and_each_alert_once(monitor):
-    heard = []
-    monitor.listeners.append(heard.append)
+def test_reports_have_the_figures_and_each_alert_once(monitor):
     show(monitor, 300, cats=1.0)
-    monitor.tick()
-    monitor.tick()
-    assert [len(one["alerts"]) for one in heard] == [1, 0]
-    assert heard[0]["version"] == "abc"
-    assert heard[0]["model"] == {"run": "photos", "trial": 3}
-    assert heard[0]["values"]["cat"] == 300
+    reports = [monitor.tick(), monitor.tick()]
+    assert [len(report["alerts"]) for report in reports] == [1, 0]
+    assert reports[0]["version"] == "abc"
+    assert reports[0]["model"] == {"run": "photos", "trial": 3}
+    assert reports[0]["values"]["cat"] == 300

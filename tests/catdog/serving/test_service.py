@@ -54,26 +54,26 @@ def asked_all_the_time(ask):
 
 def test_answers_are_those_of_the_classifier(service, champion, drawn_files):
     put(champion(), service)
-    service.look_for_champion()
+    service.reload_if_changed()
     pictures = [picture for label in (0, 1) for picture in drawn_files[label]]
     expected = Classifier(champion())(pictures)
     with ThreadPoolExecutor(8) as pool:
-        replies = list(pool.map(service.ask, pictures))
+        replies = list(pool.map(service.classify, pictures))
     given = np.array([[*reply.answer.probabilities.values()] for reply in replies])
     assert given == pytest.approx(expected, abs=0.01)
     assert {reply.version for reply in replies} == {Classifier(champion()).version}
     assert all(reply.answer.heat.size == 0 for reply in replies)
-    assert service.ask(pictures[0], heat=True).answer.heat.max() == pytest.approx(1)
+    assert service.classify(pictures[0], heat=True).answer.heat.max() == pytest.approx(1)
     assert service.monitor.summary()["counts"]["cat"] > 0
 
 
 def test_service_waits_for_its_first_champion(service, champion, drawn_files):
     with pytest.raises(UnavailableError, match=r"^no champion: .* does not exist; python run_sweep\.py trains"):
-        service.ask(drawn_files[0][0])
+        service.classify(drawn_files[0][0])
     put(champion(), service)
     wait_until(lambda: service.classifier)
     assert service.problem == ""
-    assert service.ask(drawn_files[0][0]).answer.label in ("cat", "dog")
+    assert service.classify(drawn_files[0][0]).answer.label in ("cat", "dog")
 
 
 def test_new_champion_takes_the_place_of_the_old_one(service, champion):
@@ -116,8 +116,8 @@ def dumb(path):
     [
         (torn, "is not a whole safetensors file"),
         (altered, "was altered: its sha256 does not match"),
-        (different, "answers otherwise than when it was promoted"),
-        (dumb, "answers with what is no number"),
+        (different, "fails its self-test: its answers have changed since its promotion"),
+        (dumb, "fails its self-test: its probabilities are not finite"),
     ],
 )
 def test_broken_champion_is_refused_and_the_old_one_stays(service, champion, drawn_files, broken, sentence, caplog):
@@ -130,7 +130,7 @@ def test_broken_champion_is_refused_and_the_old_one_stays(service, champion, dra
     wait_until(lambda: sentence in service.problem)
     assert f"; model {version} stays in service" in service.problem
     assert any(sentence in record.message for record in caplog.records)
-    assert service.ask(drawn_files[0][0]).version == version
+    assert service.classify(drawn_files[0][0]).version == version
     put(champion(1), service)
     wait_until(lambda: service.problem == "")
 
@@ -140,7 +140,7 @@ def test_champion_that_goes_stays_in_service(service, champion, drawn_files):
     wait_until(lambda: service.classifier)
     service.path.unlink()
     wait_until(lambda: "is gone; model " in service.problem)
-    service.ask(drawn_files[0][0])
+    service.classify(drawn_files[0][0])
 
 
 def test_model_that_was_never_promoted_is_served(service, champion):
@@ -148,7 +148,7 @@ def test_model_that_was_never_promoted_is_served(service, champion):
     header.pop("reference")
     save_model(model, service.path, header)
     wait_until(lambda: service.classifier)
-    assert service.ask(saved(Image.new("RGB", (8, 8)), "PNG")).answer.familiar
+    assert service.classify(saved(Image.new("RGB", (8, 8)), "PNG")).answer.familiar
 
 
 def test_strange_picture_is_probably_neither(service, champion):
@@ -156,7 +156,7 @@ def test_strange_picture_is_probably_neither(service, champion):
     wait_until(lambda: service.classifier)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     noise[::2] = 255 - noise[::2] // 8
-    assert not service.ask(saved(Image.fromarray(noise), "PNG")).answer.familiar
+    assert not service.classify(saved(Image.fromarray(noise), "PNG")).answer.familiar
 
 
 def test_broken_picture_is_the_senders_fault_and_stops_nobody(service, champion, drawn_files):
@@ -165,7 +165,7 @@ def test_broken_picture_is_the_senders_fault_and_stops_nobody(service, champion,
 
     def ask(index):
         try:
-            return service.ask(drawn_files[0][index % 24] if index % 3 else b"words")
+            return service.classify(drawn_files[0][index % 24] if index % 3 else b"words")
         except ValueError as error:
             return str(error)
 
@@ -190,7 +190,7 @@ def test_swaps_lose_no_request_and_mix_no_models(service, champion, drawn_files)
     expected = {c.version: c(drawn_files[0][:1])[0] for c in map(Classifier, files)}
     put(files[0], service)
     wait_until(lambda: service.classifier)
-    with asked_all_the_time(lambda: service.ask(drawn_files[0][0])) as replies:
+    with asked_all_the_time(lambda: service.classify(drawn_files[0][0])) as replies:
         for swap in range(1, 13):
             put(files[swap % 2], service)
             wait_until(lambda: service.classifier.header["sha256"] == Classifier(service.path).header["sha256"])

@@ -116,7 +116,7 @@ def test_strange_picture_is_said_to_be_neither(visit, server, tmp_path):
     page.set_input_files("#picture input[type=file]", tmp_path / "noise.png")
     label, facts = answer_of(page)
     assert label == "probably neither a cat nor a dog"
-    assert "unlike the pictures that the network was trained on" in facts
+    assert "unlike the training images" in facts
 
 
 def test_broken_picture_is_one_sentence_on_the_page(visit, server, tmp_path):
@@ -137,7 +137,7 @@ def test_many_at_once_with_a_broken_one(visit, server, tmp_path):
     page.get_by_role("tab", name="Many at once").click()
     page.set_input_files("#files input[type=file]", [tmp_path / name for name in names])
     page.get_by_text("5 answered").wait_for()
-    assert page.get_by_text("1 could not be read").count() == 1
+    assert page.get_by_text("1 without an answer").count() == 1
     assert page.locator("#gallery img").count() == 5
     assert page.locator("#gallery").get_by_text("animal0.jpg: ").count() == 1
     assert has_picture(page, "#gallery")
@@ -156,10 +156,10 @@ def test_many_at_once_with_a_broken_one(visit, server, tmp_path):
 def test_model_tab_shows_the_card_and_monitor_tab_the_figures(visit, server):
     page = visit(server)
     page.get_by_role("tab", name="Model").click()
-    for text in ("How good it is", "85.0% to 94.0%", "Trial 0 of the sweep", "Champions before"):
+    for text in ("How good it is", "85.0% to 94.0%", "Trial 0 of the sweep", "Former champions"):
         page.get_by_text(text).first.wait_for()
     page.get_by_role("tab", name="Monitor").click()
-    page.get_by_text("Drift is told from 300 pictures on").wait_for()
+    page.get_by_text("Drift needs 300 images").wait_for()
     page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length >= 4")
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from catdog.data.synthetic import draw
 from catdog.serving import uploads as intake
-from catdog.serving.uploads import MAX_PICTURES, decode, preview, unpack
+from catdog.serving.uploads import MAX_IMAGES, decode, preview, unpack
 
 ANIMAL = draw(0, 96, 7)
 
@@ -147,7 +147,7 @@ def test_bomb_is_refused_by_what_it_claims(archive):
     assert path.stat().st_size < 2**20
     (item,) = unpack([("bomb.zip", path)])
     assert item.problem == "holds more than 500 files or 512 MB"
-    path = archive({f"{index}.jpg": b"" for index in range(MAX_PICTURES + 1)})
+    path = archive({f"{index}.jpg": b"" for index in range(MAX_IMAGES + 1)})
     (item,) = unpack([("bomb.zip", path)])
     assert item.problem == "holds more than 500 files or 512 MB"
 
@@ -212,8 +212,8 @@ def test_empty_archive_is_named_and_one_in_another_is_no_picture(archive, tmp_pa
 def test_too_many_or_too_large_in_all_is_one_sentence(tmp_path, monkeypatch):
     path = tmp_path / "one.png"
     path.write_bytes(GOOD["png"])
-    with pytest.raises(ValueError, match="there are more than 500 pictures; send them in several goes"):
-        unpack([("one.png", path)] * (MAX_PICTURES + 1))
+    with pytest.raises(ValueError, match="there are more than 500 images; send them in several requests"):
+        unpack([("one.png", path)] * (MAX_IMAGES + 1))
     monkeypatch.setattr(intake, "MAX_TOTAL", 2 * len(GOOD["png"]))
-    with pytest.raises(ValueError, match="send them in several goes"):
+    with pytest.raises(ValueError, match="send them in several requests"):
         unpack([("one.png", path)] * 3)
