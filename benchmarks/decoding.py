@@ -23,7 +23,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from catdog.data.sources import list_photographs
+from catdog.data.sources import list_images
 from catdog.data.synthetic import synthetic
 
 NUM_FILES, NUM_DRAWN, DRAWN_SIZE = 2400, 200, 384  # pixels: the Kaggle set's have 383 by geometric mean
@@ -63,7 +63,7 @@ def main():
     print(f"pillow {version('pillow')}, torchvision {version('torchvision')}, medians of {options.rounds} rounds")
     with tempfile.TemporaryDirectory() as drawn:
         folder = multiplied(options.data, Path(drawn)) if options.data else draw(Path(drawn))
-        number = len(list_photographs(folder).training)
+        number = len(list_images(folder).training)
         print(f"{number} pictures of {options.data.name if options.data else 'drawn cats and dogs'}", end="")
         print(f" to {options.size} px{'':6}tutorial{'':6}ours{'':5}ratio   pictures/s")
         for cores in sorted({1, os.cpu_count()}):
@@ -77,7 +77,7 @@ def main():
 
 def multiplied(source, folder):
     """Copy photographs until there are enough; what follows the end of a file makes each of them different."""
-    files = list_photographs(source).training
+    files = list_images(source).training
     photographs = [
         file for file in files if Path(file.path).read_bytes().startswith(JPEG)
     ]  # the tutorial ends at others

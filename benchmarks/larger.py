@@ -95,7 +95,7 @@ def train_on(path):
     """Print the pictures per second of one epoch."""
     import torch
 
-    from catdog.data.dataset import Pictures
+    from catdog.data.dataset import ImageSubset
     from catdog.model import ModelConfig, build_model
     from catdog.train import TrainConfig, train
 
@@ -105,7 +105,7 @@ def train_on(path):
     labels = torch.arange(len(images)) % 2
     model = build_model(ModelConfig(stem_width=16, body_width=64, image_size=SIZE))
     (epoch,) = train(
-        model, TrainConfig(epochs=1), Pictures(images, labels, training), Pictures(images, labels, validation)
+        model, TrainConfig(epochs=1), ImageSubset(images, labels, training), ImageSubset(images, labels, validation)
     )
     print(epoch.images_per_second)
     return 0

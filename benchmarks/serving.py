@@ -55,9 +55,11 @@ def drawn_jpegs():
 
 def save_network(path, seed):
     """An untrained README network, with everything that a promoted one carries."""
+    from catdog.checkpoint import save_model
     from catdog.data import dataset as data
-    from catdog.data.dataset import load_data, preprocessing
-    from catdog.model import ModelConfig, build_model, save_model
+    from catdog.data.dataset import load_data
+    from catdog.data.preprocess import preprocessing
+    from catdog.model import ModelConfig, build_model
     from catdog.serving.reference import make_reference
 
     data.NUM_DRAWN = {"training": 60, "test": 20}
@@ -73,7 +75,7 @@ def serve_plain(path, port):
     import torch
     from torchvision import transforms
 
-    from catdog.model import load_model
+    from catdog.checkpoint import load_model
 
     model = load_model(Path(path))[0].to(memory_format=torch.contiguous_format)
     prepare = transforms.Compose(
@@ -190,7 +192,7 @@ import sys, time; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 import torch
 from catdog.device import keep_freed_memory
-from catdog.evaluate import normalise
+from catdog.data.preprocess import normalize
 from catdog.kernels.precision import autocast
 from catdog.predict import Classifier
 keep_freed_memory()
@@ -199,7 +201,7 @@ for _ in range({num} + 5):
     began = time.perf_counter()
     image = torch.from_numpy(classify.decode(content)[None])
     with torch.inference_mode(), autocast(torch.device("cpu"), "auto"):
-        classify.model(normalise(image)).softmax(1).tolist()
+        classify.model(normalize(image)).softmax(1).tolist()
     taken.append(1000 * (time.perf_counter() - began))
 print(*taken[5:])
 """
@@ -339,7 +341,7 @@ def swaps(server, path, versions, files, num_swaps, quiet):
 
 def monitoring(path, num=20_000):
     """Microseconds that counting a request takes, the window's comparison once a second left aside."""
-    from catdog.model import read_header
+    from catdog.checkpoint import read_header
     from catdog.serving.monitor import Monitor
 
     monitor = Monitor()

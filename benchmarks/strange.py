@@ -52,7 +52,7 @@ def main():
     parser.add_argument("--data", default="synthetic")
     options = parser.parse_args()
     classify, rng = Classifier(options.model), np.random.default_rng(0)
-    test = load_test(options.data, classify.image_size).pictures
+    test = load_test(options.data, classify.image_size).subset
     pictures = {"its test pictures": test.images[test.rows].numpy()}
     for kind, make in strange(classify.image_size, rng).items():
         pictures[kind] = np.stack([make(index) for index in range(NUM)])

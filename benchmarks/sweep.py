@@ -63,12 +63,12 @@ def lay_out(source, folder, num_pictures):
     The test part is there because ours would else take validation/ for it; nobody opens its pictures.
     """
     from catdog.data.dataset import load_data
-    from catdog.data.sources import list_photographs
+    from catdog.data.sources import list_images
 
-    listing, subset = list_photographs(Path(source)), folder / "subset"
+    listing, subset = list_images(Path(source)), folder / "subset"
     link(subset / "train", [p for label in (0, 1) for p in some_of(listing.training, label, num_pictures // 2)])
     link(subset / "test", [p for label in (0, 1) for p in some_of(listing.test or listing.training, label, 4)])
-    data, paths = load_data(str(subset), IMAGE_SIZE), list_photographs(subset).training
+    data, paths = load_data(str(subset), IMAGE_SIZE), list_images(subset).training
     link(folder / "data/train", [paths[row] for row in data.training.rows])
     link(folder / "data/validation", [paths[row] for row in data.validation.rows])
     (subset / "test").rename(folder / "data/test")

@@ -1,4 +1,4 @@
-"""Pictures per second of training: ours beside the usual tutorial's loop and beside the limit, in turn, in one run.
+"""Images per second of training: ours beside the usual tutorial's loop and beside the limit, in turn, in one run.
 
     python benchmarks/training.py [--rounds N] [--networks "README 64 px" ...]
 
@@ -33,7 +33,7 @@ from torchvision.datasets import ImageFolder
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.peers.tutorial import plain_network
-from catdog.data.dataset import Pictures
+from catdog.data.dataset import ImageSubset
 from catdog.data.synthetic import synthetic
 from catdog.kernels.precision import bfloat16_fault, uses_bfloat16
 from catdog.kernels.winograd import convolve
@@ -126,7 +126,7 @@ def tutorial_rates(model: CNN, folder: Path, num_batches: int) -> Iterator[float
 
 
 def prepare_ours(config: ModelConfig, images: Tensor, labels: Tensor, num_batches: int) -> None:
-    pictures = Pictures(images, labels, torch.arange(len(images)))
+    pictures = ImageSubset(images, labels, torch.arange(len(images)))
     state["ours"] = our_rates(build_model(config), pictures, num_batches)
     state["oneDNN"] = limit_rates(config, num_batches, winograd=False)
     state["limit"] = limit_rates(config, num_batches, winograd=not uses_bfloat16(torch.device("cpu")))
@@ -136,10 +136,10 @@ def next_of(which: str) -> float:
     return next(state[which])
 
 
-def our_rates(model: CNN, pictures: Pictures, num_batches: int) -> Iterator[float]:
+def our_rates(model: CNN, pictures: ImageSubset, num_batches: int) -> Iterator[float]:
     """Yield one rate a round; the first, in which oneDNN prepares its kernels, is not counted."""
-    training = Pictures(pictures.images, pictures.labels, pictures.rows[: num_batches * BATCH])
-    validation = Pictures(pictures.images, pictures.labels, pictures.rows[:BATCH])
+    training = ImageSubset(pictures.images, pictures.labels, pictures.rows[: num_batches * BATCH])
+    validation = ImageSubset(pictures.images, pictures.labels, pictures.rows[:BATCH])
     epochs = train(model, TrainConfig(epochs=1000, batch_size=BATCH), training, validation)
     next(epochs)
     for epoch in epochs:

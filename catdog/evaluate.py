@@ -1,25 +1,32 @@
-"""A network and pictures -> loss, accuracy and one row of logits per picture."""
+"""Evaluate a network on images: loss, accuracy, logits, and the files that a trial keeps of them."""
 
+import json
+from base64 import b64encode
 from dataclasses import dataclass
-from functools import cache
+from io import BytesIO
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that the field uses
+from PIL import Image
 from torch import Tensor
 
-from catdog.data.dataset import MEAN, STD, Pictures
+from catdog.data.dataset import Data, ImageSubset
 from catdog.data.loader import batches
+from catdog.data.preprocess import normalize
+from catdog.files import write_file
 from catdog.kernels.precision import Precision, autocast
 from catdog.model import CNN
 
-__all__ = ["Scores", "confusion", "evaluate", "losses", "normalise"]
-
-BATCH_PIXELS = 250 * 64 * 64  # of the pictures judged at once; README widths then need about 1 GB
+BATCH_PIXELS = 250 * 64 * 64  # of the images of a batch; README widths then need about 1 GB
+OUTCOMES = "outcomes.npz"
+NUM_MISTAKES, THUMBNAIL = 12, 112  # images that are kept, and their pixels
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How a network does on pictures."""
+    """Results of a network on images."""
 
     loss: float  # mean cross-entropy, nats
     accuracy: float  # 0 to 1
@@ -28,44 +35,68 @@ class Scores:
 
 @torch.inference_mode()
 def evaluate(
-    model: CNN, pictures: Pictures, *, device: str | torch.device = "cpu", precision: Precision = "auto"
+    model: CNN, subset: ImageSubset, *, device: str | torch.device = "cpu", precision: Precision = "auto"
 ) -> Scores:
-    """Judge `model` on every picture, without augmentation. The model is left in eval mode, on `device`."""
+    """Evaluate `model` on every image, without augmentation. The model is left in eval mode, on `device`."""
     device = torch.device(device)
     model.to(device).eval()
     logits = []
-    size = pictures.images.shape[1]
-    split = torch.split(pictures.rows, max(1, BATCH_PIXELS // size**2))
-    for images, _ in batches(pictures, split, device):
+    size = subset.images.shape[1]
+    split = torch.split(subset.rows, max(1, BATCH_PIXELS // size**2))
+    for images, _ in batches(subset, split, device):
         with autocast(device, precision):
-            logits.append(model(normalise(images)).float())
-    scores = torch.cat(logits).cpu()  # once: a GPU is waited for here
-    y = pictures.y.cpu()
+            logits.append(model(normalize(images)).float())
+    scores = torch.cat(logits).cpu()  # once: this waits for the GPU
+    y = subset.y.cpu()
     correct = (scores.argmax(1) == y).double().mean().item()
     return Scores(F.cross_entropy(scores, y).item(), correct, scores)
 
 
 def losses(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the cross-entropy of each picture, (N,) nats, from (N, classes) logits and (N,) labels."""
+    """Return the cross-entropy of each image, (N,) nats, from (N, classes) logits and (N,) labels."""
     return F.cross_entropy(logits, y, reduction="none")
 
 
 def confusion(logits: Tensor, y: Tensor) -> list[list[int]]:
-    """Count pictures by true class (rows) and predicted class (columns)."""
+    """Count images by true class (rows) and predicted class (columns)."""
     classes = logits.shape[1]
     counts = torch.bincount(y * classes + logits.argmax(1), minlength=classes**2)
     matrix: list[list[int]] = counts.view(classes, classes).tolist()
     return matrix
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Turn (B, S, S, 3) bytes into (B, 3, S, S) float32 of about zero mean and unit variance, channels-last."""
-    mean, std = _scale(images.device)
-    return ((images.float() - mean) / std).permute(0, 3, 1, 2)
+def write_outcomes(folder: Path, data: Data, logits: Tensor) -> None:
+    """Write the results on the validation images, from their (N, classes) logits, to a trial's folder.
+
+    outcomes.npz: loss and correctness of each image. confusion.json: their counts. mistakes.json: the wrong answers
+    of the highest probability.
+    """
+    y, columns = data.validation.y, BytesIO()
+    np.savez(columns, val_loss=losses(logits, y).numpy(), val_accuracy=(logits.argmax(1) == y).float().numpy())
+    write_file(folder / OUTCOMES, columns.getvalue())
+    matrix = {"labels": data.classes, "matrix": confusion(logits, y)}
+    write_file(folder / "confusion.json", json.dumps(matrix).encode())
+    write_file(folder / "mistakes.json", json.dumps(_find_mistakes(data, logits)).encode())
 
 
-@cache
-def _scale(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of bytes, kept on `device`: to copy them there anew, a step would wait for the GPU."""
-    with torch.inference_mode(mode=False):
-        return torch.tensor(MEAN, device=device) * 255, torch.tensor(STD, device=device) * 255
+def _find_mistakes(data: Data, logits: Tensor) -> list[dict[str, object]]:
+    validation, y = data.validation, data.validation.y
+    confidence, predicted = logits.softmax(1).max(1)
+    order = confidence.argsort(descending=True)
+    return [
+        {
+            "label": data.classes[int(y[row])],
+            "predicted": data.classes[int(predicted[row])],
+            "probability": float(confidence[row]),
+            "picture": thumbnail(validation.images[validation.rows[row]].numpy()),
+        }
+        for row in order[(predicted != y)[order]][:NUM_MISTAKES].tolist()
+    ]
+
+
+def thumbnail(image: np.ndarray) -> str:
+    """Return (S, S, 3) uint8 as the data URL of a small JPEG."""
+    small, file = Image.fromarray(image), BytesIO()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.save(file, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""One forward pass -> more than logits: how each picture looked to every block, and where the network looked."""
+"""Extract features, saliency maps and out-of-distribution distances of images in one forward pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,111 +7,111 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from catdog.evaluate import normalise
+from catdog.data.preprocess import normalize
 from catdog.kernels.precision import autocast
 from catdog.kernels.winograd import weights_transformed_once
 from catdog.model import CNN, ModelConfig
 
-__all__ = ["Insight", "OODDetector", "look", "margin_of"]
-
-LAYERS_OF_BLOCK = 4  # convolution, ReLU, BatchNorm, pooling
-USEFUL_SIZE = 7  # pixels of a map that is to show where: that of the last block at 224 px
+LAYERS_PER_BLOCK = 4  # convolution, ReLU, BatchNorm, pooling
+MIN_SALIENCY_SIZE = 7  # pixels of the map that saliency is computed on: that of the last block at 224 px
 
 
 @dataclass(frozen=True)
-class Insight:
-    """What a network makes of B pictures; everything on the CPU."""
+class Features:
+    """The outputs of a network for B images, on the CPU."""
 
     logits: Tensor  # (B, classes) float32
-    traits: Tensor  # (B, T) float32: each channel's mean and spread after each block, block by block
-    heat: Tensor  # (B, h, w) float32, 0 to 1: what spoke for the class that it calls the picture; (B, 0, 0) unasked
+    statistics: Tensor  # (B, T) float32: mean and standard deviation of each channel after each block, block by block
+    saliency: Tensor  # (B, h, w) float32, 0 to 1: evidence for the predicted class; (B, 0, 0) unless asked for
 
 
 @dataclass(frozen=True)
 class OODDetector:
-    """What pictures usually look like to a network, and how far from that one may be.
+    """Detect images unlike those that a network was trained on.
 
-    A simple form of the Mahalanobis distance that Lee et al. (2018) detect strange pictures with: each trait in
-    standard deviations of the training pictures, squared, and averaged within each block and over the blocks. Only
-    early blocks give away noise and plain areas, only late ones wrong contents; the softmax gives away neither.
+    A simple form of the Mahalanobis distance of Lee et al. (2018): each statistic in standard deviations of the
+    training images, squared, and averaged within each group and over the groups. Only early blocks reveal noise and
+    plain areas, only late ones wrong contents; the softmax reveals neither.
     """
 
     mean: Tensor  # (T,)
     std: Tensor  # (T,)
     sizes: Sequence[int]  # of the groups that are averaged first; their sum is T
-    limit: float  # pictures farther away are probably none of the classes
+    limit: float  # images at a larger distance are probably none of the classes
 
-    def distance(self, traits: Tensor) -> Tensor:
-        """Return how unusual pictures are, (B,), from their (B, T) traits; those trained on are at about 1."""
-        squares = ((traits - self.mean) / self.std) ** 2
+    def distance(self, statistics: Tensor) -> Tensor:
+        """Return the distance of images, (B,), from their (B, T) statistics. Training images are at about 1."""
+        squares = ((statistics - self.mean) / self.std) ** 2
         return torch.stack([group.mean(1) for group in torch.split(squares, list(self.sizes), dim=1)]).mean(0)
 
     @classmethod
-    def of(cls, traits: Tensor, shape: ModelConfig, limit: float = float("inf")) -> "OODDetector":
-        """Learn from the (N, T) traits of pictures what is usual."""
-        sizes = trait_sizes(shape)
-        std = [group.std(0).clamp_min(1e-3 * float(group.std()) + 1e-6) for group in torch.split(traits, sizes, dim=1)]
-        return cls(_rounded(traits.mean(0)), _rounded(torch.cat(std)), sizes, limit)
+    def fit(cls, statistics: Tensor, config: ModelConfig, limit: float = float("inf")) -> "OODDetector":
+        """Fit mean and standard deviation to the (N, T) statistics of training images."""
+        sizes = group_sizes(config)
+        groups = torch.split(statistics, sizes, dim=1)
+        std = [group.std(0).clamp_min(1e-3 * float(group.std()) + 1e-6) for group in groups]
+        return cls(_rounded(statistics.mean(0)), _rounded(torch.cat(std)), sizes, limit)
 
     @classmethod
-    def from_header(cls, entry: dict[str, Any], shape: ModelConfig) -> "OODDetector":
-        return cls(torch.tensor(entry["mean"]), torch.tensor(entry["std"]), trait_sizes(shape), entry["limit"])
+    def from_header(cls, entry: dict[str, Any], config: ModelConfig) -> "OODDetector":
+        return cls(torch.tensor(entry["mean"]), torch.tensor(entry["std"]), group_sizes(config), entry["limit"])
 
     def for_header(self) -> dict[str, Any]:
         return {"mean": self.mean.tolist(), "std": self.std.tolist(), "limit": self.limit}
 
 
-def trait_sizes(shape: ModelConfig) -> list[int]:
-    """Return how many traits belong together: a block's means, its spreads, the next block's means, ..."""
-    widths = [shape.stem_width] + [shape.body_width] * (shape.body_repeats + 1)
-    return [width for width in widths for _ in ("mean", "spread")]
+def group_sizes(config: ModelConfig) -> list[int]:
+    """Return the sizes of the groups of statistics: a block's means, its deviations, the next block's means, ..."""
+    widths = [config.stem_width] + [config.body_width] * (config.body_repeats + 1)
+    return [width for width in widths for _ in ("mean", "std")]
 
 
-def look(model: CNN, images: Tensor, device: torch.device, *, heat: bool = False) -> Insight:
-    """Show (B, S, S, 3) bytes to `model`, which is in eval mode on `device`; `heat` costs a part of a backward pass."""
-    layers, cut = [layer for block in model.blocks() for layer in block], _cut(model.config)
-    traits: list[Tensor] = []
+def extract_features(model: CNN, images: Tensor, device: torch.device, *, saliency: bool = False) -> Features:
+    """Run `model`, in eval mode on `device`, on (B, S, S, 3) uint8. `saliency` costs a part of a backward pass."""
+    layers, cut = [layer for block in model.blocks() for layer in block], _saliency_layer(model.config)
+    statistics: list[Tensor] = []
     with autocast(device, "auto"), weights_transformed_once():
         with torch.no_grad():
-            maps = _run(layers[:cut], normalise(images.to(device)), traits)
-        with torch.set_grad_enabled(heat):
-            x = _run(layers[cut:], maps.requires_grad_(heat), traits)
+            maps = _apply(layers[:cut], normalize(images.to(device)), statistics)
+        with torch.set_grad_enabled(saliency):
+            x = _apply(layers[cut:], maps.requires_grad_(saliency), statistics)
             logits = model.head(x).float()
-    where = _heat(maps, margin_of(logits)) if heat else torch.zeros(len(images), 0, 0)
-    return Insight(logits.detach().cpu(), torch.cat(traits, dim=1).cpu(), where.cpu())
+    heat = _hires_cam(maps, margin_of(logits)) if saliency else torch.zeros(len(images), 0, 0)
+    return Features(logits.detach().cpu(), torch.cat(statistics, dim=1).cpu(), heat.cpu())
 
 
 def margin_of(logits: Tensor) -> Tensor:
-    """Return the log odds of the likeliest class, (B,), from (B, classes) logits: confidence on an open scale."""
-    best, called = logits.max(1)
-    rest = logits.scatter(1, called[:, None], -torch.inf).logsumexp(1)
+    """Return the log odds of the likeliest class, (B,), from (B, classes) logits: confidence on an unbounded scale."""
+    best, predicted = logits.max(1)
+    rest = logits.scatter(1, predicted[:, None], -torch.inf).logsumexp(1)
     return best - rest
 
 
-def _cut(shape: ModelConfig) -> int:
-    """Return how many layers come before the last map of a useful size, which a block's pooling then halves."""
-    useful = [block for block in range(shape.num_poolings) if shape.image_size >> block >= USEFUL_SIZE]
-    return LAYERS_OF_BLOCK * max(useful, default=0) + LAYERS_OF_BLOCK - 1
+def _saliency_layer(config: ModelConfig) -> int:
+    """Return the number of layers before the last large enough map, which a block's pooling then halves."""
+    blocks = [block for block in range(config.num_poolings) if config.image_size >> block >= MIN_SALIENCY_SIZE]
+    return LAYERS_PER_BLOCK * max(blocks, default=0) + LAYERS_PER_BLOCK - 1
 
 
-def _run(layers: Sequence[nn.Module], x: Tensor, traits: list[Tensor]) -> Tensor:
-    """Apply layers one after the other; add what the map after each pooling is like to `traits`."""
+def _apply(layers: Sequence[nn.Module], x: Tensor, statistics: list[Tensor]) -> Tensor:
+    """Apply layers in order. Append each channel's mean and standard deviation after each pooling to `statistics`."""
     for layer in layers:
         x = layer(x)
         if isinstance(layer, nn.MaxPool2d):
-            places = x.detach().permute(0, 2, 3, 1).flatten(1, 2)  # (B, h * w, C): as it lies in memory
-            mean, square = (moment.mean(1, dtype=torch.float32) for moment in (places, places.square()))
-            several = places.shape[1] > 1  # a single place has no spread, but in bfloat16 a rounding error
-            traits += [mean, (square - mean**2).clamp_min(0).sqrt() if several else torch.zeros_like(mean)]
+            positions = x.detach().permute(0, 2, 3, 1).flatten(1, 2)  # (B, h * w, C): the order in memory
+            mean, square = (moment.mean(1, dtype=torch.float32) for moment in (positions, positions.square()))
+            several = positions.shape[1] > 1  # a single position has no deviation, but in bfloat16 a rounding error
+            std = (square - mean**2).clamp_min(0).sqrt() if several else torch.zeros_like(mean)
+            statistics += [mean, std]
     return x
 
 
-def _heat(maps: Tensor, margins: Tensor) -> Tensor:
-    """Return where (B, C, h, w) maps spoke for the class that was called, (B, h, w), 0 to 1.
+def _hires_cam(maps: Tensor, margins: Tensor) -> Tensor:
+    """Return where (B, C, h, w) maps support the predicted class, (B, h, w), 0 to 1.
 
-    This is Grad-CAM (Selvaraju et al. 2017) without its mean over the gradient's places: HiResCAM (Draelos and Carin
-    2020). The mean is meant for networks that average their last map. This one reads it place by place, and the
-    mean then points beside the animal.
+    This is HiResCAM (Draelos and Carin 2020): Grad-CAM (Selvaraju et al. 2017) without its mean over the gradient's
+    positions. That mean is meant for networks that average their last map. This one reads it position by position, and
+    the mean then points beside the animal.
     """
     (gradient,) = torch.autograd.grad(margins.sum(), maps)
     heat = (maps.detach() * gradient).float().sum(1).relu()
@@ -119,5 +119,5 @@ def _heat(maps: Tensor, margins: Tensor) -> Tensor:
 
 
 def _rounded(values: Tensor) -> Tensor:
-    """Keep four digits: a header is text."""
+    """Round to four significant digits, since a header is text."""
     return torch.tensor([float(f"{value:.4g}") for value in values.tolist()])

@@ -1,4 +1,4 @@
-"""Classifier: pictures in, probabilities out. `python -m catdog.predict PICTURE...` asks best_model/."""
+"""Classify images with a saved network. `python -m catdog.predict IMAGE...` uses best_model/."""
 
 import argparse
 import sys
@@ -9,30 +9,28 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from catdog.data.dataset import preprocessing
-from catdog.explain import OODDetector, look, margin_of
-from catdog.model import load_model
-from catdog.serving.uploads import decode
-
-__all__ = ["CHAMPION", "Answer", "Classifier"]
+from catdog.checkpoint import load_model
+from catdog.data.decode import decode_image
+from catdog.data.preprocess import preprocessing
+from catdog.explain import OODDetector, extract_features, margin_of
 
 CHAMPION = Path("best_model/model.safetensors")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a network says of one picture."""
+    """The classification of one image."""
 
     label: str  # the likeliest class
     probabilities: dict[str, float]  # of each class; they sum to 1
-    familiar: bool  # False: the picture is so unusual that it is probably none of the classes
-    distance: float  # how unusual it is; those trained on are at about 1; 0 where the model cannot tell
+    familiar: bool  # False: the image is so unusual that it is probably none of the classes
+    distance: float  # from the training images, which are at about 1; 0 for a model without a detector
     margin: float  # log odds of the likeliest class
-    heat: np.ndarray  # (h, w) float32, 0 to 1: what spoke for that class; empty where nobody asked
+    saliency: np.ndarray  # (h, w) float32, 0 to 1: evidence for that class; empty unless asked for
 
 
 class Classifier:
-    """A saved network, ready to be asked. Raises ValueError, one sentence, for a file that is not whole and true."""
+    """A saved network, ready to classify. Raises ValueError, one sentence, for a file that fails verification."""
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
         self.device = torch.device(device)
@@ -42,45 +40,45 @@ class Classifier:
         self.classes: tuple[str, ...] = tuple(self.header["classes"])
         self.image_size = model.config.image_size
         if self.header["preprocessing"] != preprocessing(self.image_size):
-            raise ValueError(f"{path} wants pictures prepared in a way that this version does not know; train it again")
+            raise ValueError(f"{path} needs a preprocessing that this version does not have; train it again")
         reference = self.header.get("reference")  # a model that was never promoted has none, and never abstains
-        self.norm = OODDetector.from_header(reference["norm"], model.config) if reference else None
+        self.detector = OODDetector.from_header(reference["norm"], model.config) if reference else None
 
-    def __call__(self, pictures: Sequence[bytes]) -> np.ndarray:
-        """Return the probability of each class, (len(pictures), len(classes)) float32; each row sums to 1.
+    def __call__(self, files: Sequence[bytes]) -> np.ndarray:
+        """Return the probability of each class, (len(files), len(classes)) float32; each row sums to 1.
 
-        A picture is the content of an image file of any format. Raises ValueError for one that cannot be read.
+        Each argument is the content of an image file of any format. Raises ValueError for one that cannot be read.
         """
-        answers = self.answer(np.stack([self.decode(picture) for picture in pictures]))
+        answers = self.answer(np.stack([self.decode(content) for content in files]))
         return np.array([[*answer.probabilities.values()] for answer in answers], dtype=np.float32)
 
-    def answer(self, images: np.ndarray, *, heat: bool = False) -> list[Answer]:
-        """Say what decoded pictures, (B, image_size, image_size, 3) bytes, show; and, with `heat`, where."""
-        seen = look(self.model, torch.from_numpy(images), self.device, heat=heat)
-        probabilities, called = seen.logits.softmax(1), seen.logits.argmax(1)
-        distance = self.norm.distance(seen.traits) if self.norm else torch.zeros(len(images))
-        limit = self.norm.limit if self.norm else 0.0
-        margins = margin_of(seen.logits)
+    def answer(self, images: np.ndarray, *, saliency: bool = False) -> list[Answer]:
+        """Classify decoded images, (B, image_size, image_size, 3) uint8."""
+        features = extract_features(self.model, torch.from_numpy(images), self.device, saliency=saliency)
+        probabilities, predicted = features.logits.softmax(1), features.logits.argmax(1)
+        distance = self.detector.distance(features.statistics) if self.detector else torch.zeros(len(images))
+        limit = self.detector.limit if self.detector else 0.0
+        margins = margin_of(features.logits)
         return [
             Answer(
-                label=self.classes[int(called[row])],
+                label=self.classes[int(predicted[row])],
                 probabilities=dict(zip(self.classes, probabilities[row].tolist(), strict=True)),
                 familiar=bool(distance[row] <= limit),
                 distance=float(distance[row]),
                 margin=float(margins[row]),
-                heat=seen.heat[row].numpy(),
+                saliency=features.saliency[row].numpy(),
             )
             for row in range(len(images))
         ]
 
-    def decode(self, picture: bytes) -> np.ndarray:
-        """Turn the content of an image file into (image_size, image_size, 3) bytes. Raises ValueError, one sentence."""
-        return decode(picture, self.image_size)
+    def decode(self, content: bytes) -> np.ndarray:
+        """Decode an image file to (image_size, image_size, 3) uint8. Raises ValueError, one sentence."""
+        return decode_image(content, self.image_size)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m catdog.predict", description="Tell cats from dogs.")
-    parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--model", type=Path, default=CHAMPION, help=f"default {CHAMPION}")
     options = parser.parse_args()
     try:
@@ -88,7 +86,7 @@ def main() -> None:
     except ValueError as error:
         parser.exit(2, f"{error}\n")
     status = 0
-    for path in options.pictures:
+    for path in options.images:
         try:
             (answer,) = classify.answer(classify.decode(path.read_bytes())[None])
         except (ValueError, OSError) as error:

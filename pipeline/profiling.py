@@ -23,7 +23,8 @@ import torch
 from filelock import FileLock
 from optuna.trial import FrozenTrial
 
-from catdog.data.dataset import Data, Pictures, cache_folder, load_data
+from catdog.data.cache import cache_folder
+from catdog.data.dataset import Data, ImageSubset, load_data
 from catdog.device import describe_device, gpu_memory, peak_memory
 from catdog.evaluate import BATCH_PIXELS
 from catdog.files import write_file
@@ -257,8 +258,8 @@ def private_memory(process: int) -> int:
     return total
 
 
-def _first(pictures: Pictures, number: int) -> Pictures:
-    return replace(pictures, rows=pictures.rows[:number])
+def _first(subset: ImageSubset, number: int) -> ImageSubset:
+    return replace(subset, rows=subset.rows[:number])
 
 
 def _rows(study: SharedStudy, trial: FrozenTrial) -> list[dict[str, float]]:

@@ -10,10 +10,11 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from catdog.checkpoint import load_model, read_header, save_model
 from catdog.data.dataset import Data, HeldOutTest, load_data, load_test
 from catdog.device import find_devices
 from catdog.evaluate import confusion, evaluate, losses
-from catdog.model import CNN, count_mult_adds, have_same_weights, load_model, read_header, save_model
+from catdog.model import CNN, count_mult_adds, have_same_weights
 from catdog.serving.model_card import write_card
 from catdog.serving.reference import make_reference
 from pipeline.registry import CHAMPION, HISTORY, promote, rollback
@@ -249,7 +250,7 @@ def _judge(
     about = {"fingerprint": test.fingerprint, "left_out": test.num_left_out, "looks": looks}
     found = {
         "challenger": {**challenger.header["provenance"], **figures},
-        "test": {**about, "pictures": len(test.pictures)},
+        "test": {**about, "pictures": len(test.subset)},
     }
     if always or opponent is None:
         _save(_with_reference(challenger, data, device), target, {**figures, **about})
@@ -303,14 +304,14 @@ def _decide(challenger: _Contestant, champion: _Contestant, comparison: Comparis
 def _figures(contestant: _Contestant, test: HeldOutTest, source: str, device: str) -> tuple[Outcomes, dict[str, Any]]:
     """Test a network on the same pictures, at its own size."""
     size = contestant.model.config.image_size
-    pictures = test.pictures if test.pictures.images.shape[1] == size else load_test(source, size).pictures
-    scores, y = evaluate(contestant.model, pictures, device=device), pictures.y
+    subset = test.subset if test.subset.images.shape[1] == size else load_test(source, size).subset
+    scores, y = evaluate(contestant.model, subset, device=device), subset.y
     outcomes = Outcomes(losses(scores.logits, y).numpy(), (scores.logits.argmax(1) == y).numpy())
     figures = {
         "loss": scores.loss,
         "accuracy": scores.accuracy,
-        "accuracy_interval": accuracy_interval(scores.accuracy, len(pictures)),
-        "pictures": len(pictures),
+        "accuracy_interval": accuracy_interval(scores.accuracy, len(subset)),
+        "pictures": len(subset),
         "confusion": confusion(scores.logits, y),
     }
     return outcomes, figures

@@ -15,11 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from catdog.data.dataset import Data, load_data, preprocessing
+from catdog.checkpoint import save_model
+from catdog.data.dataset import Data, load_data
+from catdog.data.preprocess import preprocessing
 from catdog.device import find_devices, is_out_of_memory, is_process_lost
-from catdog.evaluate import confusion
-from catdog.model import ModelConfig, build_model, layer_table, save_model
-from catdog.outcomes import write_outcomes
+from catdog.evaluate import confusion, write_outcomes
+from catdog.model import ModelConfig, build_model, layer_table
 from catdog.train import TrainConfig, train
 from search.analysis.statistics import accuracy_interval
 from search.space.space import Parameters

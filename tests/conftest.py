@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from catdog.checkpoint import load_model, save_model
 from catdog.data import dataset as data
-from catdog.data.dataset import Pictures, load_data, preprocessing
+from catdog.data.cache import build_once
+from catdog.data.dataset import ImageSubset, load_data
+from catdog.data.preprocess import preprocessing
 from catdog.data.synthetic import draw, synthetic
 from catdog.kernels.precision import bfloat16_fault, verdict_file
-from catdog.model import ModelConfig, build_model, load_model, save_model
+from catdog.model import ModelConfig, build_model
 from catdog.serving.reference import make_reference
 from catdog.train import TrainConfig, train
 from tests.servers.processes import all_ended, guard
@@ -101,7 +104,7 @@ def drawn_files():
 
 @pytest.fixture
 def photographs(tmp_path, drawn_files):
-    """A folder laid out like Kaggle's: 20 + 20 pictures to train, 4 + 4 to test."""
+    """A folder laid out like Kaggle's: 20 + 20 images to train, 4 + 4 to test."""
     root = tmp_path / "photographs"
     for label, name in enumerate(("cats", "dogs")):
         for index, content in enumerate(drawn_files[label]):
@@ -116,16 +119,14 @@ def photographs(tmp_path, drawn_files):
 def pictures():
     """120 drawn pictures of 32 px in memory."""
     images, labels = synthetic(120, 32, seed=0)
-    return Pictures(torch.from_numpy(images), torch.from_numpy(labels).long(), torch.arange(120))
+    return ImageSubset(torch.from_numpy(images), torch.from_numpy(labels).long(), torch.arange(120))
 
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
     """Make a folder for all workers of pytest-xdist: `made_once(name, make)`; whoever comes first makes it."""
     own = tmp_path_factory.getbasetemp()
-    return lambda name, make: data._built_once(
-        (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name, make
-    )
+    return lambda name, make: build_once((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name, make)
 
 
 def train_once(made_once, name, drawn, config, recipe):

@@ -11,7 +11,7 @@ import torch
 
 import catdog.train
 from catdog.data.dataset import load_data
-from catdog.explain import look
+from catdog.explain import extract_features
 from catdog.model import ModelConfig, build_model
 from catdog.train import TrainConfig, train
 
@@ -105,12 +105,12 @@ def resume(bench):
 
 
 def insight(bench):
-    """One look with heat map at pictures on both devices."""
+    """Features and saliency of images on both devices."""
     images = tiny_sides(bench)[1].images[:32]
     model = build_model(TINY).eval()
-    one = look(model, images, torch.device("cpu"), heat=True)
-    other = look(model.to(bench.device), images, torch.device(bench.device), heat=True)
-    for name in ("logits", "traits", "heat"):
+    one = extract_features(model, images, torch.device("cpu"), saliency=True)
+    other = extract_features(model.to(bench.device), images, torch.device(bench.device), saliency=True)
+    for name in ("logits", "statistics", "saliency"):
         apart = (getattr(one, name) - getattr(other, name)).abs()
         yield f"{name} on CPU and GPU: apart on average", apart.mean().item()
         assert apart.mean() < 0.05, f"{name} disagree"

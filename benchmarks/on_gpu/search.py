@@ -12,9 +12,11 @@ import numpy as np
 from on_gpu.speed import start_worker
 
 import catdog.train
-from catdog.data.dataset import load_data, load_test, preprocessing
+from catdog.checkpoint import load_model, save_model
+from catdog.data.dataset import load_data, load_test
+from catdog.data.preprocess import preprocessing
 from catdog.evaluate import evaluate
-from catdog.model import ModelConfig, build_model, load_model, save_model
+from catdog.model import ModelConfig, build_model
 from catdog.train import TrainConfig, train
 
 
@@ -125,7 +127,7 @@ def sweep(bench):
         model, header = load_model(files[best])
     bench.about["best of the sweep"] = {"model": header["model"], **header["provenance"], **header["metrics"]}
     print(f"  {json.dumps(bench.about['best of the sweep'])}")
-    test = load_test(bench.source, bench.scale.sweep_size).pictures
+    test = load_test(bench.source, bench.scale.sweep_size).subset
     accuracy = evaluate(model, test, device=bench.device).accuracy
     low, high = interval(accuracy, len(test))
     yield "processes", count

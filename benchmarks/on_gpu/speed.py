@@ -18,7 +18,7 @@ from torchvision import transforms
 
 import catdog.train
 from catdog.data.dataset import load_data, load_test
-from catdog.data.sources import list_photographs
+from catdog.data.sources import list_images
 from catdog.device import peak_memory
 from catdog.evaluate import evaluate
 from catdog.model import build_model, count_mult_adds
@@ -64,7 +64,7 @@ def readme(bench, seed):
     yield f"seed {seed}: training pictures/s", rate
     yield f"seed {seed}: share of peak (goal 0.5)", share_of_peak(bench, network, rate)
     yield f"seed {seed}: peak memory of tensors, GB", peak_memory(bench.device) / 1e9
-    test = load_test(bench.source, network.image_size).pictures
+    test = load_test(bench.source, network.image_size).subset
     yield f"seed {seed}: last training loss, nats", epochs[-1].train_loss
     yield f"seed {seed}: validation accuracy, best", max(epoch.val_accuracy for epoch in epochs)
     yield f"seed {seed}: test accuracy of the last epoch", evaluate(model, test, device=bench.device).accuracy
@@ -90,7 +90,7 @@ class Files(Dataset):
     """The files themselves, opened at each use, as the usual tutorial does."""
 
     def __init__(self, source, size):
-        self.photographs = list_photographs(Path(source)).training
+        self.photographs = list_images(Path(source)).training
         self.transform = transforms.Compose([transforms.Resize((size, size)), transforms.ToTensor()])
 
     def __len__(self):

@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 from filelock import FileLock
 from torch import Tensor
 
-from catdog.data.dataset import cache_folder
+from catdog.data.cache import cache_folder
 from catdog.files import write_file
 from catdog.kernels.winograd import convolve
 

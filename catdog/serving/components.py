@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from catdog.data.decode import MAX_BYTES
 from catdog.serving import render
-from catdog.serving.uploads import MAX_BYTES
 
 __all__ = ["UNCHANGED", "error", "make_files", "make_gallery", "make_image", "uploaded"]
 

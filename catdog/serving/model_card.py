@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from catdog.checkpoint import read_header
 from catdog.files import write_file
-from catdog.model import ModelConfig, count_mult_adds, count_parameters, read_header
+from catdog.model import ModelConfig, count_mult_adds, count_parameters
 
 __all__ = ["headline", "model_card", "write_card"]
 

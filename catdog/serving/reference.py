@@ -6,6 +6,7 @@ the validation pictures, how far the pictures of a service may drift from that, 
 
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from io import BytesIO
 from statistics import NormalDist
 from typing import Any
@@ -14,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catdog.data.dataset import Data, Pictures
-from catdog.data.sources import read_picture
+from catdog.data.dataset import Data, ImageSubset
+from catdog.data.decode import read_image
 from catdog.data.synthetic import draw
-from catdog.explain import OODDetector, look, margin_of
+from catdog.explain import OODDetector, extract_features, margin_of
 from catdog.model import CNN
 
 __all__ = ["known_answers", "make_reference", "psi", "shares_of"]
@@ -39,16 +40,17 @@ def make_reference(model: CNN, data: Data, device: str) -> dict[str, Any]:
     where = torch.device(device)
     model.to(where).eval()
     step = max(1, len(data.training) // NUM_USUAL)
-    norm = OODDetector.of(_look(model, data.training, data.training.rows[::step], where)[1], model.config)
-    logits, traits = _look(model, data.validation, data.validation.rows, where)
-    distance = norm.distance(traits)
-    norm = OODDetector(norm.mean, norm.std, norm.sizes, float(torch.quantile(distance, 1 - ABSTAINED)))
+    usual = _extract(model, data.training, data.training.rows[::step], where)[1]
+    detector = OODDetector.fit(usual, model.config)
+    logits, statistics = _extract(model, data.validation, data.validation.rows, where)
+    distance = detector.distance(statistics)
+    detector = replace(detector, limit=float(torch.quantile(distance, 1 - ABSTAINED)))
     called, margins = logits.argmax(1).numpy(), margin_of(logits).numpy()
     edges = np.quantile(margins, np.linspace(0, 1, NUM_BINS + 1)[1:-1]).tolist()
     classes = shares_of(np.bincount(called, minlength=len(data.classes)).tolist())
-    abstained = float((distance > norm.limit).float().mean())
+    abstained = float((distance > detector.limit).float().mean())
     return {
-        "norm": norm.for_header(),
+        "norm": detector.for_header(),
         "pictures": len(data.validation),
         "classes": classes,
         "margin_edges": edges,
@@ -61,7 +63,7 @@ def make_reference(model: CNN, data: Data, device: str) -> dict[str, Any]:
             "abstained": rate_threshold(abstained, WINDOW, len(data.validation)),
             "errors": ERRORS,
         },
-        "known_answers": _ask(model, norm, where),
+        "known_answers": _ask(model, detector, where),
     }
 
 
@@ -72,28 +74,29 @@ def known_answers(entry: Mapping[str, Any]) -> tuple[list[bytes], np.ndarray, np
     return [b64decode(one["picture"]) for one in known], np.array(probabilities), np.array(distances)
 
 
-def _ask(model: CNN, norm: OODDetector, device: torch.device) -> list[dict[str, Any]]:
+def _ask(model: CNN, detector: OODDetector, device: torch.device) -> list[dict[str, Any]]:
     """Draw pictures, and return them as small files with what the network makes of them."""
     files = []
     for seed in range(NUM_KNOWN):
         file = BytesIO()
         draw(seed % 2, KNOWN_SIZE, seed).save(file, "JPEG", quality=80)
         files.append(file.getvalue())
-    images = np.stack([np.array(read_picture(file, model.config.image_size)) for file in files])
-    seen = look(model, torch.from_numpy(images), device)
-    answers = zip(files, seen.logits.softmax(1).tolist(), norm.distance(seen.traits).tolist(), strict=True)
+    images = np.stack([np.array(read_image(file, model.config.image_size)) for file in files])
+    features = extract_features(model, torch.from_numpy(images), device)
+    probabilities, distances = features.logits.softmax(1).tolist(), detector.distance(features.statistics).tolist()
+    answers = zip(files, probabilities, distances, strict=True)
     return [
-        {"picture": b64encode(file).decode(), "probabilities": probabilities, "distance": distance}
-        for file, probabilities, distance in answers
+        {"picture": b64encode(file).decode(), "probabilities": answer, "distance": distance}
+        for file, answer, distance in answers
     ]
 
 
-def _look(model: CNN, pictures: Pictures, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return logits (N, classes) and traits (N, T) of some rows."""
-    size = pictures.images.shape[1]
+def _extract(model: CNN, subset: ImageSubset, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return logits (N, classes) and feature statistics (N, T) of some rows."""
+    size = subset.images.shape[1]
     batches = torch.split(rows, max(1, BATCH_PIXELS // size**2))
-    seen = [look(model, pictures.images[batch], device) for batch in batches]
-    return torch.cat([one.logits for one in seen]), torch.cat([one.traits for one in seen])
+    features = [extract_features(model, subset.images[batch], device) for batch in batches]
+    return torch.cat([one.logits for one in features]), torch.cat([one.statistics for one in features])
 
 
 def shares_of(counts: Sequence[int]) -> list[float]:

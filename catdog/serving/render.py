@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from catdog.model import read_header
+from catdog.checkpoint import read_header
 from catdog.serving.model_card import headline
 from catdog.serving.monitor import FIGURES
 from catdog.serving.service import Reply
@@ -62,7 +62,7 @@ def to_json(reply: Reply) -> dict[str, Any]:
         "familiar": answer.familiar,
         "model": reply.version,
         "seconds": round(reply.seconds, 4),
-        **({"heat": np.round(answer.heat, 4).tolist()} if answer.heat.size else {}),
+        **({"heat": np.round(answer.saliency, 4).tolist()} if answer.saliency.size else {}),
     }
 
 

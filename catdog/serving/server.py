@@ -17,12 +17,13 @@ from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from filelock import FileLock, Timeout
 
-from catdog.data.dataset import cache_folder
+from catdog.data.cache import cache_folder
+from catdog.data.decode import MAX_BYTES
 from catdog.device import keep_freed_memory
 from catdog.serving.comet import CometReporter, has_api_key
 from catdog.serving.monitor import Monitor
 from catdog.serving.service import Service
-from catdog.serving.uploads import MAX_BYTES, MAX_TOTAL
+from catdog.serving.uploads import MAX_TOTAL
 
 __all__ = ["listen", "serve"]
 

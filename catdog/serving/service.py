@@ -24,7 +24,7 @@ POLL_SECONDS = 0.5  # between two looks at the model file
 TOLERANCE = 0.05  # of a probability in the self-test: bfloat16 and devices differ
 FACTOR = 1.3  # likewise of a distance
 NO_CHAMPION = "no champion: {} does not exist; python run_sweep.py trains and promotes one"
-NO_HEAT = np.zeros((0, 0), dtype=np.float32)
+NO_SALIENCY = np.zeros((0, 0), dtype=np.float32)
 
 log = logging.getLogger("catdog")
 
@@ -46,7 +46,7 @@ class Reply:
 class _Job:
     classifier: Classifier
     image: np.ndarray  # (S, S, 3) uint8, of the classifier's size
-    heat: bool
+    saliency: bool
     done: Future[Answer]
 
 
@@ -77,7 +77,7 @@ class Service:
     def stop(self) -> None:
         self.stopped.set()
 
-    def classify(self, image_file: bytes, *, heat: bool = False) -> Reply:
+    def classify(self, image_file: bytes, *, saliency: bool = False) -> Reply:
         """Classify the content of an image file. Raises ValueError, one sentence, and UnavailableError."""
         classifier, start = self.classifier, time.perf_counter()
         if classifier is None:
@@ -88,7 +88,7 @@ class Service:
             self.monitor.count_failure("refused")
             raise
         try:
-            answer = self._submit(classifier, image, heat=heat).result()
+            answer = self._submit(classifier, image, saliency=saliency).result()
         except Exception:
             self.monitor.count_failure("failed")
             raise
@@ -137,7 +137,7 @@ class Service:
         else:
             files, expected, distances = known_answers(reference)
             images = [candidate.decode(file) for file in files]
-        answers = [self._submit(candidate, image, heat=True).result() for image in images]
+        answers = [self._submit(candidate, image, saliency=True).result() for image in images]
         probabilities = np.array([[*answer.probabilities.values()] for answer in answers])
         if not np.isfinite(probabilities).all():
             raise ValueError(f"{self.path} fails its self-test: its probabilities are not finite")
@@ -149,8 +149,8 @@ class Service:
                 f"{self.path} fails its self-test: its answers have changed since its promotion; promote it again"
             )
 
-    def _submit(self, classifier: Classifier, image: np.ndarray, *, heat: bool) -> Future[Answer]:
-        job = _Job(classifier, image, heat, Future())
+    def _submit(self, classifier: Classifier, image: np.ndarray, *, saliency: bool) -> Future[Answer]:
+        job = _Job(classifier, image, saliency, Future())
         self.jobs.put(job)
         return job.done
 
@@ -180,10 +180,10 @@ class Service:
 def _answer_batch(jobs: Sequence[_Job]) -> None:
     try:
         images = np.stack([job.image for job in jobs])
-        answers = jobs[0].classifier.answer(images, heat=any(job.heat for job in jobs))
+        answers = jobs[0].classifier.answer(images, saliency=any(job.saliency for job in jobs))
     except Exception as error:  # noqa: BLE001 - raised again in the threads that wait
         for job in jobs:
             job.done.set_exception(error)
         return
     for job, answer in zip(jobs, answers, strict=True):
-        job.done.set_result(answer if job.heat else replace(answer, heat=NO_HEAT))
+        job.done.set_result(answer if job.saliency else replace(answer, saliency=NO_SALIENCY))

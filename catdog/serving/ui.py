@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 
+from catdog.data.decode import decode_preview
 from catdog.data.sources import CLASSES
 from catdog.data.synthetic import draw
 from catdog.serving import render
@@ -18,7 +19,7 @@ from catdog.serving.charts import draw_charts
 from catdog.serving.components import UNCHANGED, error, make_files, make_gallery, make_image, uploaded
 from catdog.serving.model_card import headline, model_card
 from catdog.serving.service import Service, UnavailableError
-from catdog.serving.uploads import MAX_IMAGES, ImageFile, preview, unpack
+from catdog.serving.uploads import MAX_IMAGES, ImageFile, unpack
 
 __all__ = ["Page"]
 
@@ -168,12 +169,12 @@ class Page:
         if content is None:  # Gradio clears the component before it takes a pasted image, which may be there by now
             return UNCHANGED, gr.skip(), UNCHANGED, gr.skip()
         try:
-            reply = self.service.classify(content, heat=True)
-            image = preview(content, PREVIEW_SIZE)
+            reply = self.service.classify(content, saliency=True)
+            image = decode_preview(content, PREVIEW_SIZE)
         except (ValueError, UnavailableError) as problem:
             return None, None, None, render.problem(str(problem))
         label = reply.answer.probabilities if reply.answer.familiar else render.verdict(reply)
-        return image, label, render.overlay(image, reply.answer.heat), render.facts(reply)
+        return image, label, render.overlay(image, reply.answer.saliency), render.facts(reply)
 
     def show_example(self, index: int) -> tuple[Any, Any, Any, Any]:
         return self.show_one(self.examples[index].read_bytes())
@@ -182,7 +183,7 @@ class Page:
         if content is None:
             raise error("there is no image; choose one")
         try:
-            return render.to_json(self.service.classify(content, heat=heat))
+            return render.to_json(self.service.classify(content, saliency=heat))
         except (ValueError, UnavailableError) as problem:
             raise error(str(problem)) from problem
 
@@ -245,7 +246,9 @@ class Page:
             return render.ImageReply(file, None, file.problem)
         try:
             reply = self.service.classify(file.content)
-            return render.ImageReply(file, reply, thumbnail=render.image_url(preview(file.content, THUMBNAIL_SIZE)))
+            return render.ImageReply(
+                file, reply, thumbnail=render.image_url(decode_preview(file.content, THUMBNAIL_SIZE))
+            )
         except (ValueError, UnavailableError) as problem:
             return render.ImageReply(file, None, str(problem))
         except Exception:  # the other images are answered all the same

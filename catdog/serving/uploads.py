@@ -1,27 +1,16 @@
 """Uploaded files and zip archives -> image files, within limits."""
 
-import threading
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from catdog.data.decode import MAX_BYTES
 
-from catdog.data.sources import FORMATS, read_picture, read_preview
-from catdog.device import release_freed_memory
+__all__ = ["MAX_IMAGES", "MAX_TOTAL", "ImageFile", "unpack"]
 
-__all__ = ["MAX_BYTES", "MAX_IMAGES", "MAX_TOTAL", "ImageFile", "decode", "preview", "unpack"]
-
-MAX_BYTES = 32 * 2**20  # of one picture
-MAX_PIXELS = 50_000_000  # of one picture; the largest sensors of today's telephones have as many
 MAX_IMAGES = 500  # of one request, those in archives included
 MAX_TOTAL = 512 * 2**20  # unpacked bytes of one request
-LARGE = 8_000_000  # pixels from which on pictures are decoded one at a time: the largest need a gigabyte
-
-_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -31,50 +20,6 @@ class ImageFile:
     name: str  # the client's; for display only, never used as a path
     content: bytes = b""
     problem: str = ""  # one sentence, if there is no content
-
-
-def decode(content: bytes, size: int) -> np.ndarray:
-    """Turn the content of an image file into (size, size, 3) bytes. Raises ValueError, one sentence.
-
-    What it would cost is read off the file's head first, so that a small file cannot fill the memory.
-    """
-    return np.array(_read_within_limits(content, size, read_picture))
-
-
-def preview(content: bytes, size: int) -> Image.Image:
-    """Return a picture for people, at most `size` pixels wide and high. Raises ValueError like `decode`."""
-    return _read_within_limits(content, size, read_preview)
-
-
-def _read_within_limits(content: bytes, size: int, read: Callable[[bytes, int], Image.Image]) -> Image.Image:
-    num_pixels = _count_pixels(content)
-    try:
-        if num_pixels <= LARGE:
-            return read(content, size)
-        with _one_at_a_time:
-            picture = read(content, size)
-            release_freed_memory()
-            return picture
-    except Exception as error:
-        raise ValueError("the picture is cut off or damaged") from error
-
-
-def _count_pixels(content: bytes) -> int:
-    if not content:
-        raise ValueError("the file is empty")
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"the file has {len(content) / 2**20:.0f} MB; at most {MAX_BYTES / 2**20:.0f} MB are taken")
-    limit = f"at most {MAX_PIXELS / 1e6:.0f} million pixels are taken"
-    try:
-        with Image.open(BytesIO(content), formats=FORMATS) as image:
-            width, height = image.size
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(f"the picture is too large; {limit}") from None
-    except Exception:  # noqa: BLE001 - Pillow's readers raise anything on what is no picture
-        raise ValueError("this file is not a picture that can be read") from None
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"the picture has {width:,} x {height:,} pixels; {limit}")
-    return width * height
 
 
 def unpack(uploads: Sequence[tuple[str, Path]]) -> list[ImageFile]:

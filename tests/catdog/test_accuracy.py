@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 
 from benchmarks.peers.tutorial import plain_network
-from catdog.data.dataset import MEAN, STD, Pictures
+from catdog.data.dataset import ImageSubset
+from catdog.data.preprocess import MEAN, STD
 from catdog.data.synthetic import synthetic
 from catdog.evaluate import evaluate
 from catdog.model import ModelConfig, build_model
@@ -22,7 +23,7 @@ SEEDS = range(12)
 @pytest.fixture(scope="module")
 def sides():
     images, labels = (torch.from_numpy(array) for array in synthetic(640, 32, seed=0))
-    return [Pictures(images, labels.long(), rows) for rows in (torch.arange(240), torch.arange(240, 640))]
+    return [ImageSubset(images, labels.long(), rows) for rows in (torch.arange(240), torch.arange(240, 640))]
 
 
 def plain(seed, training):

@@ -19,8 +19,8 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from catdog.app import main, read_auth
+from catdog.checkpoint import read_header
 from catdog.data.synthetic import draw
-from catdog.model import read_header
 from catdog.predict import Classifier
 from catdog.serving.server import MAX_CALL_BODY, MAX_UPLOAD
 from tests.catdog.serving.test_service import asked_all_the_time
@@ -94,7 +94,7 @@ def test_many_at_once_names_the_broken_one_and_goes_on(client, files):
     assert [one["file"] for one in told] == [
         "one.jpeg", "broken.jpg", "one.png", "one.webp", "inside/cat.jpg", "../../climbed.jpg",
     ]  # fmt: skip
-    assert told[1]["problem"] == "this file is not a picture that can be read"
+    assert told[1]["problem"] == "this file is not an image that can be read"
     assert {one.get("label") for one in told[:1] + told[2:]} <= {"cat", "dog", None}
     assert all("probabilities" in one for one in told[:1] + told[2:])
 
@@ -151,9 +151,9 @@ def zip_bomb():
 def test_bad_input_is_an_answer_or_one_sentence_and_the_server_lives(server, client, tmp_path):
     refused = {
         "empty.jpg": (b"", "the file is empty"),
-        "text.jpg": (b"words", "this file is not a picture that can be read"),
-        "truncated.jpg": (GOOD["jpeg"][:900], "the picture is cut off or damaged"),
-        "bomb.png": (bomb_of(50_000, 50_000), "the picture is too large; at most 50 million pixels are taken"),
+        "text.jpg": (b"words", "this file is not an image that can be read"),
+        "truncated.jpg": (GOOD["jpeg"][:900], "the image is truncated or damaged"),
+        "bomb.png": (bomb_of(50_000, 50_000), "the image is too large; the limit is 50 million pixels"),
     }
     answered = {
         **GOOD,

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from catdog import device
+from catdog.data.preprocess import normalize
 from catdog.device import find_devices
-from catdog.evaluate import confusion, evaluate, losses, normalise
+from catdog.evaluate import confusion, evaluate, losses
 from catdog.model import ModelConfig, build_model
 
 SHAPE = ModelConfig(stem_width=2, body_width=4, body_repeats=2, image_size=32)
@@ -25,10 +26,10 @@ def test_pictures_are_judged_alone_whatever_the_batch(pictures, monkeypatch):
 
 
 def test_normalised_pictures_are_channels_last_floats(pictures):
-    x = normalise(pictures.images[:4])
+    x = normalize(pictures.images[:4])
     assert (x.shape, x.dtype) == ((4, 3, 32, 32), torch.float32)
     assert x.is_contiguous(memory_format=torch.channels_last)
-    assert normalise(torch.zeros(1, 2, 2, 3, dtype=torch.uint8)).unique().item() == -2
+    assert normalize(torch.zeros(1, 2, 2, 3, dtype=torch.uint8)).unique().item() == -2
 
 
 def test_confusion_counts_true_classes_in_rows():

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from catdog.data.dataset import load_data
-from catdog.evaluate import normalise
-from catdog.explain import OODDetector, look, margin_of, trait_sizes
+from catdog.data.preprocess import normalize
+from catdog.explain import OODDetector, extract_features, group_sizes, margin_of
 from catdog.model import ModelConfig, build_model
 
 CPU = torch.device("cpu")
@@ -21,19 +21,19 @@ def model():
 
 def test_logits_are_those_of_the_network_with_and_without_heat(model, images):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=False):
-        expected = model(normalise(images))
-    for heat in (False, True):
-        seen = look(model, images, CPU, heat=heat)
-        assert torch.allclose(seen.logits, expected, atol=0.05)  # bfloat16 where this CPU has it
+        expected = model(normalize(images))
+    for saliency in (False, True):
+        features = extract_features(model, images, CPU, saliency=saliency)
+        assert torch.allclose(features.logits, expected, atol=0.05)  # bfloat16 where this CPU has it
 
 
-def test_traits_are_mean_and_spread_of_every_channel_after_every_block(model, images):
-    seen = look(model, images, CPU)
+def test_statistics_are_mean_and_spread_of_every_channel_after_every_block(model, images):
+    features = extract_features(model, images, CPU)
     with torch.no_grad():
-        stem = model.stem(normalise(images))
-    assert seen.traits.shape == (6, sum(trait_sizes(model.config)))
-    assert torch.allclose(seen.traits[:, :4], stem.mean((2, 3)), atol=0.02)
-    assert torch.allclose(seen.traits[:, 4:8], stem.std((2, 3), correction=0), atol=0.02)
+        stem = model.stem(normalize(images))
+    assert features.statistics.shape == (6, sum(group_sizes(model.config)))
+    assert torch.allclose(features.statistics[:, :4], stem.mean((2, 3)), atol=0.02)
+    assert torch.allclose(features.statistics[:, 4:8], stem.std((2, 3), correction=0), atol=0.02)
 
 
 def test_heat_is_gradient_times_map_of_the_last_block_with_seven_pixels(images, monkeypatch):
@@ -42,17 +42,23 @@ def test_heat_is_gradient_times_map_of_the_last_block_with_seven_pixels(images, 
     maps = []
     model.widen[2].register_forward_hook(lambda _, __, out: maps.append(out))  # 16 x 16
     model.body[0][2].register_forward_hook(lambda _, __, out: maps.append(out))  # 8 x 8, then 4 x 4
-    logits = model(normalise(images))
+    logits = model(normalize(images))
     (gradient,) = torch.autograd.grad(margin_of(logits).sum(), maps[1])
     expected = (maps[1] * gradient).sum(1).relu()
-    heat = look(model, images, CPU, heat=True).heat
+    heat = extract_features(model, images, CPU, saliency=True).saliency
     assert heat.shape == (6, 8, 8)
     assert torch.allclose(heat, expected / expected.amax((1, 2), keepdim=True), atol=1e-4)
 
 
 def test_heat_of_the_readme_network_is_that_of_its_last_block():
     model = build_model(ModelConfig(stem_width=2, body_width=4, image_size=224)).eval()
-    assert look(model, torch.zeros(1, 224, 224, 3, dtype=torch.uint8), CPU, heat=True).heat.shape == (1, 7, 7)
+    assert extract_features(
+        model, torch.zeros(1, 224, 224, 3, dtype=torch.uint8), CPU, saliency=True
+    ).saliency.shape == (
+        1,
+        7,
+        7,
+    )
 
 
 def test_margin_is_the_log_odds_of_the_likeliest_class():
@@ -66,23 +72,25 @@ def test_noise_and_plain_areas_are_unusual_and_held_out_pictures_are_not(good, m
     monkeypatch.setenv("CATDOG_CACHE", str(cache))
     monkeypatch.setattr("catdog.data.dataset.NUM_DRAWN", {"training": 200, "test": 300})
     data = load_data("synthetic", 32)
-    norm = OODDetector.of(look(model, data.training.images[data.training.rows], CPU).traits, model.config)
-    usual = norm.distance(look(model, data.validation.images[data.validation.rows], CPU).traits)
+    detector = OODDetector.fit(
+        extract_features(model, data.training.images[data.training.rows], CPU).statistics, model.config
+    )
+    usual = detector.distance(extract_features(model, data.validation.images[data.validation.rows], CPU).statistics)
     noise = torch.randint(0, 256, (20, 32, 32, 3), dtype=torch.uint8)
     plain = torch.arange(20).view(20, 1, 1, 1).expand(20, 32, 32, 3).to(torch.uint8) * 12
     assert usual.median() < 2
-    assert norm.distance(look(model, noise, CPU).traits).min() > usual.max()
-    assert norm.distance(look(model, plain, CPU).traits).median() > usual.quantile(0.9)
+    assert detector.distance(extract_features(model, noise, CPU).statistics).min() > usual.max()
+    assert detector.distance(extract_features(model, plain, CPU).statistics).median() > usual.quantile(0.9)
 
 
-def test_norm_survives_the_header(model, images):
-    traits = look(model, images, CPU).traits
-    norm = OODDetector.of(traits, model.config, limit=2.5)
-    again = OODDetector.from_header(norm.for_header(), model.config)
+def test_detector_survives_the_header(model, images):
+    statistics = extract_features(model, images, CPU).statistics
+    detector = OODDetector.fit(statistics, model.config, limit=2.5)
+    again = OODDetector.from_header(detector.for_header(), model.config)
     assert again.limit == 2.5
-    assert torch.equal(again.distance(traits), norm.distance(traits))
+    assert torch.equal(again.distance(statistics), detector.distance(statistics))
 
 
 def test_last_map_of_one_place_has_no_spread(images):
     model = build_model(ModelConfig(4, 8, 3, image_size=32), seed=3).eval()
-    assert torch.equal(look(model, images, CPU).traits[:, -8:], torch.zeros(6, 8))
+    assert torch.equal(extract_features(model, images, CPU).statistics[:, -8:], torch.zeros(6, 8))

@@ -7,16 +7,8 @@ import pytest
 import torch
 from torchinfo import summary
 
-from catdog.model import (
-    ModelConfig,
-    build_model,
-    count_mult_adds,
-    count_parameters,
-    load_model,
-    main,
-    read_header,
-    save_model,
-)
+from catdog.checkpoint import load_model, read_header, save_model
+from catdog.model import ModelConfig, build_model, count_mult_adds, count_parameters, main
 
 SMALL = ModelConfig(stem_width=2, body_width=4, body_repeats=2, image_size=32)
 HEADER = {"classes": ["cat", "dog"], "preprocessing": {"image_size": 32}, "metrics": {}, "provenance": {"trial": 3}}

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from catdog.data.dataset import preprocessing
-from catdog.model import ModelConfig, build_model, save_model
+from catdog.checkpoint import save_model
+from catdog.data.preprocess import preprocessing
+from catdog.model import ModelConfig, build_model
 from catdog.predict import Classifier, main
 
 HEADER = {"classes": ["cat", "dog"], "preprocessing": preprocessing(32), "metrics": {}, "provenance": {}}
@@ -47,14 +48,14 @@ def test_broken_picture_among_others_is_named_and_the_rest_go_on(ask, photograph
     assert ask(tmp_path / "text.jpg", tmp_path / "none.jpg", good) == 2
     said = capsys.readouterr()
     assert said.out.startswith(str(good))
-    assert "text.jpg: this file is not a picture that can be read" in said.err
+    assert "text.jpg: this file is not an image that can be read" in said.err
     assert "none.jpg: No such file or directory" in said.err
 
 
 def test_model_of_other_preprocessing_is_refused(tmp_path):
     header = {**HEADER, "preprocessing": {**preprocessing(32), "resize": "crop"}}
     save_model(build_model(ModelConfig(2, 4, 2, image_size=32)), tmp_path / "other.safetensors", header)
-    with pytest.raises(ValueError, match="wants pictures prepared in a way that this version does not know"):
+    with pytest.raises(ValueError, match="needs a preprocessing that this version does not have"):
         Classifier(tmp_path / "other.safetensors")
 
 

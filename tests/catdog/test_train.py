@@ -11,10 +11,11 @@ from itertools import islice
 import pytest
 import torch
 
-from catdog.data.dataset import Pictures
-from catdog.evaluate import normalise
-from catdog.model import ModelConfig, build_model, load_model
-from catdog.train import TrainConfig, augment, main, train
+from catdog.checkpoint import load_model
+from catdog.data.dataset import ImageSubset
+from catdog.data.preprocess import augment, normalize
+from catdog.model import ModelConfig, build_model
+from catdog.train import TrainConfig, main, train
 from tests.conftest import ROOT
 from tests.servers import processes
 
@@ -149,7 +150,7 @@ def test_both_precisions_train(pictures, precision):
 
 def test_last_batch_of_one_picture_is_left_out(pictures):
     model = build_model(replace(SHAPE, image_size=16), 0)  # ends at 1 x 1: BatchNorm refuses a single value
-    small = Pictures(pictures.images[:, ::2, ::2], pictures.labels, pictures.rows[:17])
+    small = ImageSubset(pictures.images[:, ::2, ::2], pictures.labels, pictures.rows[:17])
     assert math.isfinite(next(train(model, RECIPE, small, small)).train_loss)
 
 
@@ -176,7 +177,7 @@ def test_run_goes_on_on_another_kind_of_device(pictures, tmp_path):
 
 @pytest.mark.parametrize("kind", ["none", "flip", "crop", "color"])
 def test_augmentation_keeps_shape_and_follows_its_generator(pictures, kind):
-    x = normalise(pictures.images[:8])
+    x = normalize(pictures.images[:8])
     one, same = (augment(x, kind, torch.Generator().manual_seed(1)) for _ in range(2))
     assert one.shape == x.shape
     assert torch.equal(one, same)
@@ -184,7 +185,7 @@ def test_augmentation_keeps_shape_and_follows_its_generator(pictures, kind):
 
 
 def test_flip_mirrors_about_half_of_the_pictures(pictures):
-    x = normalise(pictures.images)
+    x = normalize(pictures.images)
     flipped = augment(x, "flip", torch.Generator().manual_seed(0))
     mirrored = (flipped == x.flip(3)).flatten(1).all(1)
     untouched = (flipped == x).flatten(1).all(1)
@@ -231,7 +232,7 @@ def test_command_that_cannot_save_ends_with_one_sentence(photographs, monkeypatc
     monkeypatch.setattr("sys.argv", ["train", "--data", str(photographs), *OPTIONS, "--output", output])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "is in no folder that exists" in capsys.readouterr().err
+    assert "of --output /nowhere/out.safetensors does not exist" in capsys.readouterr().err
 
 
 def test_command_refuses_bad_input_in_one_sentence(monkeypatch, capsys):
@@ -245,14 +246,14 @@ KILLED = """
 import torch, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from catdog.data.dataset import Pictures
+from catdog.data.dataset import ImageSubset
 from catdog.data.synthetic import synthetic
 from catdog.model import build_model
 from tests.catdog.test_train import SHAPE, RECIPE, sides
 from catdog.train import train
 torch.set_num_threads(1)
 images, labels = synthetic(120, 32, seed=0)
-pictures = Pictures(torch.from_numpy(images), torch.from_numpy(labels).long(), torch.arange(120))
+pictures = ImageSubset(torch.from_numpy(images), torch.from_numpy(labels).long(), torch.arange(120))
 model = build_model(SHAPE, RECIPE.seed)
 for epoch in train(model, RECIPE, *sides(pictures), checkpoint=Path({checkpoint!r})):
     print(epoch.epoch, flush=True)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
+from catdog.checkpoint import load_model, save_model
 from catdog.data.dataset import load_data
 from catdog.evaluate import evaluate
-from catdog.model import load_model, save_model
 from pipeline import cli
 from search.study.sweep import CHOSEN, load_confirmation, load_study
 from search.study.trials import counted
@@ -237,7 +237,7 @@ def test_dry_run_shows_the_plan_and_its_cost_and_creates_nothing(home, with_base
     assert cli.main([*with_baseline, "--dry-run", "--artifacts", str(home / "store")]) == 0
     said = capsys.readouterr().out
     assert "3 trials of at most 2 epochs, bayes" in said
-    assert "(40 pictures to train, 8 to test)" in said
+    assert "(40 images to train, 8 to test)" in said
     assert "2,660,226" in said  # the README network at 64 px
     time = r"\d+ min \d+ s"
     parts = rf"\(trials {time}, start and end {time}\)"
@@ -349,7 +349,7 @@ def test_empty_and_one_class_and_broken_folders_are_refused(home, small, photogr
     (tmp_path / "empty").mkdir()
     for path in photographs.rglob("dogs/*.jpg"):
         path.unlink()
-    for folder, message in ((tmp_path / "empty", "holds no pictures"), (photographs, "show no dog")):
+    for folder, message in ((tmp_path / "empty", "holds no images"), (photographs, "show no dog")):
         assert cli.main([*small, "--data", str(folder)]) == 2
         assert message in capsys.readouterr().err
     assert not list(home.iterdir())

@@ -8,9 +8,11 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
+from catdog.checkpoint import load_model, read_header, save_model
 from catdog.data import dataset as data
-from catdog.data.dataset import load_data, preprocessing
-from catdog.model import ModelConfig, build_model, load_model, read_header, save_model
+from catdog.data.dataset import load_data
+from catdog.data.preprocess import preprocessing
+from catdog.model import ModelConfig, build_model
 from catdog.predict import Classifier
 from catdog.serving.reference import known_answers
 from pipeline.promotion import champion_of, holder_of, promote_weights, record_of, restore, sentences_of

@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from catdog.model import ModelConfig, build_model, read_header, save_model
+from catdog.checkpoint import read_header, save_model
+from catdog.model import ModelConfig, build_model
 from catdog.serving.model_card import write_card
 from pipeline.registry import CHAMPION, promote, require_writable, rollback
 from tests.conftest import ROOT
@@ -109,7 +110,7 @@ import os, random, signal, sys, time; sys.path.insert(0, {root!r})
 from pathlib import Path
 import torch
 from catdog.serving.model_card import write_card
-from catdog.model import load_model, read_header, save_model
+from catdog.checkpoint import load_model, read_header, save_model
 from pipeline.registry import CHAMPION, promote, rollback
 torch.set_num_threads(1)
 best, number = Path({best!r}), 0

@@ -8,7 +8,7 @@ import numpy as np
 from optuna.trial import TrialState, create_trial
 
 from catdog.data.synthetic import synthetic
-from catdog.outcomes import thumbnail
+from catdog.evaluate import thumbnail
 from search.analysis.confirmation import OUTCOMES, candidates_of
 from search.space.space import load_space
 from search.study.create import create_study

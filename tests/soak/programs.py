@@ -13,8 +13,8 @@ from pathlib import Path
 
 from optuna.trial import TrialState
 
+from catdog.checkpoint import load_model
 from catdog.data.synthetic import draw
-from catdog.model import load_model
 from search.study.shared_study import MAX_DEATHS
 from search.study.sweep import CHOSEN, load_confirmation, load_study
 from search.study.trials import counted

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from catdog.data import dataset as data
-from catdog.data.dataset import describe_source, load_data, load_test, preprocessing
+from catdog.data.cache import build_once
+from catdog.data.dataset import describe_source, load_data, load_test
+from catdog.data.preprocess import preprocessing
 from tests.servers.processes import wait_until
 
 
@@ -19,7 +21,7 @@ def of(pictures):
 
 
 def test_sides_share_no_picture_and_hold_all(photographs):
-    loaded, test = load_data(str(photographs), 32), load_test(str(photographs), 32).pictures
+    loaded, test = load_data(str(photographs), 32), load_test(str(photographs), 32).subset
     training, validation = of(loaded.training), of(loaded.validation)
     assert (len(training), len(validation), len(of(test))) == (34, 6, 8)
     assert not training & validation
@@ -45,7 +47,7 @@ def test_equal_files_stand_on_one_side(photographs):
 
 def test_test_part_is_split_off_where_the_folder_has_none(photographs):
     folder = photographs / "training_set"
-    loaded, test = load_data(str(folder), 32), load_test(str(folder), 32).pictures
+    loaded, test = load_data(str(folder), 32), load_test(str(folder), 32).subset
     assert len(test) == 8  # a fifth of 40
     assert not of(test) & (of(loaded.training) | of(loaded.validation))
 
@@ -56,7 +58,7 @@ def test_own_validation_part_is_used(photographs):
         (photographs / "test" / name).mkdir(parents=True)
         path = next((photographs / "training_set/training_set" / name).iterdir())
         path.rename(photographs / "test" / name / path.name)
-    loaded, test = load_data(str(photographs), 32), load_test(str(photographs), 32).pictures
+    loaded, test = load_data(str(photographs), 32), load_test(str(photographs), 32).subset
     assert (len(loaded.training), len(loaded.validation), len(test)) == (38, 8, 2)
 
 
@@ -65,10 +67,10 @@ def test_test_pictures_known_from_training_are_left_out_and_counted(photographs)
     before = load_test(str(photographs), 32)
     (test / "copy.jpg").write_bytes(next(training.iterdir()).read_bytes())
     sealed = load_test(str(photographs), 32)
-    assert (len(before.pictures), before.num_left_out) == (8, 0)
-    assert (len(sealed.pictures), sealed.num_left_out) == (8, 1)
+    assert (len(before.subset), before.num_left_out) == (8, 0)
+    assert (len(sealed.subset), sealed.num_left_out) == (8, 1)
     assert sealed.fingerprint == before.fingerprint
-    assert sealed.notes == ("left out 1 of the test pictures: their content also stands in the training pictures",)
+    assert sealed.notes == ("left out 1 of the test images: their content is also among the training images",)
 
 
 def test_broken_picture_is_left_out_and_named(photographs):
@@ -77,7 +79,7 @@ def test_broken_picture_is_left_out_and_named(photographs):
     (cats / "cat.1.jpg").write_bytes(b"")
     loaded = load_data(str(photographs), 32)
     assert len(loaded.training) + len(loaded.validation) == 39
-    assert "left out 2 of 41 files that are no pictures" in loaded.notes[0]
+    assert "left out 2 of 41 files that are not images" in loaded.notes[0]
     assert "_DS_Store" in loaded.notes[0]
     assert "cat.1.jpg" in loaded.notes[0]
 
@@ -91,7 +93,7 @@ def test_link_to_nowhere_is_left_out_and_named(photographs):
 def test_test_pictures_that_training_has_all_seen_are_refused(photographs):
     shutil.rmtree(photographs / "test_set")
     shutil.copytree(photographs / "training_set", photographs / "test_set")
-    with pytest.raises(ValueError, match="no readable test pictures of each class that training has not seen"):
+    with pytest.raises(ValueError, match="no readable test images of each class that are not in training"):
         load_test(str(photographs), 32)
 
 
@@ -105,7 +107,7 @@ def test_picture_called_both_cat_and_dog_is_on_no_side(photographs):
 def test_folder_of_broken_files_is_refused_and_leaves_nothing(photographs, cache):
     for path in photographs.rglob("*.jpg"):
         path.write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="none of the 40 files could be read as a picture"):
+    with pytest.raises(ValueError, match="none of the 40 files could be read as an image"):
         load_data(str(photographs), 32)
     assert not [path for path in cache.iterdir() if path.is_dir()]
 
@@ -114,13 +116,13 @@ def test_too_few_pictures_to_hold_some_out_are_refused(tmp_path, drawn_files):
     for label, name in enumerate(("cats", "dogs")):
         (tmp_path / "few" / name).mkdir(parents=True)
         (tmp_path / "few" / name / "1.jpg").write_bytes(drawn_files[label][0])
-    with pytest.raises(ValueError, match="too few readable pictures"):
+    with pytest.raises(ValueError, match="too few readable images"):
         load_data(str(tmp_path / "few"), 32)
 
 
 def test_second_load_decodes_nothing(photographs, monkeypatch):
     first = load_data(str(photographs), 32)
-    monkeypatch.setattr(data, "read_picture", None)
+    monkeypatch.setattr("catdog.data.cache.read_image", None)
     second = load_data(str(photographs), 32)
     assert torch.equal(first.training.images, second.training.images)
     assert first.fingerprint == second.fingerprint
@@ -142,7 +144,7 @@ def build_slowly(folder, log, seconds=0.5):
         time.sleep(seconds)
         (partial / "whole").write_text("whole")
 
-    data._built_once(folder, build)
+    build_once(folder, build)
 
 
 def start(*arguments):
@@ -171,19 +173,19 @@ def test_killed_build_leaves_nothing_half_built(tmp_path):
 
 def test_drawn_pictures_are_made_once(monkeypatch):
     monkeypatch.setattr(data, "NUM_DRAWN", {"training": 40, "test": 20})
-    loaded, test = load_data("synthetic", 32), load_test("synthetic", 32).pictures
+    loaded, test = load_data("synthetic", 32), load_test("synthetic", 32).subset
     assert (len(loaded.training), len(loaded.validation), len(test)) == (34, 6, 20)
     larger = load_data("synthetic", 64)
     assert larger.fingerprint == loaded.fingerprint
     assert torch.equal(larger.validation.rows, loaded.validation.rows)
-    monkeypatch.setattr(data, "synthetic", None)
+    monkeypatch.setattr("catdog.data.cache.synthetic", None)
     assert load_data("synthetic", 32).fingerprint == loaded.fingerprint
 
 
 def test_unwritable_cache_says_what_to_set(photographs, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CATDOG_CACHE", str(tmp_path / "file/cache"))
-    with pytest.raises(ValueError, match=r"cannot keep decoded pictures in .*; set CATDOG_CACHE"):
+    with pytest.raises(ValueError, match=r"cannot cache decoded images in .*; set CATDOG_CACHE"):
         load_data(str(photographs), 32)
 
 
@@ -206,8 +208,8 @@ def test_kaggle_is_read_where_kagglehub_put_it(photographs, monkeypatch):
 
 
 def test_sources_are_described_without_decoding(photographs, cache):
-    assert describe_source("synthetic") == "synthetic (1200 drawn pictures to train, 1000 to test)"
-    assert describe_source(str(photographs)).endswith("(40 pictures to train, 8 to test)")
+    assert describe_source("synthetic") == "synthetic (1200 drawn images to train, 1000 to test)"
+    assert describe_source(str(photographs)).endswith("(40 images to train, 8 to test)")
     assert not [path for path in cache.glob("*") if path.is_dir()]
 
 

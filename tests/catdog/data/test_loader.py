@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from catdog.data.dataset import Pictures
+from catdog.data.dataset import ImageSubset
 from catdog.data.loader import batches, prefetch
 
 
 @pytest.fixture
 def pictures():
     images = torch.arange(20, dtype=torch.uint8).view(-1, 1, 1, 1).expand(20, 2, 2, 3)
-    return Pictures(images, torch.arange(20) % 2, torch.arange(3, 20))
+    return ImageSubset(images, torch.arange(20) % 2, torch.arange(3, 20))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_batches_of_a_mapped_file_are_its_pictures(tmp_path):
     np.save(tmp_path / "images.npy", whole)
     images = torch.from_numpy(np.load(tmp_path / "images.npy", mmap_mode="c"))
     split = torch.split(torch.randperm(64), 4)  # more batches than are announced at once
-    taken = list(batches(Pictures(images, torch.arange(64), torch.arange(64)), split, torch.device("cpu")))
+    taken = list(batches(ImageSubset(images, torch.arange(64), torch.arange(64)), split, torch.device("cpu")))
     assert [labels.tolist() for _, labels in taken] == [rows.tolist() for rows in split]
     assert all(np.array_equal(pictures.numpy(), whole[labels.numpy()]) for pictures, labels in taken)
 

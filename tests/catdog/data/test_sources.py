@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from catdog.data.sources import list_photographs, read_picture
+from catdog.data.decode import read_image
+from catdog.data.sources import list_images
 
 
 def make(root, *names):
@@ -33,7 +34,7 @@ def expand(pattern):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_with_a_held_out_part_gives_its_test_pictures(tmp_path, layout):
-    listing = list_photographs(make(tmp_path, *expand(LAYOUTS[layout])))
+    listing = list_images(make(tmp_path, *expand(LAYOUTS[layout])))
     assert [p.label for p in listing.training] == [0, 1]
     assert [p.label for p in listing.test] == [0, 1]
     assert not listing.validation
@@ -43,14 +44,14 @@ def test_layout_with_a_held_out_part_gives_its_test_pictures(tmp_path, layout):
     "names", [("PetImages/Cat/0.jpg", "PetImages/Dog/0.jpg"), ("train/cat.0.jpg", "train/dog.0.jpg", "test1/7.jpg")]
 )
 def test_layout_without_a_test_part_gives_training_pictures_alone(tmp_path, names):
-    listing = list_photographs(make(tmp_path, *names))
+    listing = list_images(make(tmp_path, *names))
     assert [p.label for p in listing.training] == [0, 1]
     assert not listing.test
     assert not listing.validation
 
 
 def test_three_parts_are_kept_apart(tmp_path):
-    listing = list_photographs(make(tmp_path, *expand("{train,val,test}/{cat,dog}/1.jpg")))
+    listing = list_images(make(tmp_path, *expand("{train,val,test}/{cat,dog}/1.jpg")))
     assert (len(listing.training), len(listing.validation), len(listing.test)) == (2, 2, 2)
 
 
@@ -58,32 +59,32 @@ def test_strangers_beside_the_classes_are_left_out_and_counted(tmp_path):
     folder = tmp_path / "pictures"
     make(folder, "train/cats/1.jpg", "train/dogs/1.jpg", "train/pandas/1.jpg", "single_prediction/cat_or_dog_1.jpg")
     make(folder, "_DS_Store", ".DS_Store", "train/.DS_Store", "__MACOSX/train/cats/1.jpg")
-    listing = list_photographs(folder)
+    listing = list_images(folder)
     assert len(listing.training) == 2
-    assert listing.notes == (f"left out 3 files of {folder} that no name calls cat or dog",)
+    assert listing.notes == (f"left out 3 files of {folder} whose names tell neither cat nor dog",)
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((), "holds no pictures of cats and dogs; expected folders named"),
+        ((), "holds no images of cats and dogs; expected folders named"),
         (("cats/1.jpg",), "show no dog; add a folder dogs"),
-        (("train/cats/1.jpg", "train/dogs/1.jpg", "test/dogs/1.jpg"), "the test pictures of .* show no cat"),
-        (("test/cats/1.jpg", "test/dogs/1.jpg"), "has no training pictures"),
-        (("a/cats/1.jpg", "a/dogs/1.jpg", "b/cats/1.jpg"), "is ambiguous: it has pictures in .*a and .*b"),
-        (("cats/1.jpg", "dogs/1.jpg", "train/cats/1.jpg", "train/dogs/1.jpg"), "is ambiguous: some pictures stand"),
+        (("train/cats/1.jpg", "train/dogs/1.jpg", "test/dogs/1.jpg"), "the test images of .* show no cat"),
+        (("test/cats/1.jpg", "test/dogs/1.jpg"), "has no training images"),
+        (("a/cats/1.jpg", "a/dogs/1.jpg", "b/cats/1.jpg"), "is ambiguous: it has images in .*a and .*b"),
+        (("cats/1.jpg", "dogs/1.jpg", "train/cats/1.jpg", "train/dogs/1.jpg"), "is ambiguous: some images are"),
         (("cats/dogs/1.jpg",), "lies below both a cat and a dog folder"),
     ],
 )
 def test_unusable_folder_is_refused_in_one_sentence(tmp_path, names, message):
     with pytest.raises(ValueError, match=message) as error:
-        list_photographs(make(tmp_path, *names))
+        list_images(make(tmp_path, *names))
     assert "\n" not in str(error.value)
 
 
 def test_missing_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nowhere does not exist; give --data"):
-        list_photographs(tmp_path / "nowhere")
+        list_images(tmp_path / "nowhere")
 
 
 def encoded(image, form, **options):
@@ -94,7 +95,7 @@ def encoded(image, form, **options):
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
 def test_format_is_told_by_content(form):
-    picture = read_picture(encoded(Image.new("RGB", (90, 40), (200, 30, 30)), form), 32)
+    picture = read_image(encoded(Image.new("RGB", (90, 40), (200, 30, 30)), form), 32)
     assert (picture.mode, picture.size) == ("RGB", (32, 32))
     assert np.abs(np.asarray(picture).mean((0, 1)) - (200, 30, 30)).max() < 6
 
@@ -102,21 +103,21 @@ def test_format_is_told_by_content(form):
 @pytest.mark.parametrize("mode", ["RGBA", "P", "L", "LA", "1", "I;16", "CMYK"])
 def test_every_mode_becomes_rgb(mode):
     form = "JPEG" if mode == "CMYK" else "PNG"
-    assert read_picture(encoded(Image.new("RGB", (40, 40), "white").convert(mode), form), 32).mode == "RGB"
+    assert read_image(encoded(Image.new("RGB", (40, 40), "white").convert(mode), form), 32).mode == "RGB"
 
 
 def test_sixteen_bits_are_scaled_not_clipped():
     grey = Image.fromarray(np.full((40, 40), 128 * 256, dtype=np.uint16))
-    assert np.asarray(read_picture(encoded(grey, "PNG"), 32)).mean() == pytest.approx(128, abs=1)
+    assert np.asarray(read_image(encoded(grey, "PNG"), 32)).mean() == pytest.approx(128, abs=1)
 
 
 def test_transparent_pixels_are_white():
-    assert np.asarray(read_picture(encoded(Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "PNG"), 32)).min() == 255
+    assert np.asarray(read_image(encoded(Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "PNG"), 32)).min() == 255
 
 
 def test_palette_with_transparency_is_read_without_a_warning():
     image = Image.new("RGBA", (40, 40), (0, 0, 0, 0)).convert("P")
-    assert read_picture(encoded(image, "PNG", transparency=b"\x00\x10"), 32).mode == "RGB"
+    assert read_image(encoded(image, "PNG", transparency=b"\x00\x10"), 32).mode == "RGB"
 
 
 def test_exif_orientation_is_applied():
@@ -124,6 +125,6 @@ def test_exif_orientation_is_applied():
     image.paste("white", (0, 0, 64, 32))  # white above
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    upright = np.asarray(read_picture(encoded(image, "JPEG", exif=exif), 64))
+    upright = np.asarray(read_image(encoded(image, "JPEG", exif=exif), 64))
     assert upright[:20].mean() < 10
     assert upright[-20:].mean() > 240

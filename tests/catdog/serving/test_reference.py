@@ -36,8 +36,8 @@ def test_known_answers_are_readable_pictures_with_probabilities(reference):
 
 
 def test_model_without_reference_never_abstains(good, tmp_path):
-    from catdog.data.dataset import preprocessing
-    from catdog.model import save_model
+    from catdog.checkpoint import save_model
+    from catdog.data.preprocess import preprocessing
 
     header = {"classes": ["cat", "dog"], "preprocessing": preprocessing(32), "metrics": {}, "provenance": {}}
     save_model(good[0], tmp_path / "model.safetensors", header)

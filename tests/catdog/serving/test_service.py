@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from catdog.model import load_model, save_model
+from catdog.checkpoint import load_model, save_model
 from catdog.predict import Classifier
 from catdog.serving.monitor import Monitor
 from catdog.serving.service import Service, UnavailableError
@@ -62,8 +62,8 @@ def test_answers_are_those_of_the_classifier(service, champion, drawn_files):
     given = np.array([[*reply.answer.probabilities.values()] for reply in replies])
     assert given == pytest.approx(expected, abs=0.01)
     assert {reply.version for reply in replies} == {Classifier(champion()).version}
-    assert all(reply.answer.heat.size == 0 for reply in replies)
-    assert service.classify(pictures[0], heat=True).answer.heat.max() == pytest.approx(1)
+    assert all(reply.answer.saliency.size == 0 for reply in replies)
+    assert service.classify(pictures[0], saliency=True).answer.saliency.max() == pytest.approx(1)
     assert service.monitor.summary()["counts"]["cat"] > 0
 
 

@@ -123,7 +123,7 @@ def test_broken_picture_is_one_sentence_on_the_page(visit, server, tmp_path):
     (tmp_path / "text.jpg").write_text("words")
     page = visit(server)
     page.set_input_files("#picture input[type=file]", tmp_path / "text.jpg")
-    page.locator("#facts .problem", has_text="this file is not a picture that can be read").wait_for()
+    page.locator("#facts .problem", has_text="this file is not an image that can be read").wait_for()
 
 
 def test_many_at_once_with_a_broken_one(visit, server, tmp_path):
@@ -141,12 +141,12 @@ def test_many_at_once_with_a_broken_one(visit, server, tmp_path):
     assert page.locator("#gallery img").count() == 5
     assert page.locator("#gallery").get_by_text("animal0.jpg: ").count() == 1
     assert has_picture(page, "#gallery")
-    assert page.locator("#table").get_by_text("this file is not a picture that can be read").count() >= 1
+    assert page.locator("#table").get_by_text("this file is not an image that can be read").count() >= 1
     link = page.locator("#download a")
     lines = b64decode(link.get_attribute("href").partition(",")[2]).decode().splitlines()
     assert lines[0] == "file,label,cat,dog,problem"
     assert len(lines) == 7
-    assert any(line.endswith("this file is not a picture that can be read") for line in lines)
+    assert any(line.endswith("this file is not an image that can be read") for line in lines)
     assert not any(line.startswith("=") for line in lines)
     with page.expect_download() as download:
         link.click()

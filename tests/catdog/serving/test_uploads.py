@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from catdog.data.decode import decode_image, decode_preview
 from catdog.data.synthetic import draw
 from catdog.serving import uploads as intake
-from catdog.serving.uploads import MAX_IMAGES, decode, preview, unpack
+from catdog.serving.uploads import MAX_IMAGES, unpack
 
 ANIMAL = draw(0, 96, 7)
 
@@ -57,38 +58,38 @@ GOOD = {
 
 @pytest.mark.parametrize("kind", GOOD)
 def test_every_format_shows_the_same_animal(kind):
-    difference = np.abs(decode(GOOD[kind], 48).astype(int) - decode(GOOD["png"], 48).astype(int))
+    difference = np.abs(decode_image(GOOD[kind], 48).astype(int) - decode_image(GOOD["png"], 48).astype(int))
     assert difference.mean() < 12
-    assert preview(GOOD[kind], 40).size == (40, 40)
+    assert decode_preview(GOOD[kind], 40).size == (40, 40)
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped():
     grey = np.linspace(0, 65535, 96 * 96).reshape(96, 96).astype(np.uint16)
-    assert 100 < decode(saved(Image.fromarray(grey), "PNG"), 48).mean() < 155
+    assert 100 < decode_image(saved(Image.fromarray(grey), "PNG"), 48).mean() < 155
 
 
 def test_one_pixel_is_a_picture():
-    assert decode(saved(Image.new("RGB", (1, 1), "red"), "PNG"), 32).shape == (32, 32, 3)
-    assert preview(saved(Image.new("RGB", (1, 4000), "red"), "PNG"), 100).size == (1, 100)
+    assert decode_image(saved(Image.new("RGB", (1, 1), "red"), "PNG"), 32).shape == (32, 32, 3)
+    assert decode_preview(saved(Image.new("RGB", (1, 4000), "red"), "PNG"), 100).size == (1, 100)
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
         (b"", "the file is empty"),
-        (b"These are words.", "this file is not a picture that can be read"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "this file is not a picture that can be read"),
-        (GOOD["jpeg"][: len(GOOD["jpeg"]) // 2], "the picture is cut off or damaged"),
-        (GOOD["png"][:-300], "the picture is cut off or damaged"),
-        (bomb_of(50_000, 50_000), "the picture is too large; at most 50 million pixels are taken"),
-        (bomb_of(8_000, 7_000), "the picture has 8,000 x 7,000 pixels; at most 50 million pixels are taken"),
-        (bomb_of(2_000, 2_000), "the picture is cut off or damaged"),
-        (bytes(33 * 2**20), "the file has 33 MB; at most 32 MB are taken"),
+        (b"These are words.", "this file is not an image that can be read"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "this file is not an image that can be read"),
+        (GOOD["jpeg"][: len(GOOD["jpeg"]) // 2], "the image is truncated or damaged"),
+        (GOOD["png"][:-300], "the image is truncated or damaged"),
+        (bomb_of(50_000, 50_000), "the image is too large; the limit is 50 million pixels"),
+        (bomb_of(8_000, 7_000), "the image has 8,000 x 7,000 pixels; the limit is 50 million pixels"),
+        (bomb_of(2_000, 2_000), "the image is truncated or damaged"),
+        (bytes(33 * 2**20), "the file has 33 MB; the limit is 32 MB"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_no_picture_is_one_sentence(content, sentence):
-    for read in (decode, preview):
+    for read in (decode_image, decode_preview):
         with pytest.raises(ValueError, match=f"^{sentence}$"):
             read(content, 64)
 
@@ -101,7 +102,7 @@ def test_any_damage_is_a_picture_or_one_sentence():
             for _ in range(rng.randint(1, 20)):
                 broken[rng.randrange(len(broken))] = rng.randrange(256)
             with suppress(ValueError):  # any other error fails the test
-                assert decode(bytes(broken), 32).shape == (32, 32, 3)
+                assert decode_image(bytes(broken), 32).shape == (32, 32, 3)
 
 
 @pytest.fixture
@@ -186,8 +187,8 @@ def test_any_damage_to_an_archive_leaves_the_others(archive, tmp_path):
 
 
 def test_picture_whose_head_would_have_to_be_decoded_is_refused():
-    with pytest.raises(ValueError, match="not a picture that can be read"):
-        decode(saved(ANIMAL, "ICO"), 32)
+    with pytest.raises(ValueError, match="not an image that can be read"):
+        decode_image(saved(ANIMAL, "ICO"), 32)
 
 
 def test_encrypted_archive_is_named(archive):
@@ -205,8 +206,8 @@ def test_empty_archive_is_named_and_one_in_another_is_no_picture(archive, tmp_pa
     assert item.problem == "the archive is empty"
     inner = archive({"one.jpg": GOOD["jpeg"]}).read_bytes()
     (item,) = unpack([("outer.zip", archive({"inner.zip": inner}))])
-    with pytest.raises(ValueError, match="not a picture"):
-        decode(item.content, 32)
+    with pytest.raises(ValueError, match="not an image"):
+        decode_image(item.content, 32)
 
 
 def test_too_many_or_too_large_in_all_is_one_sentence(tmp_path, monkeypatch):

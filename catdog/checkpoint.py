@@ -1,0 +1,119 @@
+"""Files of networks: the saved model with its verified header, and the state of a training that can be resumed."""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from catdog.device import is_process_lost
+from catdog.files import write_file
+from catdog.model import CNN, ModelConfig
+
+Header = dict[str, Any]
+
+ENTRIES = {"model", "classes", "preprocessing", "metrics", "provenance"}  # of every header, beside the hash
+
+
+def save_model(model: CNN, path: Path, header: Mapping[str, Any]) -> None:
+    """Write `model` and `header` to one safetensors file, all or nothing.
+
+    `header` holds the JSON-able entries `classes`, `preprocessing`, `metrics` and `provenance`. `model` (the
+    configuration) and `sha256` (over tensors and every other entry) are set here, replacing those of a header that
+    was read from a file.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    entries = {key: value for key, value in header.items() if key != "sha256"} | {"model": asdict(model.config)}
+    metadata = {key: json.dumps(value, sort_keys=True) for key, value in entries.items()}
+    metadata["sha256"] = _digest(tensors, metadata)
+    write_file(path, serialize(tensors, metadata=metadata))
+
+
+def load_model(path: Path) -> tuple[CNN, Header]:
+    """Read, verify and rebuild a saved network (in eval mode) with its header.
+
+    Raises ValueError, in one sentence, for a file that is missing, torn, altered or of another shape.
+    """
+    tensors, header = _read(path)
+    try:
+        with torch.device("meta"):
+            model = CNN(ModelConfig(**header["model"]))
+        model.load_state_dict(tensors, assign=True)
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} does not hold the network its header describes; train it again") from error
+    return model.to(memory_format=torch.channels_last).eval(), header
+
+
+def read_header(path: Path) -> Header:
+    """Return the verified header of a saved network, JSON decoded. Raises ValueError like `load_model`."""
+    return _read(path)[1]
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the state of a training, keeping the file before it as a fallback."""
+    buffer = io.BytesIO()  # torch.save to a full disk raises RuntimeError; write_file raises OSError
+    torch.save(state, buffer)
+    if path.exists():
+        path.replace(_previous(path))
+    write_file(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Return the state that `save_state` wrote, empty where there is none.
+
+    A torn file, as a power cut or a bad disk leaves it, gives way to the one before it.
+    """
+    state = _read_state(path)
+    if not state:
+        path.unlink(missing_ok=True)  # or `save_state` would replace the good file by the torn one
+        state = _read_state(_previous(path))
+    return state
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Header]:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; train a model first, python run_sweep.py for one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file; restore or promote it again") from error
+    claimed = metadata.pop("sha256", None)
+    if claimed != _digest(tensors, metadata):
+        raise ValueError(f"{path} was altered: its sha256 does not match; restore or promote it again")
+    if missing := ENTRIES - metadata.keys():
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))} in its header; train it again")
+    return tensors, {"sha256": claimed, **{key: json.loads(value) for key, value in metadata.items()}}
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f"{path.name}.before")
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    content = io.BytesIO(path.read_bytes())
+    try:
+        state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+    except Exception as error:  # each kind of damage has its own
+        if is_process_lost(error):
+            raise
+        return {}
+    return state
