@@ -37,7 +37,7 @@ from optuna.trial import TrialState
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from search.schedule.simulator import Cost, play
+from search.schedule.simulator import TrialCost, simulate_search
 from search.study.sweep import Sweep, load_study
 from search.study.trials import parameters_of
 
@@ -73,8 +73,8 @@ def pruners(epochs):
 
 def replay(curves, seconds, pruner, num_workers, name):
     """Play a sweep through; return of each epoch when it ended, the trial's best loss so far, whether it completed."""
-    costs = [Cost(0.0, each, curves.shape[1]) for each in seconds]
-    epochs = list(play(name, pruner, costs, lambda trial, epoch: curves[trial, epoch - 1], num_workers))
+    costs = [TrialCost(0.0, each, curves.shape[1]) for each in seconds]
+    epochs = list(simulate_search(name, pruner, costs, lambda trial, epoch: curves[trial, epoch - 1], num_workers))
     value = np.array([curves[epoch.trial, epoch.number - 1] for epoch in epochs])
     complete = np.array([epoch.state == TrialState.COMPLETE for epoch in epochs])
     return np.array([epoch.seconds for epoch in epochs]), value, complete

@@ -38,7 +38,7 @@ from search.analysis.ranking import WIDE, Ranked, print_ranking, rank, winner_of
 from search.comet.client import wait_for_comet
 from search.comet.optimizer import create_search
 from search.formatting import count, short
-from search.report.live_table import Whole, live_view
+from search.report.live_table import WholeSweep, live_view
 from search.report.page import kept_up_to_date, write_page
 from search.space.space import Parameters
 from search.study.confirmation_study import ConfirmationStudy
@@ -241,9 +241,9 @@ def begin_runs(plan: Plan, study: SharedStudy) -> ConfirmationStudy | None:
     return create_confirmation(study, plan.confirm, plan.confirm_seeds)
 
 
-def whole(plan: Plan, study: SharedStudy, runs: ConfirmationStudy | None) -> Whole:
+def whole(plan: Plan, study: SharedStudy, runs: ConfirmationStudy | None) -> WholeSweep:
     """Return both parts of a sweep, for the time that is left of it."""
-    return Whole(study.trials, runs.trials if runs else list, plan.confirm, plan.confirm_seeds, len(plan.slots))
+    return WholeSweep(study.trials, runs.trials if runs else list, plan.confirm, plan.confirm_seeds, len(plan.slots))
 
 
 def tell_comet(study: SharedStudy, tracking: Tracking | None, model: Model | None) -> None:

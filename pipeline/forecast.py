@@ -13,7 +13,7 @@ from pipeline.plan import Plan
 from pipeline.profiling import Profile, network_of, num_judged, probe
 from pipeline.task import configure
 from search.formatting import duration
-from search.schedule.simulator import Cost, simulate
+from search.schedule.simulator import TrialCost, simulate
 from search.space.space import Parameters
 from search.task import EpochMetrics
 
@@ -101,14 +101,14 @@ def describe_forecast(forecast: Forecast, plan: Plan) -> Iterator[str]:
         yield f"{device}: tensors of {_gigabytes(needed)}, {_gigabytes(free)} are free{verdict}"
 
 
-def _cost(trial: FrozenTrial, rows: Sequence[EpochMetrics], data: Data, num_trained: int, image_size: int) -> Cost:
+def _cost(trial: FrozenTrial, rows: Sequence[EpochMetrics], data: Data, num_trained: int, image_size: int) -> TrialCost:
     """Tell a trial's fixed cost from that of a whole epoch. The first epoch, which prepares kernels, is not typical."""
     assert trial.duration, "the miniature has ended"
     judged = min(len(data.validation), num_judged(image_size))
     trained = fmean(num_trained / row["images_per_second"] for row in rows[1:])
     whole = fmean(row["seconds"] for row in rows[1:])
     with_files = (rows[-1]["ended"] - rows[0]["ended"]) / (len(rows) - 1)
-    return Cost(
+    return TrialCost(
         fixed=max(0.0, trial.duration.total_seconds() - len(rows) * with_files),
         epoch=trained / num_trained * len(data.training)
         + (whole - trained) / judged * len(data.validation)

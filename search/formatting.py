@@ -1,6 +1,4 @@
-"""Numbers as people read them."""
-
-__all__ = ["count", "duration", "short"]
+"""Format numbers for people."""
 
 
 def count(number: float, noun: str) -> str:
@@ -14,6 +12,24 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
+def rough_duration(seconds: float) -> str:
+    """Write seconds to the minute: 2 h 5 min, 3 min; below half a minute 10 s."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
+
+
 def short(number: float) -> str:
     """Write a large number with three digits: 1.25 G, 7.31 M."""
     return f"{number / 1e9:.3g} G" if number >= 999.5e6 else f"{number / 1e6:.3g} M"
+
+
+def bounds(interval: tuple[float, float] | None, form: str = ".4f") -> str:
+    """Write an interval: 0.1234 to 0.2345; nothing for None."""
+    return f"{interval[0]:{form}} to {interval[1]:{form}}" if interval else ""
+
+
+def cell(value: object, form: str) -> str:
+    """Write a table's cell: a float in the given form, other values as they are, nothing for None."""
+    return "" if value is None else f"{value:{form}}" if isinstance(value, float) else str(value)

@@ -26,7 +26,7 @@ from search.analysis.statistics import (
     model_difference,
     seed_noise,
 )
-from search.formatting import short
+from search.formatting import bounds, short
 from search.space.space import Goal, Parameters
 from search.study.shared_study import SharedStudy
 from search.study.trials import CONFIRMS, REPEAT, parameters_of
@@ -190,9 +190,13 @@ def print_candidates(console: Console, candidates: Sequence[Candidate], goal: Go
     for name in ("trial", goal.metric, "interval", "runs", "mult-adds", "compared with the best"):
         table.add_column(name, justify="right", no_wrap=True)
     for candidate in candidates:
-        low, high = candidate.interval or (math.nan, math.nan)
         runs = " ".join(f"{value:.4f}" for value in candidate.values)
-        figures = (f"{candidate.mean:.4f}", f"{low:.4f} to {high:.4f}", runs, short(candidate.cost))
+        figures = (
+            f"{candidate.mean:.4f}",
+            bounds(candidate.interval or (math.nan, math.nan)),
+            runs,
+            short(candidate.cost),
+        )
         table.add_row(str(candidate.trial), *figures, candidate.standing)
     console.print(table)
 

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from search.analysis.confirmation import print_candidates
 from search.analysis.ranking import WIDE, print_ranking, write_ranking
 from search.report.page import write_page
-from search.report.sections import read, sentences
+from search.report.record import read_record
+from search.report.summary import sentences
 from search.study.storage import StorageError
 from search.study.sweep import PROMOTION, load_study
 
@@ -26,7 +27,7 @@ def main() -> None:
     folder = Path("runs") / Path(parser.parse_args().name).name
     try:
         page = write_page(folder, _champion_of(load_study(folder)))
-        record = read(folder)
+        record = read_record(folder)
         write_ranking(folder / "ranking.csv", record.ranking, record.goal)
     except (ValueError, OSError, StorageError) as error:
         parser.exit(2, f"{error}\n")

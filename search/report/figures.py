@@ -1,9 +1,10 @@
-"""Trials of a sweep -> the pictures of its report: plotly figures, None where there is nothing to see."""
+"""Draw the figures of a report with plotly. A function returns None if there is nothing to draw."""
 
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 import optuna
 import plotly.graph_objects as go
@@ -16,72 +17,79 @@ from optuna.visualization import plot_parallel_coordinate, plot_param_importance
 from search.space.space import Goal
 from search.study.trials import state_of
 
-__all__ = ["confusion_matrix", "importances", "learning_curves", "parallel_coordinates", "slices", "timeline"]
-
 plotly.io.templates.default = "plotly_white"  # set in each figure, it would cost a quarter of a report
 COLORS = {"complete": "#2563eb", "pruned": "#f59e0b", "failed": "#dc2626", "unfinished": "#9ca3af"}
 WINNER = "#16a34a"
 ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
 BELOW = {"orientation": "h", "y": -0.2}
-MAX_LEGIBLE = 60  # curves that are drawn in full strength
+MAX_LEGIBLE = 60  # curves drawn almost opaque
+MAX_LEGEND = 12  # curves named in the legend
 
 
-def learning_curves(trials: Sequence[FrozenTrial], goal: Goal, winner: int | None, leads: str) -> go.Figure | None:
-    """Draw what each trial was worth after each epoch: what the pruner saw, and where it said no."""
+def learning_curves(trials: Sequence[FrozenTrial], goal: Goal, winner: int | None, leader: str) -> go.Figure | None:
+    """Draw each trial's value after each epoch, as the pruner saw it; the `winner` is titled `leader`."""
+    reported = [trial for trial in trials if trial.intermediate_values]
+    if not reported:
+        return None
     figure = go.Figure()
-    seen = [trial for trial in trials if trial.intermediate_values]
-    strength = 0.8 if len(seen) <= MAX_LEGIBLE else 0.3
-    for trial in sorted(seen, key=lambda trial: trial.number == winner):  # the winner on top
-        epochs = sorted(trial.intermediate_values)
-        state, wins = state_of(trial), trial.number == winner
-        markers = ["x" if state == "pruned" and epoch == epochs[-1] else "circle" for epoch in epochs]
-        sizes = [9 if marker == "x" else 5 if wins or len(epochs) == 1 else 0 for marker in markers]
-        figure.add_scatter(
-            x=epochs,
-            y=[trial.intermediate_values[epoch] for epoch in epochs],
-            mode="lines+markers",
-            name=f"trial {trial.number} ({leads if wins else state})",
-            line={"color": WINNER if wins else COLORS[state], "width": 4 if wins else 1.5},
-            marker={"symbol": markers, "size": sizes},
-            opacity=1 if wins else strength,
-            showlegend=wins or len(seen) <= 12,
-        )
+    for trial in sorted(reported, key=lambda trial: trial.number == winner):  # the winner on top
+        if trial.number == winner:
+            style = {"line": {"color": WINNER, "width": 4}, "opacity": 1.0, "showlegend": True}
+            _add_curve(figure, trial, leader, 5, style)
+        else:
+            state = state_of(trial)
+            opacity, is_named = 0.8 if len(reported) <= MAX_LEGIBLE else 0.3, len(reported) <= MAX_LEGEND
+            style = {"line": {"color": COLORS[state], "width": 1.5}, "opacity": opacity, "showlegend": is_named}
+            _add_curve(figure, trial, state, 0, style)
+    step = max(1, max(trial.last_step or 0 for trial in reported) // 20)
     best = "best " if goal.metric != goal.column else ""
-    axis = {
-        "title": "epoch",
-        "tickformat": "d",
-        "dtick": max(1, max((t.last_step or 0 for t in seen), default=0) // 20),
-    }
-    figure.update_layout(xaxis=axis, yaxis_title=f"{best}{goal.column} so far", legend=BELOW)
-    return figure if seen else None
+    axis = {"title": "epoch", "tickformat": "d", "dtick": step}
+    return figure.update_layout(xaxis=axis, yaxis_title=f"{best}{goal.column} so far", legend=BELOW)
+
+
+def _add_curve(figure: go.Figure, trial: FrozenTrial, title: str, marker_size: int, style: dict[str, Any]) -> None:
+    """Add a trial's curve: a cross where it was pruned, a dot where it has one epoch alone."""
+    values = dict(sorted(trial.intermediate_values.items()))
+    symbols, sizes = ["circle"] * len(values), [marker_size if len(values) > 1 else 5] * len(values)
+    if trial.state == TrialState.PRUNED:
+        symbols[-1], sizes[-1] = "x", 9
+    figure.add_scatter(
+        x=list(values),
+        y=list(values.values()),
+        mode="lines+markers",
+        name=f"trial {trial.number} ({title})",
+        marker={"symbol": symbols, "size": sizes},
+        **style,
+    )
 
 
 def timeline(trials: Sequence[FrozenTrial], runs: Sequence[FrozenTrial]) -> go.Figure | None:
-    """Draw which worker had which trial when; of a trial that was gone on with, the last worker's part."""
+    """Draw the trials of each worker over time; a resumed trial is shown from its last start."""
+    jobs = [*(("", trial) for trial in trials), *(("run ", run) for run in runs)]
+    jobs = [(kind, job) for kind, job in jobs if job.datetime_start and job.user_attrs.get("worker")]
+    if not jobs:
+        return None
     figure = go.Figure()
-    begun = [("trial", t) for t in trials] + [("run", t) for t in runs]
-    begun = [(kind, trial) for kind, trial in begun if trial.datetime_start and trial.user_attrs.get("worker")]
+    now = datetime.now()  # noqa: DTZ005 - as Optuna's
     for state, color in COLORS.items():
-        mine = [(kind, trial) for kind, trial in begun if state_of(trial) == state]
-        if not mine:
+        shown = [(kind, job) for kind, job in jobs if state_of(job) == state]
+        if not shown:
             continue
-        now = datetime.now()  # noqa: DTZ005 - as Optuna's
-        spans = [(_since(trial), trial.datetime_complete or now) for _, trial in mine]
+        spans = [(_last_start(job), job.datetime_complete or now) for _, job in shown]
         figure.add_bar(
             base=[start for start, _ in spans],
             x=[(end - start).total_seconds() * 1000 for start, end in spans],
-            y=[_worker(trial) for _, trial in mine],
-            text=[f"{'' if kind == 'trial' else 'run '}{trial.number}" for kind, trial in mine],
-            hovertext=[f"{kind} {trial.number} ({state})" for kind, trial in mine],
+            y=[_worker(job) for _, job in shown],
+            text=[f"{kind}{job.number}" for kind, job in shown],
+            hovertext=[f"{kind or 'trial '}{job.number} ({state})" for kind, job in shown],
             orientation="h",
             name=state,
             marker={"color": color, "line": {"color": "white", "width": 1}},
             insidetextanchor="middle",
         )
-    figure.update_layout(barmode="overlay", xaxis={"type": "date"}, legend=ABOVE)
+    height = 140 + 36 * len({_worker(job) for _, job in jobs})
     figure.update_yaxes(categoryorder="category descending")
-    figure.update_layout(height=140 + 36 * len({_worker(trial) for _, trial in begun}))
-    return figure if begun else None
+    return figure.update_layout(barmode="overlay", xaxis={"type": "date"}, legend=ABOVE, height=height)
 
 
 def parallel_coordinates(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure | None:
@@ -90,11 +98,11 @@ def parallel_coordinates(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure
 
 
 def importances(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure | None:
-    """Draw how much each parameter decides over being among the best tenth (PED-ANOVA, Watanabe et al., IJCAI 2023)."""
+    """Draw each parameter's importance for being among the best tenth (PED-ANOVA, Watanabe et al., IJCAI 2023)."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.params]
     names = {name for trial in complete for name in trial.params}
     varied = sorted(name for name in names if len({trial.params.get(name) for trial in complete}) > 1)
-    if not varied:  # what is the same in all decides nothing
+    if not varied:
         return None
     evaluator = PedAnovaImportanceEvaluator()
     draw = partial(plot_param_importances, evaluator=evaluator, params=varied, target_name=goal.metric)
@@ -102,24 +110,23 @@ def importances(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure | None:
 
 
 def slices(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure | None:
-    """Draw the goal over each parameter by itself."""
+    """Draw the goal over each parameter."""
     figure = _of_optuna(partial(plot_slice, target_name=goal.metric), trials, goal)
-    if figure:
-        names = {name for trial in trials for name in trial.params}
-        figure.update_layout(width=max(900, 260 * len(names)))
-        kinds = {name: distribution for trial in trials for name, distribution in trial.distributions.items()}
-        for axis in figure.select_xaxes():
-            kind = kinds.get(axis.title.text)
-            if not isinstance(kind, CategoricalDistribution):
-                axis.update(nticks=4, tickformat="d" if isinstance(kind, IntDistribution) else None)
-    return figure
+    if figure is None:
+        return None
+    distributions = {name: kind for trial in trials for name, kind in trial.distributions.items()}
+    for axis in figure.select_xaxes():
+        kind = distributions.get(axis.title.text)
+        if not isinstance(kind, CategoricalDistribution):
+            axis.update(nticks=4, tickformat="d" if isinstance(kind, IntDistribution) else None)
+    return figure.update_layout(width=max(900, 260 * len(distributions)))
 
 
 def confusion_matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]], title: str) -> go.Figure:
     """Draw counts by true (rows) and predicted class (columns)."""
     figure = go.Figure(
         go.Heatmap(
-            z=matrix, x=[f"called {name}" for name in labels], y=list(labels), texttemplate="%{z}", showscale=False
+            z=matrix, x=[f"predicted {name}" for name in labels], y=list(labels), texttemplate="%{z}", showscale=False
         )
     )
     figure.data[0].colorscale = "Blues"
@@ -127,10 +134,10 @@ def confusion_matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]], tit
     return figure
 
 
-def _since(trial: FrozenTrial) -> datetime:
-    """Return when its last worker took a trial, which another may have begun."""
+def _last_start(trial: FrozenTrial) -> datetime:
+    """Return when the last worker took a trial; another worker may have begun it."""
     start = trial.datetime_start
-    assert start, "it was taken"
+    assert start, "a trial of a worker was started"
     return max(start, datetime.fromisoformat(trial.user_attrs["worker"].get("since", start.isoformat())))
 
 
@@ -142,7 +149,7 @@ def _worker(trial: FrozenTrial) -> str:
 def _of_optuna(
     draw: Callable[[optuna.Study], go.Figure], trials: Sequence[FrozenTrial], goal: Goal
 ) -> go.Figure | None:
-    """Return Optuna's figure of the complete trials that lie in the space; None while there are too few for it."""
+    """Return Optuna's figure of the complete trials in the space; None if there are too few."""
     study = optuna.create_study(direction=goal.direction)
     study.add_trials([trial for trial in trials if trial.state == TrialState.COMPLETE and trial.params])
     if len(study.get_trials(deepcopy=False)) < 2:
@@ -151,7 +158,7 @@ def _of_optuna(
         warnings.simplefilter("ignore")
         try:
             figure = draw(study)
-        except (ValueError, RuntimeError):  # what Optuna raises where all values are equal, say
+        except (ValueError, RuntimeError):  # raised by Optuna, for example if all values are equal
             return None
     figure.update_layout(title=None)
     return figure

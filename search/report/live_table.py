@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a table that redraws itself, or plain lines where there is no terminal."""
+"""Show a running sweep: a table that redraws itself on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,33 +14,31 @@ from rich.table import Table
 from rich.text import Text
 
 from search.formatting import duration
-from search.schedule.time_left import Moment, Seen, State, seconds_left
+from search.schedule.time_left import ObservedTrial, Snapshot, State, seconds_left
 from search.study.shared_study import SharedStudy
 from search.study.trials import CONFIRMS, ordered, state_of
 
-__all__ = ["Whole", "live_view"]
-
-CLOCK_SECONDS = 3.0  # how often the table's time left is counted again where nothing else has changed
+CLOCK_SECONDS = 3.0  # between updates of the table's time left, if nothing else changes
 
 
 @dataclass(frozen=True)
-class Whole:
-    """Both parts of a sweep, so that the time left is that of both."""
+class WholeSweep:
+    """Both parts of a sweep, for the time left."""
 
     trials: Callable[[], Sequence[FrozenTrial]]  # of the search
-    runs: Callable[[], Sequence[FrozenTrial]]  # that confirm the best of them
-    confirm: int  # trials that are to be confirmed
+    runs: Callable[[], Sequence[FrozenTrial]]  # of the confirmation
+    confirm: int  # trials to confirm
     repeats: int  # runs of each of them
     num_workers: int  # of this command
 
 
 @contextmanager
-def live_view(study: SharedStudy, console: Console, whole: Whole | None = None) -> Iterator[Callable[[], None]]:
-    """Yield a function that shows the study as it stands; call it as often as the view shall move.
+def live_view(study: SharedStudy, console: Console, whole: WholeSweep | None = None) -> Iterator[Callable[[], None]]:
+    """Yield a function that shows the current state of the study.
 
-    The time left is that of the `whole` sweep; where there is none, of the trials in the study.
+    The time left is that of the `whole` sweep; without it, that of the trials in the study.
     """
-    clock = _Clock(study, whole or Whole(study.trials, list, 0, 0, 1))
+    clock = _Clock(study, whole or WholeSweep(study.trials, list, 0, 0, 1))
     if console.is_terminal:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             yield _Screen(study, clock, live).show
@@ -50,40 +48,41 @@ def live_view(study: SharedStudy, console: Console, whole: Whole | None = None) 
 
 
 class _Clock:
-    """What this call has seen of the trials that run, epoch by epoch: that and the study give the time left."""
+    """Observes when the epochs of running trials end, and estimates the time left."""
 
-    def __init__(self, study: SharedStudy, whole: Whole) -> None:
+    def __init__(self, study: SharedStudy, whole: WholeSweep) -> None:
         self.whole, self.sweep = whole, study.sweep
         self.old_notice = study.notice()
-        # By the label of a trial that runs: when its number of epochs was seen to change.
+        # By a running trial's label: times at which its number of epochs changed, and the number.
         self.epochs: dict[str, list[tuple[float, int]]] = {}
         self.num_workers = whole.num_workers
 
-    def left(self, study: SharedStudy) -> str:
-        seconds = seconds_left(self._moment(study))
+    def time_left(self, study: SharedStudy) -> str:
+        """Say how long the sweep still takes."""
+        seconds = seconds_left(self._snapshot(study))
         if seconds is None:
             return "time left unknown"
         if not seconds:
             return "done"
-        is_more = self.whole.confirm and study.sweep.part == "search"
-        return f"about {duration(seconds)} left{', confirmation included' if is_more else ''}"
+        confirms_later = self.whole.confirm and study.sweep.part == "search"
+        return f"about {duration(seconds)} left{', confirmation included' if confirms_later else ''}"
 
-    def look(self) -> list[Sequence[FrozenTrial]]:
-        """See which epochs have ended; return both parts."""
+    def observe(self) -> list[Sequence[FrozenTrial]]:
+        """Note which epochs have ended; return the trials of both parts."""
         parts = [self.whole.trials(), self.whole.runs()]
         running = [trial for part in parts for trial in part if trial.state == TrialState.RUNNING]
-        if self.sweep.storage:  # other machines' too
+        if self.sweep.storage:  # workers of other machines too
             self.num_workers = max(self.num_workers, len(running))
         for trial in running:
-            seen = self.epochs.setdefault(self.sweep.label(trial), [])
-            if not seen or seen[-1][1] != len(trial.intermediate_values):
-                seen.append((time.monotonic(), len(trial.intermediate_values)))
+            changes = self.epochs.setdefault(self.sweep.label(trial), [])
+            if not changes or changes[-1][1] != len(trial.intermediate_values):
+                changes.append((time.monotonic(), len(trial.intermediate_values)))
         return parts
 
-    def _moment(self, study: SharedStudy) -> Moment:
-        begun = [[trial for trial in part if trial.state != TrialState.WAITING] for part in self.look()]
-        trials, runs = ([self._seen(trial) for trial in part] for part in begun)
-        return Moment(
+    def _snapshot(self, study: SharedStudy) -> Snapshot:
+        begun = [[trial for trial in part if trial.state != TrialState.WAITING] for part in self.observe()]
+        trials, runs = ([self._observed(trial) for trial in part] for part in begun)
+        return Snapshot(
             trials=trials,
             runs=[run for run in runs if run.state != "pruned"],
             num_waiting=max(0, study.budget() - len(trials)) if study.sweep.part == "search" else 0,
@@ -94,26 +93,25 @@ class _Clock:
             baseline=study.sweep.space.baseline_is_outside,
         )
 
-    def _seen(self, trial: FrozenTrial) -> Seen:
-        sign = 1 if self.sweep.space.goal.direction == "minimize" else -1
-        values = [sign * trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)]
+    def _observed(self, trial: FrozenTrial) -> ObservedTrial:
+        values = [self.sweep.space.goal.as_loss(value) for _, value in sorted(trial.intermediate_values.items())]
         confirms = trial.user_attrs.get(CONFIRMS)
         if trial.state != TrialState.RUNNING:
             seconds = trial.user_attrs.get("seconds")
             pace = seconds / len(values) if seconds and values else None
-            return Seen(trial.number, cast("State", state_of(trial)), pace, values, confirms=confirms)
-        seen = self.epochs[self.sweep.label(trial)]
-        (began, before), (ended, epoch) = seen[0], seen[-1]
+            return ObservedTrial(trial.number, cast("State", state_of(trial)), pace, values, confirms=confirms)
+        changes = self.epochs[self.sweep.label(trial)]
+        (began, before), (ended, epoch) = changes[0], changes[-1]
         pace = (ended - began) / (epoch - before) if epoch > before else None
-        return Seen(trial.number, "running", pace, values, time.monotonic() - ended, confirms)
+        return ObservedTrial(trial.number, "running", pace, values, time.monotonic() - ended, confirms)
 
-    def news(self, study: SharedStudy) -> str | None:
-        """Return the latest notice, where it was left during this call."""
+    def notice(self, study: SharedStudy) -> str | None:
+        """Return the latest notice; None if it is older than this view."""
         return None if (notice := study.notice()) == self.old_notice else notice
 
 
 class _Screen:
-    """Redraws the table where there is something to see."""
+    """Redraws the table when something has changed."""
 
     def __init__(self, study: SharedStudy, clock: _Clock, live: Live) -> None:
         self.study, self.clock, self.live = study, clock, live
@@ -123,7 +121,7 @@ class _Screen:
         trials, now = self.study.trials(), time.monotonic()  # the same list while nobody writes to the study
         if trials is not self.shown[0] or now - self.shown[1] > CLOCK_SECONDS:
             self.shown = trials, now
-            self.live.update(_view(self.study, trials, self.clock), refresh=True)
+            self.live.update(_table(self.study, trials, self.clock), refresh=True)
 
 
 class _Lines:
@@ -140,25 +138,22 @@ class _Lines:
         if trials is self.shown:  # the same list while nobody writes to the study
             return
         self.shown = trials
-        self.clock.look()
-        if (notice := self.clock.news(self.study)) != self.notice:
+        self.clock.observe()
+        if (notice := self.clock.notice(self.study)) != self.notice:
             self.notice = notice
             self.console.print(f"note: {notice}", highlight=False, soft_wrap=True, markup=False)
-        # Whose it is stands in the study a moment after it runs.
+        # The study names a trial's worker a moment after the trial has begun.
         begun = [trial for trial in trials if trial.state.is_finished() or "worker" in trial.user_attrs]
-        news = [trial for trial in begun if _stage(trial) != self.seen.get(trial.number)]
-        summary = _summary(self.study, trials, self.clock) if news else ""  # looks at all trials
-        for trial in news:
+        changed = [trial for trial in begun if _stage(trial) != self.seen.get(trial.number)]
+        summary = _summary(self.study, trials, self.clock) if changed else ""  # reads all trials
+        for trial in changed:
             before, _ = self.seen.get(trial.number, (None, ""))
             self.seen[trial.number] = _stage(trial)
-            what = _outcome(trial)
-            if trial.state == TrialState.RUNNING:
-                what = f"goes on after epoch {trial.last_step or 0}" if before == TrialState.RUNNING else "started"
-            line = f"{self.study.sweep.label(trial)} {what}; {summary}"
+            line = f"{self.study.sweep.label(trial)} {_event(trial, before)}; {summary}"
             self.console.print(line, highlight=False, soft_wrap=True)
 
 
-def _view(study: SharedStudy, trials: Sequence[FrozenTrial], clock: _Clock) -> Group:
+def _table(study: SharedStudy, trials: Sequence[FrozenTrial], clock: _Clock) -> Group:
     goal = study.sweep.space.goal
     table = Table("trial", "on", "epoch", f"best {goal.column}", box=SIMPLE)
     for column in table.columns:
@@ -173,7 +168,7 @@ def _view(study: SharedStudy, trials: Sequence[FrozenTrial], clock: _Clock) -> G
     if not table.rows:
         table.add_row("", "", "", "workers are starting")
     summary = Text(f"{study.sweep.title}: {_summary(study, trials, clock)}", style="bold")
-    notice = Text(clock.news(study) or "", style="italic")
+    notice = Text(clock.notice(study) or "", style="italic")
     return Group(summary, table, notice)
 
 
@@ -192,15 +187,17 @@ def _summary(study: SharedStudy, trials: Sequence[FrozenTrial], clock: _Clock) -
     if sweep.part == "search" and num_running and not num_left:
         begun = sum(run.state == TrialState.RUNNING for run in clock.whole.runs())
         counts += f"; {begun} running ahead to confirm the best" if begun else ""
-    return f"{counts}; {best}; {clock.left(study)}"
+    return f"{counts}; {best}; {clock.time_left(study)}"
 
 
 def _stage(trial: FrozenTrial) -> tuple[TrialState, str]:
-    """Return what changes when a trial is taken, taken over, or ends."""
+    """Return a key that changes when a worker takes a trial, another worker resumes it, or it ends."""
     return trial.state, "" if trial.state.is_finished() else trial.user_attrs.get("worker", {}).get("claim", "")
 
 
-def _outcome(trial: FrozenTrial) -> str:
+def _event(trial: FrozenTrial, before: TrialState | None) -> str:
+    if trial.state == TrialState.RUNNING:
+        return f"goes on after epoch {trial.last_step or 0}" if before == TrialState.RUNNING else "started"
     if trial.state == TrialState.COMPLETE:
         return f"completed with {trial.value:.4f}"
     return trial.user_attrs.get("reason") or state_of(trial)

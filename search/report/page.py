@@ -1,4 +1,4 @@
-"""Write runs/NAME/report.html: everything a person wants to know of a sweep, in one file that needs no network."""
+"""Write runs/NAME/report.html: one file with everything about a sweep, which needs no network."""
 
 import json
 import math
@@ -15,73 +15,41 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.files import write_text
 from search.formatting import count
-from search.report.sections import (
-    Record,
-    candidates_table,
-    cards,
-    failures_table,
-    ranking_table,
-    read,
-    sentences,
-    status,
-)
-
-__all__ = ["kept_up_to_date", "write_page"]
+from search.report.record import Record, read_record
+from search.report.summary import cards, sentences, status
+from search.report.tables import candidates_table, failures_table, ranking_table
 
 PAGE = "report.html"
 EVERY_SECONDS = 120.0  # while the sweep runs
-ENOUGH = 20  # complete trials, of which the best tenth is more than one or two
+SHARE = 0.01  # of one core, for writing while the sweep runs
+ENOUGH = 20  # complete trials; of fewer the best tenth is one or two
 SHOWN = "Complete trials whose parameters lie in the space."
 CONFIG = {"displaylogo": False, "responsive": True}  # of plotly
-SHARE = 0.01  # of one core, for writing while the sweep runs
 
 
 @dataclass(frozen=True)
-class _Figure:
+class _Section:
     title: str
     text: str
     html: str
 
 
 def write_page(folder: Path, champion: Mapping[str, Any] | None = None) -> Path:
-    """Write report.html into a sweep's folder, replacing what was there.
+    """Write report.html into a sweep's folder, atomically; return its path.
 
-    `champion` is the verified header of the model in service. Raises ValueError where the folder holds no sweep.
+    `champion` is the header of the model in service. Raises ValueError if the folder holds no sweep.
     """
-    from jinja2 import Environment, select_autoescape  # noqa: PLC0415 - slow, and most commands write no page
-    from plotly.offline import get_plotlyjs  # noqa: PLC0415
-
-    record = read(folder)
-    environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("report.html").read_text())
-    page = template.render(
-        name=folder.name,
-        plotly=get_plotlyjs(),
-        status=status(record),
-        goal=record.goal,
-        written=datetime.now().astimezone().isoformat(" ", "seconds"),
-        leads=record.leads,
-        cards=cards(record, champion),
-        sentences=sentences(record, champion),
-        over="seeds and pictures" if any(len(candidate.runs) > 1 for candidate in record.candidates) else "pictures",
-        candidates=candidates_table(record) if any(candidate.runs for candidate in record.candidates) else None,
-        ranking=ranking_table(record),
-        figures=list(_figures(record)),
-        failures=failures_table(record),
-        matrices=_matrices(record),
-        mistakes=_json(record, "mistakes.json"),
-        command=_text_of(record, "command.txt"),
-    )
+    page = _render(read_record(folder), champion)
     write_text(folder / PAGE, page, concurrent=True)  # the sweep and a person may write at once
     return folder / PAGE
 
 
 @contextmanager
 def kept_up_to_date(folder: Path) -> Iterator[None]:
-    """Write the page every few minutes in the background, for as long as the sweep is driven."""
+    """Write the page every few minutes in a background thread."""
     done = Event()
 
-    def keep() -> None:
+    def keep_writing() -> None:
         pause = EVERY_SECONDS
         while not done.wait(pause):
             began = thread_time()
@@ -89,7 +57,7 @@ def kept_up_to_date(folder: Path) -> Iterator[None]:
                 write_page(folder)
             pause = max(EVERY_SECONDS, (thread_time() - began) / SHARE)
 
-    thread = Thread(target=keep, daemon=True)
+    thread = Thread(target=keep_writing, daemon=True)
     thread.start()
     try:
         yield
@@ -99,51 +67,69 @@ def kept_up_to_date(folder: Path) -> Iterator[None]:
         done.set()  # an interrupted sweep does not wait for its page
 
 
-def _figures(record: Record) -> Iterator[_Figure]:
+def _render(record: Record, champion: Mapping[str, Any] | None) -> str:
+    from jinja2 import Environment, select_autoescape  # noqa: PLC0415 - slow, and most commands write no page
+    from plotly.offline import get_plotlyjs  # noqa: PLC0415
+
+    environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(Path(__file__).with_name("report.html").read_text())
+    mistakes = _read_text(record, "mistakes.json")
+    return template.render(
+        name=record.folder.name,
+        plotly=get_plotlyjs(),
+        status=status(record),
+        goal=record.goal,
+        written=datetime.now().astimezone().isoformat(" ", "seconds"),
+        leader=record.leader,
+        cards=cards(record, champion),
+        sentences=sentences(record, champion),
+        over="seeds and images" if any(len(candidate.runs) > 1 for candidate in record.candidates) else "images",
+        candidates=candidates_table(record),
+        ranking=ranking_table(record),
+        sections=_sections(record),
+        failures=failures_table(record),
+        matrices=list(_confusion_matrices(record)),
+        mistakes=json.loads(mistakes) if mistakes else None,
+        command=_read_text(record, "command.txt"),
+    )
+
+
+def _sections(record: Record) -> Iterator[_Section]:
+    """Yield the figures of the trials, each with its title and its caption."""
     from search.report import figures  # noqa: PLC0415 - plotly, slow to import
 
     trials, goal = record.trials, record.goal
-    curves = figures.learning_curves(trials, goal, record.winner, record.leads)
-    drawn = [
-        ("Learning curves", "A cross is where the pruner stopped a trial.", curves),
-        (
-            "Parallel coordinates",
-            f"{SHOWN} Drag along an axis to choose some.",
-            figures.parallel_coordinates(trials, goal),
-        ),
-        (
-            "Importances",
-            f"{SHOWN} How much a parameter decides over being among the best tenth{_caution(trials)}.",
-            figures.importances(trials, goal),
-        ),
-        ("Slices", f"{SHOWN} The darker, the later.", figures.slices(trials, goal)),
-        (
-            "Timeline",
-            "Which worker had which trial when; of one that was gone on with, the last worker's part.",
-            figures.timeline(trials, record.runs),
-        ),
-    ]
-    for title, text, figure in drawn:
-        if figure is None:
-            yield _Figure(title, "Too few trials for this picture.", "")
-        else:
-            yield _Figure(title, text, _html(figure, title))
+    curves = figures.learning_curves(trials, goal, record.winner, record.leader)
+    yield _section("Learning curves", "A cross marks the epoch at which a trial was pruned.", curves)
+    coordinates = figures.parallel_coordinates(trials, goal)
+    yield _section("Parallel coordinates", f"{SHOWN} Drag along an axis to select a range.", coordinates)
+    text = f"{SHOWN} How much each parameter decides whether a trial is among the best tenth{_caution(trials)}."
+    yield _section("Importances", text, figures.importances(trials, goal))
+    yield _section("Slices", f"{SHOWN} Later trials are darker.", figures.slices(trials, goal))
+    text = "The trials of each worker over time; a resumed trial is shown from its last start."
+    yield _section("Timeline", text, figures.timeline(trials, record.runs))
+
+
+def _section(title: str, text: str, figure: Any) -> _Section:
+    if figure is None:
+        return _Section(title, "Too few trials so far.", "")
+    return _Section(title, text, _html(figure, title))
 
 
 def _caution(trials: Sequence[FrozenTrial]) -> str:
     num = sum(trial.state == TrialState.COMPLETE and bool(trial.params) for trial in trials)
-    return f", {math.ceil(num / 10)} of {count(num, 'complete trial')}: no more than a hint" if num < ENOUGH else ""
+    return f" ({math.ceil(num / 10)} of {count(num, 'complete trial')}, so only a hint)" if num < ENOUGH else ""
 
 
-def _matrices(record: Record) -> list[str]:
+def _confusion_matrices(record: Record) -> Iterator[str]:
+    """Yield the winner's confusion matrices: on the validation images, and on the test images if it was tested."""
     from search.report.figures import confusion_matrix  # noqa: PLC0415 - see above
 
-    drawn = []
-    if found := _json(record, "confusion.json"):
-        drawn.append(_html(confusion_matrix(found["labels"], found["matrix"], "validation pictures"), "validation"))
-        if matrix := record.tested.get("confusion"):
-            drawn.append(_html(confusion_matrix(found["labels"], matrix, "sealed test pictures"), "test"))
-    return drawn
+    if text := _read_text(record, "confusion.json"):
+        found = json.loads(text)
+        yield _html(confusion_matrix(found["labels"], found["matrix"], "validation images"), "validation")
+        if matrix := record.promotion.get("challenger", {}).get("confusion"):
+            yield _html(confusion_matrix(found["labels"], matrix, "held-out test images"), "test")
 
 
 def _html(figure: Any, title: str) -> str:
@@ -153,11 +139,7 @@ def _html(figure: Any, title: str) -> str:
     return html
 
 
-def _json(record: Record, name: str) -> Any:
-    text = _text_of(record, name)
-    return json.loads(text) if text else None
-
-
-def _text_of(record: Record, name: str) -> str:
+def _read_text(record: Record, name: str) -> str:
+    """Return a text file of the winner's folder; empty if there is none."""
     folder = record.winners_folder
     return (folder / name).read_text() if folder and (folder / name).exists() else ""

@@ -1,10 +1,9 @@
-"""How long a sweep takes: its pruner and its workers played through, with results that are made up or recorded."""
+"""Simulate a sweep, its pruner and its workers included, with drawn or recorded results, to tell how long it takes."""
 
 import heapq
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 
 import numpy as np
@@ -15,78 +14,129 @@ from optuna.trial import TrialState
 
 from search.study.sweep import Sweep
 
-__all__ = ["Cost", "Duration", "Epoch", "confirm_until", "play", "simulate"]
-
 NOISE = 0.5  # of a trial's value between epochs, in standard deviations between trials
 # Costly networks tend to be better. Rank correlation of seconds and best loss, baseline left out: 0.59 in a sweep of 12
-# trials on drawn pictures, 0.46 in one of 8 on photographs; of seconds and the first epoch's loss, baseline
+# trials on synthetic images, 0.46 in one of 8 on photographs; of seconds and the first epoch's loss, baseline
 # included: 0.47 and 0.60.
 GAIN = 0.5
-MAX_ROUNDS, REPORTS = 30, 30_000  # how often a sweep is played through; epochs in all of them together
+MAX_ROUNDS, MAX_EPOCHS = 30, 30_000  # simulations of a sweep, and epochs in all of them together
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What one trial costs a worker."""
+class TrialCost:
+    """The time that one trial takes on a worker."""
 
     fixed: float  # seconds, once: data, kernels, study
-    epoch: float  # seconds, for each epoch: training, validation, checkpoint
-    epochs: int  # where nothing stops it
+    epoch: float  # seconds per epoch: training, validation, checkpoint
+    epochs: int  # unless it is pruned
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """The end of an epoch in a sweep that is played through."""
+class SimulatedEpoch:
+    """The end of an epoch."""
 
     seconds: float  # since the first trial began
     trial: int
     number: int  # from 1
-    state: TrialState  # of the trial from here on
+    state: TrialState  # of the trial after this epoch
 
 
 @dataclass(frozen=True)
 class Duration:
-    """What a sweep took when it was played through, in seconds from the first trial on."""
+    """The duration of a simulated sweep, in seconds."""
 
     search: float
-    confirmation: float  # what it takes longer than the search
+    confirmation: float  # after the end of the search
 
     @property
     def total(self) -> float:
         return self.search + self.confirmation
 
 
-def simulate(sweep: Sweep, costs: Sequence[Cost], num_workers: int, confirm: int, repeats: int) -> list[Duration]:
-    """Play a sweep through again and again; return the durations, the shortest first.
+def simulate(sweep: Sweep, costs: Sequence[TrialCost], num_workers: int, confirm: int, repeats: int) -> list[Duration]:
+    """Simulate a sweep many times; return the durations, the shortest first.
 
-    `costs` are those of its first trials; where it has more, the others cost what chance picks among these, a
-    baseline left out. `confirm` of the best are trained `repeats` times again, unpruned, by workers that have no trial
-    left.
+    `costs` are those of the first trials. Each further trial gets one of them at random, the baseline's excluded. The
+    `confirm` best trials are trained `repeats` times again, unpruned, by workers that have no trial left.
     """
-    random, first = np.random.default_rng(sweep.space.seed), sweep.space.first_proposed
-    rounds = max(1, min(MAX_ROUNDS, REPORTS // (sweep.num_trials * sweep.epochs)))
-    durations = []
-    for _ in range(rounds):
-        picked = random.integers(min(first, len(costs) - 1), len(costs), sweep.num_trials - len(costs))
-        drawn = [*costs, *(costs[index] for index in picked)]
-        luck, gain = math.sqrt(1 - GAIN**2) * random.normal(size=len(drawn)), GAIN * _sizes(drawn)
-        values = partial(_made_up, (luck - gain).tolist(), random)
-        search = list(play(sweep.title, sweep.make_pruner(), drawn, values, num_workers))
-        gain[:first] = 0  # the baseline begins as well as others of its size, but nobody has tuned how it ends
-        ends = [epoch for epoch in search if epoch.state != TrialState.RUNNING]
-        searched = max((epoch.seconds for epoch in ends), default=0.0)
-        confirmed = confirm_until(ends, drawn, (luck - gain).tolist(), num_workers, confirm, repeats)
-        durations.append(Duration(searched, max(0.0, confirmed - searched)))
+    random = np.random.default_rng(sweep.space.seed)
+    num_rounds = max(1, min(MAX_ROUNDS, MAX_EPOCHS // (sweep.num_trials * sweep.epochs)))
+    durations = [_simulate_once(sweep, costs, num_workers, confirm, repeats, random) for _ in range(num_rounds)]
     return sorted(durations, key=lambda duration: duration.total)
 
 
-def confirm_until(
-    ends: Sequence[Epoch], costs: Sequence[Cost], values: Sequence[float], num_workers: int, confirm: int, repeats: int
-) -> float:
-    """Have workers confirm the best `confirm` trials as soon as they find no other trial; return when they are done.
+def _simulate_once(
+    sweep: Sweep,
+    costs: Sequence[TrialCost],
+    num_workers: int,
+    confirm: int,
+    repeats: int,
+    random: np.random.Generator,
+) -> Duration:
+    first = sweep.space.first_proposed
+    picked = random.integers(min(first, len(costs) - 1), len(costs), sweep.num_trials - len(costs))
+    drawn = [*costs, *(costs[index] for index in picked)]
+    luck, gain = math.sqrt(1 - GAIN**2) * random.normal(size=len(drawn)), GAIN * _sizes(drawn)
+    values = (luck - gain).tolist()
+    noisy = lambda trial, _: values[trial] + NOISE * float(random.normal())  # noqa: E731
+    epochs = list(simulate_search(sweep.title, sweep.make_pruner(), drawn, noisy, num_workers))
+    ends = [epoch for epoch in epochs if epoch.state != TrialState.RUNNING]
+    searched = max((end.seconds for end in ends), default=0.0)
+    gain[:first] = 0  # the baseline starts like others of its size, but its hyperparameters are not tuned
+    confirmed = simulate_confirmation(ends, drawn, (luck - gain).tolist(), num_workers, confirm, repeats)
+    return Duration(searched, max(0.0, confirmed - searched))
 
-    `ends` are those of the search's trials, of which the workers' last ones set them free. A worker takes the likeliest
-    run, as search/study/confirmation_study.py does, and leaves a run after the epoch in which others displaced it.
+
+def simulate_search(
+    name: str,
+    pruner: BasePruner,
+    costs: Sequence[TrialCost],
+    value: Callable[[int, int], float],
+    num_workers: int,
+) -> Iterator[SimulatedEpoch]:
+    """Train trials of these costs in the study `name`; yield each epoch as it ends.
+
+    `value(trial, epoch)` is the trial's value after an epoch (from 1); less is better.
+    """
+    study = optuna.create_study(study_name=name, pruner=pruner, sampler=RandomSampler())
+    trials: list[optuna.Trial] = []
+    running: list[tuple[float, int, int]] = []  # a heap of epochs: end in seconds, trial, epoch
+    last = max((cost.epochs for cost in costs), default=0)
+    now = 0.0
+    while running or len(trials) < len(costs):
+        if len(running) < num_workers and len(trials) < len(costs):
+            cost = costs[len(trials)]
+            heapq.heappush(running, (now + cost.fixed + cost.epoch, len(trials), 1))
+            trials.append(study.ask())
+            continue
+        now, number, epoch = heapq.heappop(running)
+        reached = value(number, epoch)
+        trials[number].report(reached, epoch)
+        if epoch < last and trials[number].should_prune():
+            state = TrialState.PRUNED
+            study.tell(trials[number], state=state)
+        elif epoch < costs[number].epochs:
+            state = TrialState.RUNNING
+            heapq.heappush(running, (now + costs[number].epoch, number, epoch + 1))
+        else:
+            state = TrialState.COMPLETE
+            study.tell(trials[number], reached)
+        yield SimulatedEpoch(now, number, epoch, state)
+
+
+def simulate_confirmation(
+    ends: Sequence[SimulatedEpoch],
+    costs: Sequence[TrialCost],
+    values: Sequence[float],
+    num_workers: int,
+    confirm: int,
+    repeats: int,
+) -> float:
+    """Confirm the best `confirm` trials on workers that have no trial left; return the second at which all are done.
+
+    `ends` are the last epochs of the search's trials; the last ones free the workers. As in
+    search/study/confirmation_study.py, a worker takes the likeliest run, and leaves it after the epoch in which
+    better trials displaced it.
     """
     complete = [end for end in ends if end.state == TrialState.COMPLETE]
 
@@ -114,48 +164,7 @@ def confirm_until(
     return done
 
 
-def play(
-    name: str,
-    pruner: BasePruner,
-    costs: Sequence[Cost],
-    value: Callable[[int, int], float],
-    num_workers: int,
-) -> Iterator[Epoch]:
-    """Have workers train trials of these costs in the study `name`; yield each epoch as it ends.
-
-    `value` says what a trial is worth after an epoch (from 1), less being better.
-    """
-    study = optuna.create_study(study_name=name, pruner=pruner, sampler=RandomSampler())
-    trials: list[optuna.Trial] = []
-    ends: list[tuple[float, int, int]] = []  # of the epochs that are trained: when, of which trial, which epoch
-    most = max((cost.epochs for cost in costs), default=0)
-    now = 0.0
-    while ends or len(trials) < len(costs):
-        if len(ends) < num_workers and len(trials) < len(costs):
-            cost = costs[len(trials)]
-            heapq.heappush(ends, (now + cost.fixed + cost.epoch, len(trials), 1))
-            trials.append(study.ask())
-            continue
-        now, number, epoch = heapq.heappop(ends)
-        worth = value(number, epoch)
-        trials[number].report(worth, epoch)
-        if epoch < most and trials[number].should_prune():
-            state = TrialState.PRUNED
-            study.tell(trials[number], state=state)
-        elif epoch < costs[number].epochs:
-            state = TrialState.RUNNING
-            heapq.heappush(ends, (now + costs[number].epoch, number, epoch + 1))
-        else:
-            state = TrialState.COMPLETE
-            study.tell(trials[number], worth)
-        yield Epoch(now, number, epoch, state)
-
-
-def _made_up(values: Sequence[float], random: np.random.Generator, number: int, _: int) -> float:
-    return values[number] + NOISE * float(random.normal())
-
-
-def _sizes(costs: Sequence[Cost]) -> np.ndarray:
-    """Return how much each trial costs: logarithm of the seconds of an epoch, of zero mean and unit variance."""
+def _sizes(costs: Sequence[TrialCost]) -> np.ndarray:
+    """Return the logarithm of each trial's seconds per epoch, with zero mean and unit variance."""
     size = np.log([cost.epoch for cost in costs])
     return np.asarray((size - size.mean()) / max(float(size.std()), 1e-9))

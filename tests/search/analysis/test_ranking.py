@@ -7,7 +7,8 @@ from rich.console import Console
 
 from search.analysis.ranking import print_ranking, rank, winner_of, write_ranking
 from search.report.__main__ import main
-from search.report.sections import cards, read
+from search.report.record import read_record
+from search.report.summary import cards
 from search.space.space import Goal
 from search.study.create import create_study
 from tests.servers.counting_sweep import make_sweep
@@ -96,7 +97,7 @@ def test_trial_0_is_called_the_baseline_only_where_it_is(study, monkeypatch, cap
     monkeypatch.setattr("sys.argv", ["report", "one"])
     main()
     assert ("trial 0 is the README baseline" in capsys.readouterr().out) is baseline
-    titles = [card.title for card in cards(read(tmp_path / "runs/one"), None)]
+    titles = [card.title for card in cards(read_record(tmp_path / "runs/one"), None)]
     assert ("README baseline (trial 0)" in titles) is baseline
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from search.formatting import duration
 from search.report import live_table as live
-from search.report.live_table import Whole, _Clock, live_view
+from search.report.live_table import WholeSweep, _Clock, live_view
 from search.study.create import create_study
 from tests.servers.counting_sweep import EPOCHS, make_sweep
 
@@ -23,7 +23,7 @@ def study(tmp_path):
 
 
 def whole(study, confirm):
-    return Whole(study.trials, list, confirm, 1, 1)
+    return WholeSweep(study.trials, list, confirm, 1, 1)
 
 
 def shown(study, terminal, confirm=0):
@@ -59,11 +59,11 @@ def test_runs_to_confirm_are_in_the_time_left(study):
 
 def test_before_a_result_runs_to_confirm_take_as_long_as_trials_that_run(study):
     clock, claim = _Clock(study, whole(study, 3)), study.take(0, "cpu")
-    assert clock.left(study) == "time left unknown"
+    assert clock.time_left(study) == "time left unknown"
     clock.epochs["trial 0"][0] = (clock.epochs["trial 0"][0][0] - 900.0, 0)  # its first epoch took a quarter of an hour
     study.report(claim.trial, 1, 1.0)
     # Three quarters of an hour for the rest of it, an hour for each of two trials and of three runs.
-    assert clock.left(study) == "about 5 h 45 min left, confirmation included"
+    assert clock.time_left(study) == "about 5 h 45 min left, confirmation included"
 
 
 def test_trial_that_is_taken_over_is_said_to_go_on(study):

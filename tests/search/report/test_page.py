@@ -77,11 +77,11 @@ def test_ranking_sorts_by_click_and_by_keyboard(opened):
 def test_summary_says_what_matters(opened):
     cards = opened.locator(".cards").inner_text()
     assert "97.0%" in cards
-    assert "95.0 to 98.0 % of 900 sealed pictures" in cards
-    assert "winner less baseline" in cards
+    assert "95.0 to 98.0 % of 900 held-out test images" in cards
+    assert "winner minus baseline" in cards
     text = opened.locator("body").inner_text()
     assert "2026-01-01T13:00:00+00:00: promoted; trial 5 is the champion" in text
-    assert "2 test pictures were left out" in text
+    assert "2 test images were left out" in text
     assert "<b>no memory</b>" in text  # shown, not obeyed
     assert opened.locator("#candidates tbody tr").count() == 3
     assert opened.locator("#failures tbody tr").count() == 2
@@ -102,7 +102,7 @@ def test_page_of_a_sweep_that_has_just_begun(tmp_path):
 
     folder = tmp_path / "runs/begun"
     study = create_study(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
-    assert "Too few trials for this picture" in write_page(folder).read_text()
+    assert "Too few trials so far" in write_page(folder).read_text()
     claim = study.take(0, "cpu")
     study.report(claim.trial, 1, 0.5)
     assert "trial 0 (unfinished)" in write_page(folder).read_text()

@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from search.schedule.simulator import Cost, Epoch, confirm_until, play, simulate
+from search.schedule.simulator import SimulatedEpoch, TrialCost, simulate, simulate_confirmation, simulate_search
 from tests.servers.counting_sweep import EPOCHS, make_sweep
 
-WHOLE = Cost(fixed=2.0, epoch=10.0, epochs=EPOCHS)
+WHOLE = TrialCost(fixed=2.0, epoch=10.0, epochs=EPOCHS)
 
 
 def playing(sweep, costs, num_workers):
     """Play a sweep through; return its seconds and the trials that were not pruned."""
     values = np.random.default_rng(0).normal(size=(len(costs), EPOCHS + 1)).tolist()
-    epochs = list(play(sweep.title, sweep.make_pruner(), costs, lambda trial, n: values[trial][n], num_workers))
+    epochs = list(
+        simulate_search(sweep.title, sweep.make_pruner(), costs, lambda trial, n: values[trial][n], num_workers)
+    )
     assert [epoch.seconds for epoch in epochs] == sorted(epoch.seconds for epoch in epochs)
     return max(e.seconds for e in epochs) if epochs else 0.0, [
         e.trial for e in epochs if e.state == TrialState.COMPLETE
@@ -26,7 +28,7 @@ def make(tmp_path):
 
 
 def test_workers_take_the_next_trial_when_they_are_free(make):
-    long, short = Cost(0.0, 30.0, 2), Cost(1.0, 9.0, 1)
+    long, short = TrialCost(0.0, 30.0, 2), TrialCost(1.0, 9.0, 1)
     assert playing(make(4), [long, short, short, short], 2)[0] == 60
     assert playing(make(4), [long, short, short, short], 1)[0] == 90
     assert playing(make(2), [short, long], 8)[0] == 60
@@ -40,13 +42,13 @@ def test_pruner_saves_time_but_never_the_last_epoch(make):
     shorter, kept = playing(make(20, "hyperband"), [WHOLE] * 20, 1)
     assert 20 * (2 + 2 * 10) <= shorter < seconds  # two of four epochs before the first decision
     assert 0 < len(kept) < 20
-    assert playing(make(20, "hyperband"), [Cost(2.0, 10.0, 1)] * 20, 1)[0] == 20 * 12
+    assert playing(make(20, "hyperband"), [TrialCost(2.0, 10.0, 1)] * 20, 1)[0] == 20 * 12
 
 
 def test_simulation_draws_the_trials_that_nobody_knows_and_confirms_the_best(make):
     (only,) = {(d.search, d.confirmation) for d in simulate(make(6), [WHOLE, WHOLE], 2, confirm=3, repeats=2)}
     assert only == (3 * 42, 3 * 42)
-    baseline, other = Cost(0.0, 1000.0, 1), Cost(0.0, 1.0, 1)
+    baseline, other = TrialCost(0.0, 1000.0, 1), TrialCost(0.0, 1.0, 1)
     durations = simulate(make(6), [baseline, other], 1, confirm=1, repeats=1)
     assert {d.search for d in durations} == {1005.0}  # the baseline is tried once
     assert {d.confirmation for d in durations} == {1.0, 1000.0}
@@ -57,7 +59,7 @@ def test_simulation_draws_the_trials_that_nobody_knows_and_confirms_the_best(mak
 
 
 def test_costly_networks_are_confirmed_more_often_but_not_the_baseline(make):
-    small, large = Cost(0.0, 1.0, 1), Cost(0.0, 10.0, 1)
+    small, large = TrialCost(0.0, 1.0, 1), TrialCost(0.0, 10.0, 1)
     durations = simulate(make(9), [large, *[small, large] * 4], 1, confirm=1, repeats=1)
     num_large = sum(d.confirmation == 10 for d in durations)
     assert len(durations) / 2 < num_large < len(durations)
@@ -66,25 +68,27 @@ def test_costly_networks_are_confirmed_more_often_but_not_the_baseline(make):
 
 
 def end(seconds, trial, state=TrialState.COMPLETE):
-    return Epoch(seconds, trial, 1, state)
+    return SimulatedEpoch(seconds, trial, 1, state)
 
 
 def test_workers_without_a_trial_confirm_while_the_others_train():
-    costs = [Cost(0.0, 10.0, 1), Cost(0.0, 50.0, 1)]
+    costs = [TrialCost(0.0, 10.0, 1), TrialCost(0.0, 50.0, 1)]
     ends = [end(10, 0), end(50, 1)]
     assert (
-        confirm_until(ends, costs, [0.0, 1.0], 2, confirm=1, repeats=4) == 50
+        simulate_confirmation(ends, costs, [0.0, 1.0], 2, confirm=1, repeats=4) == 50
     )  # four runs of 10 beside the last trial
-    assert confirm_until(ends, costs, [0.0, 1.0], 2, confirm=1, repeats=6) == 60  # two of six are left
-    assert confirm_until(ends, costs, [0.0, 1.0], 2, confirm=0, repeats=1) == 50
-    assert confirm_until(ends, costs, [0.0, 1.0], 3, confirm=1, repeats=8) == 50  # one worker had no trial at all
-    assert confirm_until([], costs, [], 2, confirm=1, repeats=1) == 0
+    assert simulate_confirmation(ends, costs, [0.0, 1.0], 2, confirm=1, repeats=6) == 60  # two of six are left
+    assert simulate_confirmation(ends, costs, [0.0, 1.0], 2, confirm=0, repeats=1) == 50
+    assert (
+        simulate_confirmation(ends, costs, [0.0, 1.0], 3, confirm=1, repeats=8) == 50
+    )  # one worker had no trial at all
+    assert simulate_confirmation([], costs, [], 2, confirm=1, repeats=1) == 0
     failed = [end(10, 0), end(50, 1, TrialState.PRUNED)]
-    assert confirm_until(failed, costs, [1.0, 0.0], 2, confirm=1, repeats=4) == 50
+    assert simulate_confirmation(failed, costs, [1.0, 0.0], 2, confirm=1, repeats=4) == 50
 
 
 def test_run_that_others_displace_costs_its_worker_no_more_than_the_epoch():
-    costs = [Cost(0.0, 10.0, 10), Cost(0.0, 12.0, 1)]
+    costs = [TrialCost(0.0, 10.0, 10), TrialCost(0.0, 12.0, 1)]
     ends = [end(10, 0), end(25, 1)]
     # Begun at 10, displaced at 25, left at 30; the better one is trained again from 25 to 37, and from 30 to 42.
-    assert confirm_until(ends, costs, [1.0, 0.0], 2, confirm=1, repeats=2) == 42
+    assert simulate_confirmation(ends, costs, [1.0, 0.0], 2, confirm=1, repeats=2) == 42

@@ -4,7 +4,7 @@ from statistics import median
 
 import pytest
 
-from search.schedule.time_left import Moment, Seen, seconds_left
+from search.schedule.time_left import ObservedTrial, Snapshot, seconds_left
 from tests.conftest import ROOT
 
 RECORDED = sorted((ROOT / "tests/servers/recorded").glob("*.json"))
@@ -12,68 +12,70 @@ CLOSE = 0.3  # of what is still to come
 
 
 def ended(number, pace, values, state="complete"):
-    return Seen(number, state, pace, values)
+    return ObservedTrial(number, state, pace, values)
 
 
-def moment(trials, num_waiting=0, runs=(), **changes):
+def snapshot(trials, num_waiting=0, runs=(), **changes):
     usual = {"num_workers": 2, "epochs": 4, "confirm": 0, "repeats": 0, "baseline": False}
-    return Moment(trials=trials, runs=runs, num_waiting=num_waiting, **{**usual, **changes})
+    return Snapshot(trials=trials, runs=runs, num_waiting=num_waiting, **{**usual, **changes})
 
 
 WHOLE = [ended(0, 10.0, [4, 3, 2, 1]), ended(1, 20.0, [4, 3, 2, 2])]
 
 
 def test_nothing_is_guessed_before_anything_is_measured():
-    assert seconds_left(moment([])) is None
-    assert seconds_left(moment([Seen(0, "running", None, [], since=7.0)], 4)) is None
+    assert seconds_left(snapshot([])) is None
+    assert seconds_left(snapshot([ObservedTrial(0, "running", None, [], elapsed=7.0)], 4)) is None
 
 
 def test_running_trials_are_taken_at_their_own_pace_and_waiting_ones_at_that_of_the_others():
-    running = Seen(2, "running", 30.0, [4], since=10.0)
-    assert seconds_left(moment([*WHOLE, running])) == 3 * 30 - 10
+    running = ObservedTrial(2, "running", 30.0, [4], elapsed=10.0)
+    assert seconds_left(snapshot([*WHOLE, running])) == 3 * 30 - 10
     # It is the other worker's turn: it takes both that wait, of four epochs of 20 seconds, the mean of all.
-    assert seconds_left(moment([*WHOLE, running], 2)) == 2 * 80
-    first = Seen(2, "running", None, [], since=5.0)
-    assert seconds_left(moment([*WHOLE, first])) == 4 * 15 - 5
-    assert seconds_left(moment(WHOLE, 3)) == 2 * 4 * 15
+    assert seconds_left(snapshot([*WHOLE, running], 2)) == 2 * 80
+    first = ObservedTrial(2, "running", None, [], elapsed=5.0)
+    assert seconds_left(snapshot([*WHOLE, first])) == 4 * 15 - 5
+    assert seconds_left(snapshot(WHOLE, 3)) == 2 * 4 * 15
 
 
 def test_late_epoch_is_about_to_end_and_a_late_first_epoch_is_longer_than_others():
-    assert seconds_left(moment([*WHOLE, Seen(2, "running", 30.0, [4, 4, 4], since=60.0)])) == 3
-    assert seconds_left(moment([*WHOLE, Seen(2, "running", None, [], since=100.0)])) == pytest.approx(4 * 130 - 100)
+    assert seconds_left(snapshot([*WHOLE, ObservedTrial(2, "running", 30.0, [4, 4, 4], elapsed=60.0)])) == 3
+    assert seconds_left(snapshot([*WHOLE, ObservedTrial(2, "running", None, [], elapsed=100.0)])) == pytest.approx(
+        4 * 130 - 100
+    )
 
 
 def test_baseline_outside_of_the_space_says_nothing_of_the_trials_to_come():
     baseline = ended(0, 300.0, [9, 9], "pruned")
     others = [ended(number, 10.0, [4, 3, 2, 1]) for number in (1, 2)]
-    assert seconds_left(moment([baseline, *others], 2, baseline=True)) == 40
-    assert seconds_left(moment([baseline, *others], 2)) > 200
-    assert seconds_left(moment([baseline], 2, baseline=True)) == 4 * 300  # until there are others
+    assert seconds_left(snapshot([baseline, *others], 2, baseline=True)) == 40
+    assert seconds_left(snapshot([baseline, *others], 2)) > 200
+    assert seconds_left(snapshot([baseline], 2, baseline=True)) == 4 * 300  # until there are others
 
 
 def test_trials_are_stopped_as_those_before_were():
     stopped = [ended(number, 10.0, [9, 9], "pruned") for number in range(2, 400)]
-    assert seconds_left(moment([*stopped, *WHOLE], 2)) == pytest.approx(20, abs=1)
-    bad, good = Seen(400, "running", 10.0, [9.5]), Seen(400, "running", 10.0, [3])
-    assert seconds_left(moment([*stopped, *WHOLE, bad])) == pytest.approx(10)
-    assert seconds_left(moment([*stopped, *WHOLE, good])) == pytest.approx(30)
+    assert seconds_left(snapshot([*stopped, *WHOLE], 2)) == pytest.approx(20, abs=1)
+    bad, good = ObservedTrial(400, "running", 10.0, [9.5]), ObservedTrial(400, "running", 10.0, [3])
+    assert seconds_left(snapshot([*stopped, *WHOLE, bad])) == pytest.approx(10)
+    assert seconds_left(snapshot([*stopped, *WHOLE, good])) == pytest.approx(30)
 
 
 def test_best_trials_take_again_what_they_took_on_whichever_worker_is_free():
-    trials = [*WHOLE, ended(2, 99.0, [9, 9, 9, 9]), Seen(3, "running", 50.0, [9, 9])]
+    trials = [*WHOLE, ended(2, 99.0, [9, 9, 9, 9]), ObservedTrial(3, "running", 50.0, [9, 9])]
     two = {"confirm": 2, "repeats": 2}
     # One worker makes runs of 40, 40 and 80 seconds; the other, 100 seconds later, is free first for the last of 80.
-    assert seconds_left(moment(trials, **two)) == 100 + 80
-    done = Seen(1, "complete", 10.0, [1] * 4, confirms=0)
-    begun = [Seen(0, "running", 10.0, [1, 1], confirms=0), done]
-    assert seconds_left(moment(trials[:3], runs=begun, **two)) == 20 + 80
-    displaced = Seen(0, "running", 99.0, [9], confirms=2)  # others are better: it is stopped after this epoch
-    assert seconds_left(moment(trials[:3], runs=[displaced, done], num_workers=1, **two)) == 99 + 40 + 2 * 80
+    assert seconds_left(snapshot(trials, **two)) == 100 + 80
+    done = ObservedTrial(1, "complete", 10.0, [1] * 4, confirms=0)
+    begun = [ObservedTrial(0, "running", 10.0, [1, 1], confirms=0), done]
+    assert seconds_left(snapshot(trials[:3], runs=begun, **two)) == 20 + 80
+    displaced = ObservedTrial(0, "running", 99.0, [9], confirms=2)  # others are better: it is stopped after this epoch
+    assert seconds_left(snapshot(trials[:3], runs=[displaced, done], num_workers=1, **two)) == 99 + 40 + 2 * 80
 
 
 def test_nothing_is_left_at_the_end():
-    runs = [Seen(number, "complete", 10.0, [1] * 4, confirms=0) for number in range(2)]
-    assert seconds_left(moment(WHOLE, runs=runs, confirm=1, repeats=2)) == 0
+    runs = [ObservedTrial(number, "complete", 10.0, [1] * 4, confirms=0) for number in range(2)]
+    assert seconds_left(snapshot(WHOLE, runs=runs, confirm=1, repeats=2)) == 0
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
@@ -97,7 +99,7 @@ def as_it_was(sweep, now):
     """Return what was known at that moment."""
     seen = {part: [seen_at(now, job) for job in sweep[part] if job["start"] <= now] for part in ("trials", "runs")}
     settings = {name: sweep[name] for name in ("epochs", "confirm", "repeats", "baseline")}
-    return Moment(
+    return Snapshot(
         trials=seen["trials"],
         runs=[run for run in seen["runs"] if run.state != "pruned"],
         num_waiting=len(sweep["trials"]) - len(seen["trials"]),
@@ -110,5 +112,5 @@ def seen_at(now, job):
     ends = [end for end in ends_of(job) if end <= now]
     latest = ends[-1] if ends else job["start"]
     pace = (latest - job["start"]) / len(ends) if ends else None
-    state, since = (job["state"], 0.0) if job["end"] <= now else ("running", now - latest)
-    return Seen(job["number"], state, pace, job["values"][: len(ends)], since, job["confirms"])
+    state, elapsed = (job["state"], 0.0) if job["end"] <= now else ("running", now - latest)
+    return ObservedTrial(job["number"], state, pace, job["values"][: len(ends)], elapsed, job["confirms"])
