@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT))
 from rich.console import Console
 from rich.table import Table
 
-from search.study.create import create_confirmation, create_study
+from search.study.confirmation import choose, create_confirmation
+from search.study.create import create_study
 from search.workers.supervisor import run_sweep, worker_pool, worker_slots
 from tests.servers.counting_sweep import make_sweep
 
@@ -60,11 +61,11 @@ def measure(trials, num_workers, scale, ahead):
         if ahead:
             with worker_pool([(study, None), (runs, None)], context, where) as pool:
                 pool.complete(study, lambda: None)
-                runs.choose()
+                choose(runs)
                 pool.complete(runs, lambda: None)
         else:
             run_sweep(study, context, where, lambda: None)
-            runs.choose()
+            choose(runs)
             run_sweep(runs, context, where, lambda: None)
         return figures(study.trials(), runs, num_workers)
 

@@ -29,12 +29,12 @@ SECONDS = 120.0  # that a round may take
 
 # Functions by the module in which they are defined.
 WATCHED = {
-    "plan": ["make_plan"],
+    "pipeline.plan": ["make_plan"],
     "catdog.data.dataset": ["load_data"],
     "search.study.create": ["create_study", "open_shared_study"],
     "search.workers.supervisor": ["run_sweep", "_start"],
     "search.workers.worker": ["work"],
-    "search.study.shared_study": ["SharedStudy.take"],
+    "search.study.queue": ["acquire"],
     "catdog.model": ["build_model", "layer_table"],
     "catdog.train": ["_Run.__init__", "_Run._step"],
 }
@@ -48,7 +48,7 @@ LINES = {  # of the table: whose note, of what
     "worker: interpreter": ("worker", "python", 0),
     "worker: imports": ("worker", "work", 0),
     "worker: study": ("worker", "open_shared_study", 1),
-    "worker: trial taken": ("worker", "SharedStudy.take", 1),
+    "worker: trial taken": ("worker", "acquire", 1),
     "worker: pictures": ("worker", "load_data", 1),
     "worker: network": ("worker", "layer_table", 1),
     "worker: first step begins": ("worker", "_Run._step", 0),

@@ -41,8 +41,8 @@ from search.formatting import count, short
 from search.report.live_table import WholeSweep, live_view
 from search.report.page import kept_up_to_date, write_page
 from search.space.space import Parameters
-from search.study.confirmation_study import ConfirmationStudy
-from search.study.create import create_confirmation, create_study, load_begun_study, require_settings
+from search.study.confirmation import choose, create_confirmation
+from search.study.create import create_study, load_begun_study, require_settings
 from search.study.shared_study import SharedStudy
 from search.study.storage import StorageError, first_line
 from search.study.sweep import load_confirmation
@@ -186,7 +186,7 @@ def describe_rest(study: SharedStudy) -> Iterator[str]:
 
 def describe_start(study: SharedStudy) -> Iterator[str]:
     """Say what the search knows of an earlier sweep."""
-    if not (earlier := study.earlier):
+    if not (earlier := study.prior):
         return
     first = study.sweep.space.first_proposed
     again = f"its winner is to be tried again, as trial {first}" if earlier.winner else "its winner was the baseline"
@@ -234,14 +234,14 @@ def num_ended(study: SharedStudy) -> int:
     return sum(trial.state.is_finished() for trial in trials)
 
 
-def begin_runs(plan: Plan, study: SharedStudy) -> ConfirmationStudy | None:
+def begin_runs(plan: Plan, study: SharedStudy) -> SharedStudy | None:
     """Open the study's part for confirming, where anything is to be confirmed, or was: that counts."""
     if not (plan.confirm or load_confirmation(study.sweep.folder)):
         return None
     return create_confirmation(study, plan.confirm, plan.confirm_seeds)
 
 
-def whole(plan: Plan, study: SharedStudy, runs: ConfirmationStudy | None) -> WholeSweep:
+def whole(plan: Plan, study: SharedStudy, runs: SharedStudy | None) -> WholeSweep:
     """Return both parts of a sweep, for the time that is left of it."""
     return WholeSweep(study.trials, runs.trials if runs else list, plan.confirm, plan.confirm_seeds, len(plan.slots))
 
@@ -289,10 +289,10 @@ def make_tracking(plan: Plan, study: SharedStudy, code: Mapping[str, Any]) -> Tr
     return Tracking(plan.tracking, study.sweep, study.uid(), facts, plan.notify)
 
 
-def confirm(plan: Plan, study: SharedStudy, runs: ConfirmationStudy | None, pool: WorkerPool) -> list[Candidate]:
+def confirm(plan: Plan, study: SharedStudy, runs: SharedStudy | None, pool: WorkerPool) -> list[Candidate]:
     """Have the best few configurations trained again with fresh seeds; return who may win, the winner first."""
     if runs:
-        runs.choose()
+        choose(runs)
         counted = runs.counted(runs.trials())
         if left := sum(not run.state.is_finished() for run in counted):
             say(f"confirming the best configurations with fresh seeds: {left} of {len(counted)} runs left")

@@ -32,7 +32,8 @@ from pipeline.plan import Plan, count_cores
 from pipeline.task import TrainTrial, configure
 from search.space.space import Parameters
 from search.study.create import create_study
-from search.study.shared_study import LAST_WORDS, SharedStudy
+from search.study.deaths import LAST_WORDS
+from search.study.shared_study import SharedStudy
 from search.task import EpochMetrics, TrialContext
 from search.workers.supervisor import run_sweep, worker_slots
 from search.workers.tracking import Tracking

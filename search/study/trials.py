@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.space.space import Goal, Parameters
 
-__all__ = ["CONFIRMS", "DISPLACED", "REPEAT", "counted", "ordered", "parameters_of", "state_of", "value_of"]
+__all__ = ["CONFIRMS", "DISPLACED", "REPEAT", "counted", "id_of", "ordered", "parameters_of", "state_of", "value_of"]
 
 CONFIRMS, REPEAT = "confirms", "repeat"  # user attributes of a run: the trial that it trains again, and which time
 DISPLACED = "displaced"  # user attribute of a run that does not count: why
@@ -21,8 +22,13 @@ STATES = {
 }
 
 
+def id_of(trial: FrozenTrial | optuna.Trial) -> int:
+    """Return the number by which Optuna's storages address a trial."""
+    return trial._trial_id  # noqa: SLF001 - it has no public name
+
+
 def state_of(trial: FrozenTrial) -> str:
-    """Name a trial's state as users read it. An unfinished one is being trained, or will be gone on with."""
+    """Name a trial's state as users read it. An unfinished one is being trained, or will be resumed."""
     return STATES[trial.state]
 
 

@@ -92,9 +92,9 @@ class WarmStartStudy(optuna.Study):
     Only proposals are asked of it. Budget, ranking, pruner and all that reads the study see the trials that it holds.
     """
 
-    def __init__(self, study: optuna.Study, space: Space, earlier: PriorSweep | None) -> None:
+    def __init__(self, study: optuna.Study, space: Space, prior: PriorSweep | None) -> None:
         super().__init__(study.study_name, study._storage)
-        self.space, self.records = space, earlier.trials if earlier else ()
+        self.space, self.records = space, prior.trials if prior else ()
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
@@ -119,18 +119,18 @@ class WarmStartStudy(optuna.Study):
         return float(statistics.median(gaps)) if gaps else 0.0
 
 
-def first_proposals(space: Space, count: int, earlier: PriorSweep | None = None) -> list[Parameters]:
+def first_proposals(space: Space, count: int, prior: PriorSweep | None = None) -> list[Parameters]:
     """Return the parameters of a sweep's first trials, as long as no result of its own can have influenced them."""
-    study = WarmStartStudy(optuna.create_study(direction=space.goal.direction), space, earlier)
+    study = WarmStartStudy(optuna.create_study(direction=space.goal.direction), space, prior)
     proposals = []
     if space.baseline is not None:
         params, distributions = ({}, {}) if space.baseline_is_outside else (space.baseline, space.distributions)
         study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
         proposals.append(space.baseline)
-    if earlier and earlier.winner:
-        study.enqueue_trial(earlier.winner)
+    if prior and prior.winner:
+        study.enqueue_trial(prior.winner)
     for number in range(space.first_proposed, count):
-        study.sampler = space.sampler(number + (earlier.num_proposed if earlier else 0))
+        study.sampler = space.sampler(number + (prior.num_proposed if prior else 0))
         trial = study.ask()
         space.suggest(trial)
         proposals.append(trial.params)

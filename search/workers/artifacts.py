@@ -14,7 +14,8 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import FrozenTrial
 
 from search.files import write_text
-from search.study.shared_study import AcquiredTrial, SharedStudy
+from search.study.queue import AcquiredTrial
+from search.study.shared_study import SharedStudy
 from search.study.sweep import Sweep
 from search.study.trials import ordered
 
@@ -42,7 +43,7 @@ def checkpoint_of(sweep: Sweep, claim: AcquiredTrial, folder: Path) -> Path:
     if not sweep.storage:
         return folder / "checkpoint.pt"
     path = folder / f"checkpoint-{claim.id}.pt"
-    for name in claim.before:
+    for name in claim.earlier_ids:
         found = list(folder.glob(f"checkpoint-{name}.pt*"))  # and the one before it
         for earlier in found:
             earlier.replace(folder / earlier.name.replace(name, claim.id))
@@ -117,7 +118,7 @@ class Artifacts:
 
     def push(self, study: SharedStudy, trial: FrozenTrial, folder: Path) -> None:
         """Put what changed in `folder` into the store and have the study say so; then drop what that replaces."""
-        before = study.reread(trial).user_attrs.get(FILES, {})
+        before = study.read_trial(trial).user_attrs.get(FILES, {})
         now: dict[str, str] = {}
         for path in sorted(folder.iterdir()):
             if not path.is_file() or path.name.startswith(".") or path.suffix == ".before" or path.name in OURS_ALONE:

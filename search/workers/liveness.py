@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from search.study.deaths import count_death, give_up, held_by, starved_trial
 from search.study.shared_study import SharedStudy
 from search.task import WorkerSlot
 from search.workers.loky_backend import Process, WorkerDiedError
@@ -58,7 +59,7 @@ def give_up_stuck(workers: Sequence[Worker], studies: Sequence[SharedStudy], lim
     for worker in workers:
         if worker.verdict:
             continue
-        held = next(((study, trial) for study in studies if (trial := study.held_by(worker.id))), None)
+        held = next(((study, trial) for study in studies if (trial := held_by(study, worker.id))), None)
         at = (held[0].sweep.part, held[1].number, held[1].last_step or 0) if held else None
         worker.idle = worker.idle + seconds if at == worker.at else 0.0
         worker.at = at
@@ -66,7 +67,7 @@ def give_up_stuck(workers: Sequence[Worker], studies: Sequence[SharedStudy], lim
             study, trial = held
             worker.process.end()
             reason = f"no progress for {limit:g} s in epoch {(trial.last_step or 0) + 1} (--trial-timeout)"
-            worker.verdict = partial(study.give_up, trial, worker.id, reason)
+            worker.verdict = partial(give_up, study, trial, worker.id, reason)
 
 
 def _stopped_pids(worker: Worker) -> list[int]:
@@ -115,7 +116,7 @@ def _starved_beside_others(
     if worker.slot.alone or not any(w is not worker and w.slot.device == device for w in workers):
         return None
     for study in studies:
-        if starved := study.starved(worker.id):
+        if starved := starved_trial(study, worker.id):
             what = f"{study.sweep.label(starved)} found no memory on {device} beside others"
             study.say(f"{what}; until it has ended, fewer workers go on there")
             return study, starved.number
@@ -136,7 +137,7 @@ def _note_death(worker: Worker, studies: Sequence[SharedStudy], death: WorkerDie
     if worker.stopped > STOPPED_SECONDS:
         studies[0].say(f"the worker on {worker.slot.device} was stopped for {STOPPED_SECONDS:g} s; a new one goes on")
         return 0
-    took = [study.count_death(worker.id, death.how, death.machine) for study in studies]
+    took = [count_death(study, worker.id, death.how, death.machine) for study in studies]
     if any(took) or death.machine:
         return 0
     if worker.false_starts + 1 >= MAX_FALSE_STARTS:

@@ -16,6 +16,7 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
+from search.study.queue import num_free
 from search.study.shared_study import SharedStudy
 from search.task import Task, WorkerSlot
 from search.workers.artifacts import Artifacts, remove_checkpoints, remove_weights
@@ -118,7 +119,7 @@ class WorkerPool:
         """Start workers where there are none: at the start, and when others left a trial behind."""
         taken = {worker.slot for worker in self.workers}
         idle = [slot for slot in self.where if slot not in taken and not rests(slot, self.resting)]
-        for slot in idle[: sum(study.num_free() for study in self.studies)] if idle else ():
+        for slot in idle[: sum(num_free(study) for study in self.studies)] if idle else ():
             self._start(slot)
 
     def _start(self, slot: WorkerSlot, false_starts: int = 0) -> None:

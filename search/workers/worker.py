@@ -17,8 +17,10 @@ from search.comet.client import wait_for_comet
 from search.files import write_text
 from search.space.space import Goal
 from search.study.create import open_shared_study
+from search.study.deaths import note_last_words
 from search.study.locks import TrialLostError
-from search.study.shared_study import AcquiredTrial, Owner, SharedStudy
+from search.study.queue import AcquiredTrial, acquire
+from search.study.shared_study import Owner, SharedStudy
 from search.study.storage import StorageError, first_line
 from search.study.sweep import Sweep
 from search.study.trials import CONFIRMS, DISPLACED, parameters_of
@@ -73,7 +75,7 @@ def _work(parts: Sequence[Part], owner: Owner, task: Task, slot: WorkerSlot) -> 
             if lost:
                 study.say(f"{study.sweep.label(claim.trial)} was given to another worker while this one was cut off")
             if tracker:
-                tracker.close(study.reread(claim.trial), news=study.news_of(claim.trial))
+                tracker.close(study.read_trial(claim.trial), news=study.news_of(claim.trial))
             if lost:
                 return  # the next process has a name of its own: when this one's ends, no trial is to blame
     finally:
@@ -90,7 +92,7 @@ def _claims(
         for part in parts:
             name = part.sweep.part
             study = studies[name] = studies.get(name) or open_shared_study(part.sweep, owner)
-            take = partial(study.take, slot.index, slot.label or slot.device)
+            take = partial(acquire, study, slot.index, slot.label or slot.device)
             if claim := wait_for_comet(take, part.sweep.patience, study.say):
                 yield study, part.tracking, claim
                 break
@@ -149,7 +151,7 @@ def run_trial(
     except (OSError, StorageError, TrialLostError, UpdateFinishedTrialError):
         raise  # disk full, data gone, study out of reach: every other trial would fail too
     except ProcessLostError as error:
-        study.note_last_words(trial, str(error).splitlines()[0], starved=isinstance(error, OutOfMemoryError))
+        note_last_words(study, trial, str(error).splitlines()[0], starved=isinstance(error, OutOfMemoryError))
         os._exit(1)  # which is counted as any other death
     except FloatingPointError as error:
         state, reason = TrialState.FAIL, str(error)
@@ -163,7 +165,7 @@ def run_trial(
         artifacts.push(study, trial, context.folder)
     study.tell(trial, state, values[goal.index(values)] if state == TrialState.COMPLETE else None)
     if artifacts:
-        artifacts.remove(study.reread(trial), "checkpoint")
+        artifacts.remove(study.read_trial(trial), "checkpoint")
     remove_checkpoints(context.folder)
 
 

@@ -19,6 +19,7 @@ from pipeline.promotion import champion_of, holder_of, promote_weights, record_o
 from pipeline.registry import CHAMPION
 from search.promote import main
 from search.study.create import create_study
+from search.study.queue import acquire
 from search.study.sweep import PROMOTION, load_study
 from tests.conftest import DRAWN, GOOD
 from tests.servers.counting_sweep import make_sweep
@@ -236,7 +237,7 @@ def test_command_needs_a_sweep_or_rollback(monkeypatch, capsys):
 
 def ended(study, *states):
     for state in states:
-        claim = study.take(0, "cpu")
+        claim = acquire(study, 0, "cpu")
         study.tell(claim.trial, state, 0.5 if state == TrialState.COMPLETE else None)
         claim.release()
 

@@ -22,7 +22,8 @@ import search.workers.liveness
 from search.comet.client import wait_for_comet
 from search.comet.optimizer import create_search
 from search.space.space import load_space
-from search.study.create import create_confirmation, create_study
+from search.study.confirmation import choose, create_confirmation
+from search.study.create import create_study
 from search.study.shared_study import SharedStudy
 from search.study.storage import validated_storage
 from search.study.sweep import Sweep
@@ -44,7 +45,7 @@ GRID = {"algorithm": "grid", "parameters": {"x": {"type": "float", "min": 0, "ma
 def begin_confirmation(study, num_configurations, num_repeats):
     """Open the confirmation of a search that has ended, its runs chosen."""
     runs = create_confirmation(study, num_configurations, num_repeats)
-    runs.choose()
+    choose(runs)
     return runs
 
 
@@ -179,10 +180,10 @@ def main():
         with worker_pool(parts if options.ahead else parts[:1], count, where, limits, backend) as pool:
             pool.complete(study, lambda: None)
             if runs and options.ahead:
-                runs.choose()
+                choose(runs)
                 pool.complete(runs, lambda: None)
         if runs and not options.ahead:
-            runs.choose()
+            choose(runs)
             run_sweep(runs, count, where, lambda: None, parts[1][1], limits, backend)
         for (part, tracking), model in zip(parts, (model_of(sweep), None), strict=False):
             part.report_left()

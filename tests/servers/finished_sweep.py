@@ -12,6 +12,7 @@ from catdog.evaluate import thumbnail
 from search.analysis.confirmation import OUTCOMES, candidates_of
 from search.space.space import load_space
 from search.study.create import create_study
+from search.study.queue import acquire
 from search.study.sweep import Sweep
 from tests.servers.counting_sweep import begin_confirmation
 
@@ -49,7 +50,7 @@ def make_finished_sweep(folder, num_trials, num_pictures=600):
             losses = difficulty + min(trial.intermediate_values.values()) - 0.35 + random.normal(0, 0.1, num_pictures)
             _write_files(study.sweep.trial_folder(trial.number), losses)
     runs = begin_confirmation(study, 3, 2)
-    while claim := runs.take(0, "cpu"):
+    while claim := acquire(runs, 0, "cpu"):
         losses = difficulty - 0.1 + random.normal(0, 0.1, num_pictures)
         _write_files(runs.sweep.trial_folder(claim.trial.number), losses)
         runs.report(claim.trial, 1, losses.mean())

@@ -12,7 +12,9 @@ from rich.console import Console
 
 from search.analysis.confirmation import OUTCOMES, candidates_of, gain_over_baseline, print_candidates
 from search.space.space import derive_seed
-from search.study.create import create_confirmation, create_study
+from search.study.confirmation import choose, create_confirmation
+from search.study.create import create_study
+from search.study.queue import acquire, num_free
 from search.study.sweep import load_confirmation, load_study
 from search.study.trials import counted, parameters_of
 from tests.search.workers.test_supervisor import assert_exact, epochs_in, start
@@ -25,7 +27,7 @@ def study(tmp_path):
     study = create_study(make_sweep(tmp_path / "runs/one", 5), {})
     for value in (0.5, 0.2, 0.3, 0.4):
         end(study, value)
-    claim = study.take(0, "cpu")
+    claim = acquire(study, 0, "cpu")
     study.report(claim.trial, 1, 0.1)
     study.tell(claim.trial, TrialState.PRUNED)
     claim.release()
@@ -34,7 +36,7 @@ def study(tmp_path):
 
 def end(study, value, state=TrialState.COMPLETE, losses=None):
     """Take a trial and end it, with outcomes per picture where there are some."""
-    claim = study.take(0, "cpu")
+    claim = acquire(study, 0, "cpu")
     if losses is not None:
         np.savez(study.sweep.trial_folder(claim.trial.number) / OUTCOMES, loss=losses)
     study.report(claim.trial, 1, value)
@@ -53,7 +55,7 @@ def confirmed(study, *values, num=2):
 def test_best_complete_trials_are_run_again_with_seeds_of_their_own(study):
     runs, trials = confirmed(study, 0.3, 0.2, 0.3, 0.2)
     assert runs.num_unfinished() == 0
-    assert runs.take(0, "cpu") is None
+    assert acquire(runs, 0, "cpu") is None
     assert [run.user_attrs["confirms"] for run in trials] == [1, 2, 1, 2]
     for run in trials:
         assert parameters_of(run) == parameters_of(study.trials()[run.user_attrs["confirms"]])
@@ -170,7 +172,7 @@ def test_gain_over_the_baseline_has_an_interval(study):
 def searching(tmp_path):
     """A search of four trials, of which one is being trained and three have losses 0.5, 0.2 and 0.3."""
     study = create_study(make_sweep(tmp_path / "runs/two", 4), {})
-    claim = study.take(0, "cpu")
+    claim = acquire(study, 0, "cpu")
     for value in (0.5, 0.2, 0.3):
         end(study, value)
     return study, claim
@@ -189,19 +191,19 @@ def pairs(runs):
 def test_while_the_search_goes_on_the_likeliest_runs_are_made_ahead_the_best_first(searching):
     study, _ = searching
     runs = create_confirmation(study, 2, 2)
-    claims = [runs.take(0, "cpu") for _ in range(4)]
+    claims = [acquire(runs, 0, "cpu") for _ in range(4)]
     assert pairs(claim.trial for claim in claims) == [(2, 1), (2, 2), (3, 1), (3, 2)]
-    assert runs.num_free() == 0
-    assert runs.take(0, "cpu") is None
+    assert num_free(runs) == 0
+    assert acquire(runs, 0, "cpu") is None
     assert list(runs.counted(runs.trials())) == []  # nothing is chosen yet
-    assert create_confirmation(study, 3, 2).num_free() == 2
-    assert create_confirmation(study, 0, 2).num_free() == 0
+    assert num_free(create_confirmation(study, 3, 2)) == 2
+    assert num_free(create_confirmation(study, 0, 2)) == 0
 
 
 def test_run_that_a_later_trial_displaces_stops_after_its_epoch_and_does_not_count(searching):
     study, last = searching
     runs = create_confirmation(study, 2, 1)
-    sure, displaced = (runs.take(0, "cpu") for _ in range(2))
+    sure, displaced = (acquire(runs, 0, "cpu") for _ in range(2))
     assert not any(runs.report(claim.trial, 1, 0.3) for claim in (sure, displaced))
     complete(study, last, 0.25)
     assert not runs.report(sure.trial, 2, 0.2)
@@ -222,7 +224,7 @@ def test_complete_run_of_a_displaced_configuration_is_kept_and_ignored_until_it_
     for value in (0.2, 0.1):
         end(runs, value)
     complete(study, last, 0.25)
-    runs.choose()
+    choose(runs)
     end(runs, 0.3)
     assert [run.state for run in runs.trials()] == [TrialState.COMPLETE] * 3
     assert pairs(runs.counted(runs.trials())) == [(2, 1), (0, 1)]
@@ -235,10 +237,10 @@ def test_complete_run_of_a_displaced_configuration_is_kept_and_ignored_until_it_
 def test_displaced_run_that_was_left_behind_is_ended_by_whoever_meets_it_and_made_anew_if_it_is_chosen(searching):
     study, last = searching
     runs = create_confirmation(study, 2, 1)
-    runs.take(0, "cpu")
-    runs.take(0, "cpu").release()  # as its worker's death does
+    acquire(runs, 0, "cpu")
+    acquire(runs, 0, "cpu").release()  # as its worker's death does
     complete(study, last, 0.25)
-    assert pairs([runs.take(0, "cpu").trial]) == [(0, 1)]
+    assert pairs([acquire(runs, 0, "cpu").trial]) == [(0, 1)]
     assert [run.state for run in runs.trials()] == [TrialState.RUNNING, TrialState.PRUNED, TrialState.RUNNING]
     assert runs.trials()[1].user_attrs["reason"] == runs.trials()[1].user_attrs["displaced"]
     assert pairs(begin_confirmation(study, 3, 1).trials()) == [(2, 1), (3, 1), (0, 1), (3, 1)]
@@ -247,7 +249,7 @@ def test_displaced_run_that_was_left_behind_is_ended_by_whoever_meets_it_and_mad
 def test_choice_ends_what_was_enqueued_or_left_behind_and_is_surplus(searching):
     study, last = searching
     ahead = create_confirmation(study, 3, 3)
-    claims = [ahead.take(0, "cpu") for _ in range(4)]
+    claims = [acquire(ahead, 0, "cpu") for _ in range(4)]
     claims[3].release()
     trial = study.trials()[1]
     ahead.optuna.enqueue_trial({}, user_attrs={"parameters": parameters_of(trial), "confirms": 1, "repeat": 1})

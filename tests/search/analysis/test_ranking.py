@@ -11,6 +11,7 @@ from search.report.record import read_record
 from search.report.summary import cards
 from search.space.space import Goal
 from search.study.create import create_study
+from search.study.queue import acquire
 from tests.servers.counting_sweep import make_sweep
 
 LOSS = Goal("best_loss", "minimize")
@@ -22,7 +23,7 @@ def study(tmp_path):
     study = create_study(
         make_sweep(tmp_path / "runs/one", 6), {"goal": {"metric": "best_loss", "direction": "minimize"}}
     )
-    claims = [study.take(slot, "cpu") for slot in range(5)]
+    claims = [acquire(study, slot, "cpu") for slot in range(5)]
     trials = [claim.trial for claim in claims]
     for trial, value in zip(trials, (0.5, 0.3, 0.2, 0.9, 0.4), strict=True):
         study.report(trial, 1, value)

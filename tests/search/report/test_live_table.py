@@ -10,6 +10,7 @@ from search.formatting import duration
 from search.report import live_table as live
 from search.report.live_table import WholeSweep, _Clock, live_view
 from search.study.create import create_study
+from search.study.queue import acquire
 from tests.servers.counting_sweep import EPOCHS, make_sweep
 
 
@@ -28,7 +29,7 @@ def whole(study, confirm):
 
 def shown(study, terminal, confirm=0):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
-    claim = study.take(0, "cpu")
+    claim = acquire(study, 0, "cpu")
     with live_view(study, console, whole(study, confirm)) as show:
         show()
         for epoch in range(1, EPOCHS + 1):
@@ -58,7 +59,7 @@ def test_runs_to_confirm_are_in_the_time_left(study):
 
 
 def test_before_a_result_runs_to_confirm_take_as_long_as_trials_that_run(study):
-    clock, claim = _Clock(study, whole(study, 3)), study.take(0, "cpu")
+    clock, claim = _Clock(study, whole(study, 3)), acquire(study, 0, "cpu")
     assert clock.time_left(study) == "time left unknown"
     clock.epochs["trial 0"][0] = (clock.epochs["trial 0"][0][0] - 900.0, 0)  # its first epoch took a quarter of an hour
     study.report(claim.trial, 1, 1.0)
@@ -68,12 +69,12 @@ def test_before_a_result_runs_to_confirm_take_as_long_as_trials_that_run(study):
 
 def test_trial_that_is_taken_over_is_said_to_go_on(study):
     console = Console(file=io.StringIO(), width=160)
-    left = study.take(0, "cpu")
+    left = acquire(study, 0, "cpu")
     study.report(left.trial, 1, 1.0)
     with live_view(study, console) as show:
         show()
         left.release()
-        claims = [study.take(slot, "cpu") for slot in range(2)]
+        claims = [acquire(study, slot, "cpu") for slot in range(2)]
         study.report(claims[1].trial, 1, 1.0)  # seen after its first epoch, and begun all the same
         show()
     lines = console.file.getvalue().splitlines()
@@ -85,7 +86,7 @@ def test_trial_is_said_to_start_once(study):
     with live_view(study, console) as show:
         study.optuna.ask()  # it runs, and nobody has noted yet that it is theirs
         show()
-        assert study.take(0, "cpu").trial.number == 0
+        assert acquire(study, 0, "cpu").trial.number == 0
         show()
     assert [line.partition(";")[0] for line in console.file.getvalue().splitlines()] == ["trial 0 started"]
 
@@ -103,7 +104,7 @@ def test_nothing_is_written_while_nothing_changes(study, terminal, monkeypatch):
     monkeypatch.setattr(live, "CLOCK_SECONDS", 1e9)
     console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
     with live_view(study, console) as show:
-        claim = study.take(0, "cpu")
+        claim = acquire(study, 0, "cpu")
         show()
         written = console.file.getvalue()
         assert "trial 0" in written if not terminal else "0 of 4" in written

@@ -5,6 +5,7 @@ import pytest
 from search.report import page as report
 from search.report.__main__ import main
 from search.report.page import kept_up_to_date, write_page
+from search.study.queue import acquire
 from search.study.sweep import load_study
 from tests.servers.app_server import HANG
 from tests.servers.counting_sweep import make_sweep
@@ -103,7 +104,7 @@ def test_page_of_a_sweep_that_has_just_begun(tmp_path):
     folder = tmp_path / "runs/begun"
     study = create_study(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
     assert "Too few trials so far" in write_page(folder).read_text()
-    claim = study.take(0, "cpu")
+    claim = acquire(study, 0, "cpu")
     study.report(claim.trial, 1, 0.5)
     assert "trial 0 (unfinished)" in write_page(folder).read_text()
     claim.release()

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from search.study.create import create_study
 from search.study.locks import SectionLostError, TrialLostError
+from search.study.queue import acquire
 from search.study.shared_study import SharedStudy
 from search.study.storage import StorageError, noted_storage, validated_storage
 from search.study.sweep import load_study
@@ -112,11 +113,11 @@ def test_machine_that_was_cut_off_comes_back_and_writes_nothing(postgres, tmp_pa
     other = opened(SharedStudy(server_sweep(postgres, tmp_path / "two/runs/shared")))
     other.locks.are_settled = lambda: True  # though the server has just been started
     sleeper.locks._keep_in_touch = lambda: None  # it sleeps
-    claim = sleeper.take(0, "cpu")
+    claim = acquire(sleeper, 0, "cpu")
     sleeper.report(claim.trial, 1, 0.5)
     cut_off(postgres, claim.trial)
-    assert other.take(0, "cpu").trial.number == claim.trial.number
-    before = other.reread(claim.trial)
+    assert acquire(other, 0, "cpu").trial.number == claim.trial.number
+    before = other.read_trial(claim.trial)
     for write in (
         lambda: sleeper.report(claim.trial, 2, 0.25),
         sleeper.check,
@@ -125,23 +126,23 @@ def test_machine_that_was_cut_off_comes_back_and_writes_nothing(postgres, tmp_pa
     ):
         with pytest.raises(TrialLostError):
             write()
-    assert other.reread(claim.trial) == before
+    assert other.read_trial(claim.trial) == before
     claim.release()
-    assert sleeper.take(0, "cpu").trial.number == 1  # it is of use again
+    assert acquire(sleeper, 0, "cpu").trial.number == 1  # it is of use again
 
 
 def test_connection_that_broke_is_made_again_with_its_locks(postgres, tmp_path, opened):
     study = opened(create_study(server_sweep(postgres, tmp_path / "runs/one"), {}))
-    claim = study.take(0, "cpu")
+    claim = acquire(study, 0, "cpu")
     cut_off(postgres, claim.trial)
     study.report(claim.trial, 1, 0.5)
-    assert study.reread(claim.trial).intermediate_values == {1: 0.5}
+    assert study.read_trial(claim.trial).intermediate_values == {1: 0.5}
     assert opened(SharedStudy(study.sweep)).locks.free([claim.trial]) == []
 
 
 def test_connection_that_breaks_while_trials_are_read_is_made_again(postgres, tmp_path, opened):
     study = opened(create_study(server_sweep(postgres, tmp_path / "runs/one"), {}))
-    claim = study.take(0, "cpu")
+    claim = acquire(study, 0, "cpu")
     study.report(claim.trial, 1, 0.5)
     broken = []
 
@@ -161,9 +162,9 @@ def test_server_that_ends_all_sessions_gives_no_trial_away(postgres, tmp_path, o
     for study in (holder, other):
         study.locks._ask = as_of_old(study.locks._ask)
     holder.locks._keep_in_touch = lambda: None  # it is in the midst of an epoch
-    claim = holder.take(0, "cpu")
+    claim = acquire(holder, 0, "cpu")
     postgres.kill_a_session()
-    assert other.take(0, "cpu").trial.number == 1
+    assert acquire(other, 0, "cpu").trial.number == 1
     holder.report(claim.trial, 1, 0.5)
 
 
@@ -175,16 +176,16 @@ def as_of_old(ask):
 def test_files_that_are_out_of_date_here_are_brought_again(study, tmp_path):
     one, two = (Artifacts(str(tmp_path / "store")) for _ in "ab")
     here, there = tmp_path / "here", tmp_path / "there"
-    claim = study.take(0, "cpu")
+    claim = acquire(study, 0, "cpu")
     for store, folder, text in ((one, here, "epoch 2"), (two, there, "epoch 4")):
         folder.mkdir()
-        store.fetch(study.reread(claim.trial), folder)
+        store.fetch(study.read_trial(claim.trial), folder)
         (folder / "model.safetensors").write_text(text)
         store.push(study, claim.trial, folder)
-    Artifacts(one.address).fetch(study.reread(claim.trial), here)
+    Artifacts(one.address).fetch(study.read_trial(claim.trial), here)
     assert (here / "model.safetensors").read_text() == "epoch 4"
     (here / "model.safetensors").write_text("epoch 5")  # made here since, and not in the store yet
-    Artifacts(one.address).fetch(study.reread(claim.trial), here)
+    Artifacts(one.address).fetch(study.read_trial(claim.trial), here)
     assert (here / "model.safetensors").read_text() == "epoch 5"
 
 
@@ -193,12 +194,12 @@ def test_process_that_is_frozen_where_it_must_not_be_is_cut_off(postgres, tmp_pa
     frozen = opened(create_study(server_sweep(postgres, tmp_path / "runs/one"), {}))
     other = opened(SharedStudy(frozen.sweep))
     with pytest.raises(SectionLostError), frozen.locks.exclusively("claim"):  # noqa: PT012
-        assert other.take(0, "cpu").trial.number == 0
+        assert acquire(other, 0, "cpu").trial.number == 0
         try:
             frozen.locks.check()  # the connection that is gone
         except StorageError:
             frozen.locks.check()  # no new one, while it believes to be alone
-    assert frozen.take(0, "cpu").trial.number == 1
+    assert acquire(frozen, 0, "cpu").trial.number == 1
 
 
 def test_processes_that_wait_for_many_quick_ones_cut_nobody_off(postgres, tmp_path, opened, monkeypatch):

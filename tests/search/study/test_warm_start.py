@@ -10,6 +10,7 @@ from search.analysis.ranking import rank
 from search.report.page import write_page
 from search.space.space import Goal
 from search.study.create import create_study
+from search.study.queue import acquire
 from search.study.shared_study import SharedStudy
 from search.study.storage import validated_storage
 from search.study.sweep import CANDIDATES
@@ -47,7 +48,7 @@ def search(study, num_trials, studies=()):
     """Have trials proposed and ended, by several processes in turn where there are `studies`."""
     for turn in range(num_trials):
         whose = (study, *studies)[turn % (1 + len(studies))]
-        claim = whose.take(0, "cpu")
+        claim = acquire(whose, 0, "cpu")
         value = distance(claim.trial)
         whose.report(claim.trial, EPOCHS, value)
         whose.tell(claim.trial, TrialState.COMPLETE, value)
@@ -56,7 +57,7 @@ def search(study, num_trials, studies=()):
 
 
 def begun(sweep, earlier=None, **changes):
-    return create_study(sweep, settings(sweep, **changes), earlier=earlier)
+    return create_study(sweep, settings(sweep, **changes), prior=earlier)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_budget_ranking_and_report_know_the_sweeps_own_trials_alone(make, cold):
     study = warm(make, cold, 4)
     assert study.num_unfinished() == 4
     search(study, 4)
-    assert study.take(0, "cpu") is None
+    assert acquire(study, 0, "cpu") is None
     assert study.num_unfinished() == 0
     assert [trial.number for trial in study.trials()] == [0, 1, 2, 3]
     assert sorted(line.trial for line in rank(study.trials(), Goal(**GOAL))) == [0, 1, 2, 3]
@@ -131,7 +132,7 @@ def test_what_the_earlier_sweep_finds_later_changes_nothing(make, cold):
     search(SharedStudy(replace(cold.sweep, num_trials=33)), 3)
     noted = noted_prior_sweep(study.sweep)
     assert len(noted.trials) == 29  # the baseline is outside the space
-    assert begun(study.sweep, noted).earlier == noted
+    assert begun(study.sweep, noted).prior == noted
     with pytest.raises(ValueError, match="warm_start was cold, is other"):
         begun(study.sweep, replace(noted, name="other"))
 
@@ -139,10 +140,10 @@ def test_what_the_earlier_sweep_finds_later_changes_nothing(make, cold):
 def test_a_process_that_dies_before_the_winner_is_tried_again_leaves_it_to_the_next(make, cold):
     study = warm(make, cold, 2)
     search(study, 1)
-    study._enqueue(1)
+    study.quota.enqueue_next(study.trials())
     search(SharedStudy(study.sweep), 1)
     assert len(study.trials()) == 2
-    assert study.trials()[1].params == study.earlier.winner
+    assert study.trials()[1].params == study.prior.winner
 
 
 def test_the_confirmed_winner_is_tried_again_and_the_baseline_only_once(make, cold):
@@ -157,7 +158,7 @@ def test_the_confirmed_winner_is_tried_again_and_the_baseline_only_once(make, co
 def test_a_dry_run_shows_what_the_sweep_then_proposes(make, cold, baseline):
     earlier, sweep = read_prior_sweep(cold.sweep.folder, cold.sweep.space), make("warm", 6)
     study = begun(replace(sweep, space=replace(sweep.space, baseline=baseline)), earlier)
-    claims = [study.take(slot, "cpu") for slot in range(6)]
+    claims = [acquire(study, slot, "cpu") for slot in range(6)]
     shown = first_proposals(study.sweep.space, 6, earlier)
     assert shown == [parameters_of(claim.trial) for claim in claims]
     assert earlier.winner == shown[0 if baseline is None else 1]
@@ -169,29 +170,29 @@ def test_sweep_of_the_same_seed_does_not_repeat_what_a_short_one_tried_at_random
     study = warm(make, short, 5)
     tried = proposals(short)
     assert [params in tried for params in proposals(search(study, 5))] == [True, True, False, False, False]
-    assert study.trials()[1].params == study.earlier.winner
+    assert study.trials()[1].params == study.prior.winner
 
 
 def test_trial_that_was_stopped_early_says_nothing_about_longer_training(make, cold):
     study = search(warm(make, cold), 1)
-    claim = study.take(0, "cpu")
+    claim = acquire(study, 0, "cpu")
     study.report(claim.trial, 1, 9.0)
     study.tell(claim.trial, TrialState.PRUNED)
-    assert study.informed._shift(study.trials()) == 0
+    assert study.proposals._shift(study.trials()) == 0
 
 
 def test_other_pictures_are_allowed_and_named(make, cold):
     study = warm(make, cold)
     ours = settings(study.sweep, data="others", seed=9, epochs=4)
-    assert study.earlier.differences(ours) == ["data", "epochs"]
-    assert study.earlier.differences(settings(study.sweep, seed=9)) == []
+    assert study.prior.differences(ours) == ["data", "epochs"]
+    assert study.prior.differences(settings(study.sweep, seed=9)) == []
 
 
 def test_server_keeps_what_an_earlier_sweep_found(make, cold, postgres):
     expected = proposals(search(warm(make, cold, 4), 4))
     sweep = replace(make("served", 4), storage=validated_storage(postgres.url))
     informed = search(begun(sweep, read_prior_sweep(cold.sweep.folder, sweep.space)), 4)
-    assert noted_prior_sweep(sweep) == informed.earlier
+    assert noted_prior_sweep(sweep) == informed.prior
     assert proposals(informed) == expected
 
 

@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from search.study.create import create_study
+from search.study.queue import acquire
 from search.study.storage import StorageError, first_line
 from search.task import TrialContext, WorkerSlot
 from search.workers.worker import Part, run_trial, work
@@ -21,7 +22,7 @@ def study(tmp_path):
 
 def drive(study, task):
     """Run one trial in this process; return how the study holds it."""
-    trial = study.take(0, "cpu").trial
+    trial = acquire(study, 0, "cpu").trial
     folder = study.sweep.trial_folder(trial.number)
     checkpoint = folder / "checkpoint.pt"
     checkpoint.write_text("state")

@@ -1,0 +1,61 @@
+"""The confirmation of a sweep: created beside the search; its runs are chosen when the search has ended."""
+
+import sys
+import uuid
+from dataclasses import replace
+
+import optuna
+from optuna.trial import TrialState
+
+from search.study.deaths import end_if_surplus, held_briefly
+from search.study.quota import ConfirmationQuota
+from search.study.shared_study import SharedStudy, retried
+from search.study.sweep import CHOSEN
+from search.study.trials import CONFIRMS, REPEAT
+
+__all__ = ["choose", "create_confirmation"]
+
+
+@retried
+def create_confirmation(study: SharedStudy, num_configurations: int, num_repeats: int) -> SharedStudy:
+    """Open the study of a sweep's confirmation, creating it if there is none.
+
+    It is to have `num_repeats` runs of each of the best `num_configurations`. Runs that exist already stay.
+    """
+    sweep = replace(
+        study.sweep,
+        part="confirmation",
+        pruner="none",
+        search_id="",
+        num_trials=sys.maxsize,  # the choice says which count
+        num_confirmed=num_configurations,
+        num_repeats=num_repeats,
+    )
+    runs = optuna.create_study(
+        study_name=sweep.title, storage=study.storage, direction=sweep.space.goal.direction, load_if_exists=True
+    )
+    with study.locks.exclusively("claim"):
+        if "uid" not in runs.user_attrs:
+            runs.set_user_attr("uid", uuid.uuid4().hex)
+        if CHOSEN not in runs.user_attrs:  # none of the existing runs was made ahead of a choice
+            pairs = [[run.user_attrs[CONFIRMS], run.user_attrs[REPEAT]] for run in runs.get_trials(deepcopy=False)]
+            runs.set_user_attr(CHOSEN, pairs)
+    return SharedStudy(sweep, study.on_wait)
+
+
+@retried
+def choose(confirmation: SharedStudy) -> None:
+    """Store which runs count, as the search has ended. Enqueue missing ones; displace the others.
+
+    Runs that an earlier, shorter search chose count too.
+    """
+    assert isinstance(confirmation.quota, ConfirmationQuota)
+    with confirmation.locks.exclusively("claim"):
+        runs = confirmation.read_trials()
+        confirmation.quota.choose(runs)
+        for run in runs:
+            if run.state == TrialState.WAITING:
+                end_if_surplus(confirmation, run)
+            elif run.state == TrialState.RUNNING:  # a worker that trains it will see
+                with held_briefly(confirmation, run) as locked:
+                    _ = locked and end_if_surplus(confirmation, run)
