@@ -23,6 +23,7 @@ from catdog.evaluate import confusion, write_outcomes
 from catdog.model import ModelConfig, build_model, layer_table
 from catdog.train import TrainConfig, train
 from search.analysis.statistics import accuracy_interval
+from search.space.schema import to_boolean
 from search.space.space import Parameters
 from search.study.sweep import Sweep
 from search.task import EpochMetrics, OutOfMemoryError, ProcessLostError, TrialContext
@@ -138,9 +139,8 @@ def configure(parameters: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[
 def cast(name: str, value: Any) -> Any:
     """Give a parameter the type that its field has; optimizer.json knows numbers and texts only."""
     kind = type(DEFAULTS[name])
-    texts = {"true": True, "false": False}
-    if kind is bool and str(value).lower() in texts:
-        return texts[str(value).lower()]
+    if kind is bool and (boolean := to_boolean(value)) is not None:
+        return boolean
     if kind is float and isinstance(value, int | float):
         return float(value)
     if kind is int and isinstance(value, int | float) and value == int(value):

@@ -18,9 +18,9 @@ PARAMETERS = ("stem_width", "body_width", "learning_rate", "batch_size", "dropou
 
 
 def push(workspace: str | None, project: str | None) -> str:
-    """Install panel and view in a project, or replace those that an earlier push left; return the project's address.
+    """Install panel and view in a project, replacing those of an earlier push; return workspace/project.
 
-    Raises ValueError where Comet refuses.
+    Raises ValueError if Comet refuses.
     """
     comet_ml = quiet_client()
     api = comet_ml.API(cache=False)
@@ -29,65 +29,61 @@ def push(workspace: str | None, project: str | None) -> str:
     project = project or configured("comet.project_name") or PROJECT
     found = api.get_project(workspace, project)
     if not found:
-        raise ValueError(f"{workspace} has no project {project}; start a sweep with --tracking online, it makes one")
+        raise ValueError(f"{workspace} has no project {project}; a sweep with --tracking online creates it")
     earlier = next((view for view in api.get_views(workspace, project) if view.name == NAME), None)
     panel = _upload_panel(api, workspace, _panel_of(earlier))
     view = build_view(panel)
     if earlier:
         view.template_id = earlier.template_id
     if not api._client.upsert_view(found["projectId"], view):
-        raise ValueError(f"Comet took the panel, but not the view, into {workspace}/{project}")
+        raise ValueError(f"Comet accepted the panel, but not the view, in {workspace}/{project}; try again")
     return f"{workspace}/{project}"
 
 
 def build_view(panel: str) -> Any:
-    """Build the view: runs ranked in the table, the panel, parallel coordinates, curves."""
+    """Build the view: the table of ranked runs, the panel of that id, parallel coordinates, learning curves."""
     from comet_ml.api_objects.view import View  # noqa: PLC0415 - takes a second
 
-    coordinates = {
-        "chartType": "parallel",
-        "chartId": "sweep-coordinates",
-        "chartName": "Parallel coordinates",
-        "params": list(PARAMETERS),
-        "metrics": ["best_val_loss"],
-        "selectedTargetVariable": "best_val_loss",
-        "selectedDecimalPrecision": ".4f",
-        "locked": False,
-    }
-    curves = [
-        {
-            "chartType": "line",
-            "chartId": f"sweep-{name}",
-            "chartName": name,
-            "metricNames": [name],
-            "selectedXAxis": "step",
-        }
-        for name in CURVES
-    ]
-    code = {"chartType": "code", "chartId": "sweep-panel", "chartName": NAME, "templateId": panel}
-    columns = ["Name", "best_val_loss", "val_accuracy", *PARAMETERS, "state", "reason"]
     table = {
         "columnSorting": [{"columnName": "best_val_loss", "direction": "asc"}],
-        "columnOrders": columns,
+        "columnOrders": ["Name", "best_val_loss", "val_accuracy", *PARAMETERS, "state", "reason"],
     }
-    sections = [_section("Ranking", [code], width=6, height=8)]
-    sections += [_section("Parameters", [coordinates], width=6, height=4)]
-    sections += [_section("Curves", curves, width=2, height=3)]
-    return View(
-        name=NAME,
-        table_state=json.dumps(table),
-        v3={
-            "layout": [],
-            "globalConfig": {"selectedXAxis": "step"},
-            "sections": sections,
-            "autoGenerate": False,
-            "isPersonalView": False,
-        },
+    code = _chart("code", "panel", NAME, templateId=panel)
+    curves = [_chart("line", name, name, metricNames=[name], selectedXAxis="step") for name in CURVES]
+    sections = [
+        _section("Ranking", [code], width=6, height=8),
+        _section("Parameters", [_coordinates()], width=6, height=4),
+        _section("Curves", curves, width=2, height=3),
+    ]
+    content = {
+        "layout": [],
+        "globalConfig": {"selectedXAxis": "step"},
+        "sections": sections,
+        "autoGenerate": False,
+        "isPersonalView": False,
+    }
+    return View(name=NAME, table_state=json.dumps(table), v3=content)
+
+
+def _chart(kind: str, name: str, title: str, **options: Any) -> dict[str, Any]:
+    return {"chartType": kind, "chartId": f"sweep-{name}", "chartName": title, **options}
+
+
+def _coordinates() -> dict[str, Any]:
+    return _chart(
+        "parallel",
+        "coordinates",
+        "Parallel coordinates",
+        params=list(PARAMETERS),
+        metrics=["best_val_loss"],
+        selectedTargetVariable="best_val_loss",
+        selectedDecimalPrecision=".4f",
+        locked=False,
     )
 
 
 def _section(title: str, panels: list[dict[str, Any]], width: int, height: int) -> dict[str, Any]:
-    """Lay panels out side by side in a grid of six columns."""
+    """Lay out panels side by side in a grid of six columns."""
     layout = [
         {"i": panel["chartId"], "x": index * width % 6, "y": index * width // 6 * height, "w": width, "h": height}
         for index, panel in enumerate(panels)
@@ -97,7 +93,7 @@ def _section(title: str, panels: list[dict[str, Any]], width: int, height: int) 
 
 
 def _panel_of(view: Any) -> str | None:
-    """Return the id of the panel that an earlier view shows."""
+    """Return the id of the panel in an earlier view."""
     for section in (view.v3 or {}).get("sections", []) if view else []:
         for panel in section["panels"]:
             if panel.get("chartType") == "code":
@@ -106,7 +102,7 @@ def _panel_of(view: Any) -> str | None:
 
 
 def _upload_panel(api: Any, workspace: str, template_id: str | None) -> str:
-    """Upload the panel's code, over that of `template_id` where there is one; return its id. There is no public way."""
+    """Upload the panel's code, replacing that of `template_id` if given; return its id. Comet has no public API."""
     code = {"pyCode": PANEL.read_text(), "type": "py", "pyConfig": "{}"}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -135,7 +131,7 @@ def main() -> int:
         print(f"python -m search.panels: {error}", file=sys.stderr)
         return 2
     except (RequestException, quiet_client().exceptions.CometException) as error:
-        print(f"python -m search.panels: Comet does not take it ({error}); try again", file=sys.stderr)
+        print(f"python -m search.panels: Comet refused the upload ({error}); try again", file=sys.stderr)
         return 1
     return 0
 

@@ -14,19 +14,19 @@ import streamlit as st
 from comet_ml import API
 
 NUM_CURVES = 5
-WIDE = 20  # how far a number must reach for an axis of powers of ten
-NUM_GROUPS = 6  # of a number's values, to see what it explains
+MIN_LOG_RATIO = 20  # of the largest to the smallest value, for a logarithmic axis
+NUM_GROUPS = 6  # quantiles of a numeric parameter, for its importance
 ORDER = {"complete": 0, "pruned": 1, "running": 2, "failed": 3}
 
 
 @st.cache_data(ttl=60, show_spinner="Reading the runs")
 def load(keys):
-    """Return one row per run of a sweep: what it is, where it stands, its parameters."""
+    """Return one row per run of a sweep: name, state, score and parameters."""
     experiments = [experiment for experiment in API().get_panel_experiments() if experiment.id in keys]
     with ThreadPoolExecutor(8) as threads:
         summaries = list(threads.map(lambda experiment: experiment.get_others_summary(), experiments))
     rows = []
-    for experiment, summary in zip(experiments, summaries):  # noqa: B905 - CPython 3.9 knows no strict
+    for experiment, summary in zip(experiments, summaries):  # noqa: B905 - CPython 3.9 has no strict
         others = {other["name"]: other["valueCurrent"] for other in summary}
         if "sweep" in others and "trial" in others:
             rows.append({"key": experiment.id, **others})
@@ -44,7 +44,7 @@ def load_curves(keys, metric):
 
 
 def rank(runs, direction):
-    """Order complete runs by their score, the others after them by state; say which are baseline and champion."""
+    """Order runs by state, then by score; mark the baseline and the champion."""
     runs = runs.copy()
     for column in ("promoted", "reason", "optimizer_metric_value"):
         if column not in runs:
@@ -61,15 +61,15 @@ def rank(runs, direction):
 
 
 def parameters_of(runs):
-    """Return the runs' parameters, one column each; texts stay texts."""
+    """Return the runs' parameters, one column each."""
     return pd.DataFrame([json.loads(text) for text in runs["optimizer_parameters"]], index=runs.index)
 
 
 def importances(parameters, score):
-    """Say how much of the variance of the scores' ranks each parameter explains by itself, 0 to 1.
+    """Return the share of the variance of the scores' ranks that each parameter explains, 0 to 1.
 
-    Epsilon squared: the share between groups, less what chance alone would give (T. L. Kelley, PNAS 21, 1935). The
-    groups of a text are its values, those of a number its quantiles.
+    Epsilon squared: the share between groups, corrected for chance (T. L. Kelley, PNAS 21, 1935). The groups of a
+    categorical parameter are its values, those of a numeric one its quantiles.
     """
     ranks = score.rank()
     explained = {}
@@ -91,16 +91,16 @@ def show_ranking(runs, parameters, metric):
     """Show the table of runs, best first."""
     table = runs[["rank", "trial", "mark", "state", "score", "reason"]].rename(columns={"score": metric})
     table = table.join(parameters)
-    st.caption("Best first. Only complete runs have a {}.".format(metric))
+    st.caption("Best first. Only complete runs have {}.".format(metric))
     st.dataframe(table.reset_index(drop=True), hide_index=True, width="stretch")
 
 
 def show_coordinates(runs, parameters, metric):
-    """Draw every complete run as a line through its parameters, coloured by its score."""
+    """Draw each complete run as a line through its parameters, coloured by its score."""
     axes = []
     for name, values in parameters.items():
         numbers = pd.to_numeric(values, errors="coerce")
-        if numbers.notna().all() and numbers.min() > 0 and numbers.max() > WIDE * numbers.min():
+        if numbers.notna().all() and numbers.min() > 0 and numbers.max() > MIN_LOG_RATIO * numbers.min():
             exponents = [math.log10(number) for number in numbers]
             marks = list(range(math.ceil(min(exponents)), math.floor(max(exponents)) + 1))
             ticks = {"tickvals": marks, "ticktext": ["1e{}".format(mark) for mark in marks]}
@@ -117,7 +117,7 @@ def show_coordinates(runs, parameters, metric):
 
 
 def show_importances(runs, parameters):
-    """Draw what explains the ranks."""
+    """Draw the importance of each parameter."""
     explained = importances(parameters, runs["score"])
     figure = go.Figure(go.Bar(x=explained.to_numpy(), y=list(explained.index), orientation="h"))
     figure.update_layout(height=120 + 28 * len(explained), margin={"l": 10, "r": 10, "t": 10, "b": 40})

@@ -1,4 +1,4 @@
-"""The schema of optimizer.json, which is Comet's, and one sentence for every mistake in it.
+"""Validate optimizer.json against Comet's schema, with one sentence for every mistake.
 
 https://www.comet.com/docs/v2/guides/optimizer/configure-optimizer/
 """
@@ -13,10 +13,9 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-__all__ = ["File", "Range", "Spec", "Values", "known_keys", "read_file", "validated"]
-
 TYPES = ("integer", "float", "double", "discrete", "categorical")
 NOT_IN_OPTUNA = ("normal", "lognormal")
+BOOLEANS = {"true": True, "false": False}  # Comet's schema has no booleans: these texts stand for them
 
 
 class _Entry(BaseModel):
@@ -24,7 +23,7 @@ class _Entry(BaseModel):
 
 
 class Range(_Entry):
-    """A number between two bounds, both included."""
+    """A number between two inclusive bounds."""
 
     type: Literal["integer", "float", "double"]
     min: float | None = None
@@ -72,8 +71,7 @@ class Range(_Entry):
         return [int(low), int(high)] if self.type == "integer" else [low, high]
 
     def _bounds(self) -> tuple[float, float]:
-        assert self.min is not None, "validated above"
-        assert self.max is not None, "validated above"
+        assert self.min is not None and self.max is not None, "validated above"  # noqa: PT018
         return self.min, self.max
 
 
@@ -97,7 +95,7 @@ class Values(_Entry):
         return self
 
     def distribution(self) -> BaseDistribution:
-        """Evenly spaced whole numbers become an ordered range, so that the sampler can tell near from far."""
+        """Return an ordered range for evenly spaced whole numbers, so that the sampler knows their distances."""
         if self.type == "discrete" and len(self.values) > 1 and all(isinstance(v, int) for v in self.values):
             numbers = sorted(int(v) for v in self.values)
             steps = set(np.diff(numbers).tolist())
@@ -114,7 +112,7 @@ class Values(_Entry):
 
 
 class Spec(_Entry):
-    """Goal and budget; the keys that only Comet's service reads are accepted too."""
+    """Goal and budget; keys for Comet's service are accepted too."""
 
     max_combo: int = Field(0, alias="maxCombo", ge=0)
     metric: str = "best_val_loss"
@@ -137,7 +135,7 @@ class File(_Entry):
     @model_validator(mode="before")
     @classmethod
     def _expand_shorthand(cls, content: Any) -> Any:
-        """Comet lets a list stand for its values, and a single value for a list of one."""
+        """Expand a list to its values, and a single value to a list of one, as Comet does."""
         if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict):
             return content
         return {**content, "parameters": {name: _expanded(p) for name, p in content["parameters"].items()}}
@@ -152,7 +150,7 @@ def _expanded(parameter: Any) -> Any:
 
 
 def read_file(path: Path) -> Any:
-    """Read optimizer.json as it stands. Raises ValueError, one sentence, where it is missing or not JSON."""
+    """Read optimizer.json. Raises ValueError, one sentence, if it is missing or not JSON."""
     try:
         return json.loads(path.read_text())
     except OSError as error:
@@ -171,15 +169,25 @@ def validated(content: Any, origin: object) -> File:
         raise ValueError(f"{origin}: {_first_mistake(error)}") from error
 
 
+def without_boolean(value: Any) -> Any:
+    """Return the text that stands for a boolean; other values as they are."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def to_boolean(value: Any) -> bool | None:
+    """Return the boolean that a value of optimizer.json stands for; None for other values."""
+    return BOOLEANS.get(str(value).lower())
+
+
 def known_keys(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out of a search as Comet returns it what its service added."""
+    """Remove the keys that Comet's service adds to a search."""
     spec = {field.alias or name for name, field in Spec.model_fields.items()}
     kept = {key: value for key, value in content.items() if key in File.model_fields}
     return {**kept, "spec": {key: value for key, value in content.get("spec", {}).items() if key in spec}}
 
 
 def _first_mistake(error: ValidationError) -> str:
-    """Say pydantic's first finding in one sentence: key, value, remedy."""
+    """Write pydantic's first error as one sentence: key, value, remedy."""
     first = error.errors(include_url=False)[0]
     path = [str(step) for step in first["loc"] if step not in TYPES]
     key, message = ".".join(path) or "the file", first["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""optimizer.json -> validated Space -> Optuna's distributions and sampler."""
+"""Turn optimizer.json into a validated Space, with Optuna's distributions and sampler."""
 
 import math
 import warnings
@@ -9,36 +9,30 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 
-from search.space.schema import Range, Spec, Values, read_file, validated
-
-__all__ = ["Goal", "Parameters", "Space", "derive_seed", "load_space"]
+from search.space.schema import File, Range, Spec, Values, read_file, validated, without_boolean
 
 Parameters = dict[str, Any]
+Direction = Literal["minimize", "maximize"]
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # the live table says what Optuna would log
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # the live table shows the same
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a trial is ranked by: `best_X` takes the best of column X over the epochs, `X` its last value."""
+    """The metric by which trials are ranked: `best_X` is the best of column X over the epochs, `X` its last value."""
 
     metric: str
-    direction: Literal["minimize", "maximize"]
+    direction: Direction
 
     @property
     def column(self) -> str:
         return self.metric.removeprefix("best_")
 
     def replaces(self, value: float, before: float | None) -> bool:
-        """Say whether an epoch of `value` counts instead of the one that counted before."""
+        """Say whether an epoch of `value` replaces the epoch that counted `before`."""
         if before is None or self.metric == self.column:
             return True
         return value < before if self.direction == "minimize" else value > before
@@ -58,7 +52,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched, how, and for what."""
+    """The validated search space, its algorithm and its goal."""
 
     content: Mapping[str, Any]  # the file, as read
     name: str  # the file's name for the sweep, or the file's own name
@@ -68,7 +62,7 @@ class Space:
     max_combo: int  # the budget in the file; 0 where it gives none
     seed: int
     grid_size: int
-    baseline: Parameters | None  # the README configuration, in the space's own terms; None: it is not tried
+    baseline: Parameters | None  # the README configuration, as in optimizer.json; None: not tried
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -88,33 +82,33 @@ class Space:
 
     @property
     def baseline_is_outside(self) -> bool:
-        """Say whether there is a baseline that the space does not hold."""
+        """Say whether there is a baseline outside the space."""
         baseline = self.baseline
         return baseline is not None and not all(_contains(d, baseline[name]) for name, d in self.distributions.items())
 
     def values_of(self, name: str) -> list[Any]:
-        """Return the ends, or the values, of a searched parameter; nothing where it is not searched."""
+        """Return the bounds, or the values, of a parameter; nothing if it is not searched."""
         return self.parameters[name].extremes() if name in self.parameters else []
 
     def sampler(self, number: int) -> BaseSampler:
         """Make the sampler that proposes trial `number`.
 
-        Each trial has its own seed, so that what is proposed depends on the study alone and not on which worker
-        asks; samplers of equal seed in parallel workers would propose the same thing.
+        Each trial has its own seed, so that a proposal depends on the study and not on the worker. Samplers of equal
+        seed in parallel workers would propose the same parameters.
         """
         if self.algorithm == "grid":
             grid = {name: parameter.grid(self.grid_size) for name, parameter in self.parameters.items()}
-            return _Grid(grid, seed=self.seed)  # its order must be the same for every trial
+            return _Grid(grid, seed=self.seed)  # one order for all trials
         seed = derive_seed(self.seed, number)
         if self.algorithm == "random":
             return RandomSampler(seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # A baseline outside the space has no parameters in the study; only `group` looks past such a trial.
+            # A baseline outside the space has no parameters in the study; only `group` accepts such a trial.
             return TPESampler(seed=seed, multivariate=True, group=self.baseline_is_outside)
 
     def suggest(self, trial: optuna.Trial) -> None:
-        """Have every parameter of `trial` proposed and recorded; those that are stay as they are."""
+        """Propose and record every parameter of `trial`; those recorded before stay."""
         for name, d in self.distributions.items():
             match d:
                 case IntDistribution():
@@ -127,30 +121,27 @@ class Space:
 
 class _Grid(GridSampler):
     def after_trial(self, *_: object) -> None:
-        """Do nothing: the study counts the budget, and Optuna's own stops a Study.optimize that does not run here."""
+        """Do nothing: Optuna's own method stops Study.optimize, which does not run here."""
 
 
 def load_space(
     path: Path,
     defaults: Mapping[str, Any],
-    metrics: Mapping[str, Literal["minimize", "maximize"]],
+    metrics: Mapping[str, Direction],
     check: Callable[[Parameters], object],
     content: Mapping[str, Any] | None = None,
 ) -> Space:
     """Read and validate `path`, or the `content` of a search of that name at Comet.
 
-    `defaults` maps every parameter that may be searched to its README value, `metrics` every column of an epoch to
-    the direction in which it is better; `check` raises ValueError for parameters of which no trial could be made.
-    Raises ValueError: one sentence that names the file, the key, the value and the remedy.
+    `defaults` maps every searchable parameter to its README value, and `metrics` every column of an epoch to its
+    better direction. `check` raises ValueError for parameters that no trial could use. Raises ValueError: one
+    sentence that names the file, the key, the value and the remedy.
     """
     if content is None:
         content = read_file(path)
     file = validated(content, path)
-    if unknown := sorted(set(file.parameters) - set(defaults)):
-        raise ValueError(f"{path}: unknown parameter {unknown[0]!r}; known are {', '.join(sorted(defaults))}")
-    if file.trials != 1:
-        raise ValueError(f"{path}: trials is {file.trials}; set it to 1: --confirm trains the best again")
-    space = Space(
+    _check_parameters(path, file, defaults, check)
+    return Space(
         content=content,
         name=file.name or path.stem,
         algorithm=file.algorithm,
@@ -159,8 +150,17 @@ def load_space(
         max_combo=file.spec.max_combo,
         seed=file.spec.seed or 0,
         grid_size=file.spec.grid_size,
-        baseline={name: _plain(defaults[name]) for name in file.parameters},
+        baseline={name: without_boolean(defaults[name]) for name in file.parameters},
     )
+
+
+def _check_parameters(
+    path: Path, file: File, defaults: Mapping[str, Any], check: Callable[[Parameters], object]
+) -> None:
+    if unknown := sorted(set(file.parameters) - set(defaults)):
+        raise ValueError(f"{path}: unknown parameter {unknown[0]!r}; known are {', '.join(sorted(defaults))}")
+    if file.trials != 1:
+        raise ValueError(f"{path}: trials is {file.trials}; set it to 1: --confirm trains the best again")
     for name, parameter in file.parameters.items():
         if isinstance(parameter, Range) and parameter.type != "integer" and type(defaults[name]) is int:
             raise ValueError(f"{path}: parameters.{name}.type is {parameter.type!r}; set it to 'integer'")
@@ -169,7 +169,6 @@ def load_space(
                 check({name: value})
             except ValueError as error:
                 raise ValueError(f"{path}: parameters.{name}: {error}") from error
-    return space
 
 
 def derive_seed(seed: int, number: int, repeat: int = 0) -> int:
@@ -177,7 +176,7 @@ def derive_seed(seed: int, number: int, repeat: int = 0) -> int:
     return int(np.random.SeedSequence([seed, number, repeat]).generate_state(1)[0])
 
 
-def _goal(path: Path, spec: Spec, metrics: Mapping[str, Literal["minimize", "maximize"]]) -> Goal:
+def _goal(path: Path, spec: Spec, metrics: Mapping[str, Direction]) -> Goal:
     goal = Goal(spec.metric, spec.objective)
     if goal.column not in metrics:
         known = ", ".join(f"{name}, best_{name}" for name in metrics)
@@ -187,11 +186,6 @@ def _goal(path: Path, spec: Spec, metrics: Mapping[str, Literal["minimize", "max
             f"{path}: spec.objective is {spec.objective!r} for {spec.metric}; set it to {metrics[goal.column]!r}"
         )
     return goal
-
-
-def _plain(value: Any) -> Any:
-    """Comet's schema has no booleans; the texts "true" and "false" stand for them."""
-    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _contains(distribution: BaseDistribution, value: Any) -> bool:
