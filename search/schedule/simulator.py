@@ -135,7 +135,7 @@ def simulate_confirmation(
     """Confirm the best `confirm` trials on workers that have no trial left; return the second at which all are done.
 
     `ends` are the last epochs of the search's trials; the last ones free the workers. As in
-    search/study/confirmation_study.py, a worker takes the likeliest run, and leaves it after the epoch in which
+    search/study/quota.py, a worker takes the likeliest run, and leaves it after the epoch in which
     better trials displaced it.
     """
     complete = [end for end in ends if end.state == TrialState.COMPLETE]

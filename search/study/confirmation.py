@@ -13,8 +13,6 @@ from search.study.shared_study import SharedStudy, retried
 from search.study.sweep import CHOSEN
 from search.study.trials import CONFIRMS, REPEAT
 
-__all__ = ["choose", "create_confirmation"]
-
 
 @retried
 def create_confirmation(study: SharedStudy, num_configurations: int, num_repeats: int) -> SharedStudy:

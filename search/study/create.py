@@ -12,10 +12,8 @@ from search.files import write_text
 from search.retry import retry_while_unreachable
 from search.study.shared_study import COMET_SEARCH, Owner, SharedStudy, locks_of
 from search.study.storage import StorageError, is_passing, note_storage, open_storage
-from search.study.sweep import TASK, Sweep, settings_of
+from search.study.sweep import TASK, Sweep, find_study, settings_of
 from search.study.warm_start import WARM_START, PriorSweep
-
-__all__ = ["create_study", "load_begun_study", "open_shared_study", "require_settings"]
 
 
 def create_study(
@@ -60,13 +58,8 @@ def create_study(
 def load_begun_study(sweep: Sweep) -> optuna.Study | None:
     """Open the study of a sweep for reading; return None if none of that name was begun. Raises ValueError."""
     _require_study_of_trials(sweep)
-    if not (sweep.storage or (sweep.folder / "study.db").is_file()):
-        return None
-    try:
-        study = optuna.load_study(study_name=sweep.name, storage=open_storage(sweep.folder, sweep.storage))
-    except KeyError:
-        return None
-    return study if _is_begun(sweep, study) else None
+    study = find_study(sweep)
+    return study if study and _is_begun(sweep, study) else None
 
 
 def _is_begun(sweep: Sweep, study: optuna.Study) -> bool:

@@ -10,21 +10,6 @@ from search.study.locks import WORKER, SectionLostError, TrialLostError
 from search.study.shared_study import SharedStudy, retried
 from search.study.trials import DISPLACED
 
-__all__ = [
-    "LAST_WORDS",
-    "count_death",
-    "end_if_hopeless",
-    "end_if_surplus",
-    "give_up",
-    "held_briefly",
-    "held_by",
-    "left_behind",
-    "note_last_words",
-    "processes_of",
-    "starved_trial",
-    "try_lock",
-]
-
 MAX_DEATHS = 3  # of workers on one trial, with no epoch finished in between
 MAX_MACHINES = 10  # that were lost with the trial, likewise
 LAST_WORDS = "last_words"  # user attribute of a trial: process, reason, whether memory ran out

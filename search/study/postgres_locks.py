@@ -25,8 +25,6 @@ from search.study.locks import WORKER, Section, SectionLostError, TrialLostError
 from search.study.storage import StorageError
 from search.study.trials import id_of
 
-__all__ = ["PostgresLocks"]
-
 SECTIONS: dict[Section, int] = {"claim": 0x0CA7D060, "propose": 0x0CA7D061}  # keys of advisory locks
 TRIAL = 0x0CA7D063
 HELD = """FROM pg_locks WHERE locktype = 'advisory' AND classid = :key AND granted

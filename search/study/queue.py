@@ -23,8 +23,6 @@ from search.study.quota import SEARCH_ENDED, num_started
 from search.study.shared_study import SharedStudy, retried
 from search.study.trials import id_of
 
-__all__ = ["AcquiredTrial", "acquire", "num_free"]
-
 MAX_CLAIMS = 20  # earlier holders of a trial that are remembered
 
 

@@ -17,8 +17,6 @@ from search.study.sweep import CHOSEN, Sweep
 from search.study.trials import CONFIRMS, DISPLACED, REPEAT, counted, ordered, parameters_of
 from search.study.warm_start import PriorSweep
 
-__all__ = ["SEARCH_ENDED", "ConfirmationQuota", "Quota", "SearchQuota", "num_started"]
-
 SEARCH_ENDED = "search_ended"  # user attribute of the search's study: how many trials Comet's search came to
 
 Run = tuple[int, int]  # the trial that it confirms, and the repeat, from 1

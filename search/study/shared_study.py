@@ -21,16 +21,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.comet.optimizer import CometSampler
 from search.retry import retry_while_unreachable
-from search.study.file_locks import FileLocks
-from search.study.locks import WORKER, Locks, SectionLostError
+from search.study.locks import WORKER, FileLocks, Locks, SectionLostError
 from search.study.postgres_locks import PostgresLocks
 from search.study.quota import ConfirmationQuota, Quota, SearchQuota
 from search.study.storage import StorageError, first_line, is_passing, note_down, open_storage, version_of
 from search.study.sweep import CANDIDATES, PROMOTION, Sweep
 from search.study.trials import DISPLACED, id_of
 from search.study.warm_start import WarmStartStudy, prior_sweep_of
-
-__all__ = ["COMET_SEARCH", "NOTICE", "Owner", "SharedStudy", "locks_of", "retried"]
 
 RUNGS = "rungs"  # user attribute of a trial: the rungs that it had passed before its latest epoch
 RUNG = "completed_rung_"  # prefix of the names under which Optuna's SuccessiveHalvingPruner stores a passed rung

@@ -1,4 +1,4 @@
-"""Where a sweep's study lies: a SQLite file in its folder, or a PostgreSQL server that many machines reach."""
+"""The storage of a study: a SQLite file in the run's folder, or a PostgreSQL server that many machines reach."""
 
 import json
 import re
@@ -15,39 +15,27 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from search.files import write_text
 
-__all__ = [
-    "StorageError",
-    "first_line",
-    "is_passing",
-    "note_down",
-    "note_storage",
-    "noted_storage",
-    "open_storage",
-    "validated_storage",
-    "version_of",
-]
-
 StorageError = StorageInternalError
 
-NOTE = "storage.txt"  # in a run's folder: the server's address, for whoever reads the run later
+NOTE = "storage.txt"  # in a run's folder: the server's address, for later readers
 BUSY_SECONDS = 60.0  # how long SQLite waits for another process's transaction
-PASSING = ("database is locked", "readonly database")  # what SQLite says of a file that may be well again soon
-BROKEN = ("file is not a database", "disk image is malformed")  # and of one that will not
-FITTING: set[Path] = set()  # files that this process found to be of its Optuna: to see that takes a tenth of a second
+PASSING = ("database is locked", "readonly database")  # SQLite's words for a fault that may pass
+BROKEN = ("file is not a database", "disk image is malformed")  # and for one that will not
+FITTING: set[Path] = set()  # files of a compatible Optuna; the check takes a tenth of a second
 NOTE_DOWN = """INSERT INTO trial_user_attributes (trial_id, key, value_json)
     SELECT trial_id, :key, :value FROM trials WHERE trial_id = :trial AND state IN ('RUNNING', 'WAITING')
     ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json"""
-# What is another after whatever anybody committed. SQLite's leaves out what was committed over the same connection.
+# A value that changes with every commit. SQLite's ignores commits over the same connection.
 VERSION = {"sqlite": "PRAGMA data_version", "postgresql": "SELECT CAST(txid_current_snapshot() AS text)"}
-MAKING_TABLES = 1_668_244_581  # an advisory lock's key; nobody else's, it is hoped
-LOCK_SECONDS = 30  # that the server lets anybody wait for a lock; who is "claiming" for longer is taken for frozen
-# Seconds after which the server takes a machine for dead that has gone without a word: 20 + 3 * 10.
+MAKING_TABLES = 1_668_244_581  # key of an advisory lock
+LOCK_SECONDS = 30  # limit of a wait for a lock; a process that holds "claim" for longer counts as frozen
+# The server drops a silent machine after 20 + 3 * 10 seconds.
 KEEPALIVE = {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3}
-USER_TIMEOUT = 50_000  # milliseconds, likewise where something was sent and has not arrived
+USER_TIMEOUT = 50_000  # milliseconds, likewise for unacknowledged data
 
 
 def validated_storage(url: str) -> str:
-    """Return the address as SQLAlchemy wants it. Raises ValueError for what is no PostgreSQL server's."""
+    """Return the address in SQLAlchemy's form. Raises ValueError unless it is a PostgreSQL server's."""
     if not url:
         return ""
     try:
@@ -64,28 +52,27 @@ def validated_storage(url: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """Return an address as it may be shown."""
+    """Return an address without its password."""
     return re.sub(r"(?<=password=)[^&]*", "***", re.sub(r"(?<=://)([^:/@]*):[^@]*(?=@)", r"\1:***", url))
 
 
 def note_storage(folder: Path, url: str) -> None:
-    """Write down, for its owner's eyes only, where the study of `folder` is."""
+    """Store the server's address in `folder`, readable by its owner alone."""
     if noted_storage(folder) != url:
         write_text(folder / NOTE, url, mode=0o600)
 
 
 def noted_storage(folder: Path) -> str:
-    """Return the address of the server that holds the study of `folder`; empty where the study is a file."""
+    """Return the stored address of a server; empty if the study is a file."""
     path = folder / NOTE
     return path.read_text().strip() if path.exists() else ""
 
 
 def open_storage(folder: Path, url: str = "", *, locking: bool = False) -> RDBStorage:
-    """Open what holds both parts of a sweep: `url`, or what `folder` says.
+    """Open the storage of a sweep: `url`, or the one stored in `folder`.
 
-    Raises OSError where that cannot be done, ValueError where it can never be.
-
-    For `locking` all that a process does goes over one connection: the server drops its locks with it.
+    With `locking`, a process has a single connection, because a server releases locks with their connection. Raises
+    OSError if the storage cannot be opened, ValueError if it is damaged.
     """
     url = url or noted_storage(folder)
     path = folder / "study.db"
@@ -100,9 +87,9 @@ def open_storage(folder: Path, url: str = "", *, locking: bool = False) -> RDBSt
 
 
 def note_down(storage: RDBStorage, trial_id: int, entries: Mapping[str, Any]) -> None:
-    """Write user attributes of a trial that has not ended, all or none; Optuna takes a transaction for each.
+    """Write user attributes of an unfinished trial in one transaction; Optuna takes one for each.
 
-    Raises UpdateFinishedTrialError, and StorageError where the storage is away.
+    Raises UpdateFinishedTrialError, and StorageError if the storage is unreachable.
     """
     try:
         with storage.engine.begin() as connection:
@@ -115,7 +102,7 @@ def note_down(storage: RDBStorage, trial_id: int, entries: Mapping[str, Any]) ->
 
 
 def version_of(storage: RDBStorage) -> Callable[[], object]:
-    """Return what asks for the storage's version: while that is the same, nobody has written to it."""
+    """Return a function that asks for the storage's version, which changes with every commit."""
     question = VERSION[storage.engine.dialect.name]
     engine = storage.engine.execution_options(isolation_level="AUTOCOMMIT")
     own = engine.connect() if engine.dialect.name == "sqlite" else None  # nothing is written over this one
@@ -131,20 +118,20 @@ def version_of(storage: RDBStorage) -> Callable[[], object]:
 
 
 def is_passing(error: Exception) -> bool:
-    """Say whether a fault of the study may pass by itself: a server that is away, a file that is locked."""
+    """Return whether a fault may pass by itself: an unreachable server, a locked file."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     if isinstance(cause, sqlite3.Error):
         return any(words in str(cause) for words in PASSING)
     if isinstance(cause, InterfaceError | OperationalError):
         return not isinstance(cause.orig, sqlite3.Error) or is_passing(cause.orig)
-    # Optuna goes on in the transaction of a connection that broke while it read trials.
+    # Optuna continues in the transaction of a connection that broke while it read trials.
     return isinstance(cause, sqlalchemy.exc.TimeoutError | sqlalchemy.exc.PendingRollbackError)
 
 
 def _open_file(path: Path) -> RDBStorage:
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
     # PRAGMA synchronous stays FULL, though NORMAL commits far faster: a power cut could then take a trial from the
-    # study and leave its checkpoint, which the next trial of that number would go on with.
+    # study and leave its checkpoint, which the next trial of that number would resume.
     connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers and the writer do not block
     connection.close()
     patience = {"connect_args": {"timeout": BUSY_SECONDS}}
@@ -155,7 +142,7 @@ def _open_file(path: Path) -> RDBStorage:
 
 
 def _open_server(url: str, *, locking: bool) -> RDBStorage:
-    """Open a server's tables, making them where there are none, one process at a time."""
+    """Open a server's tables. One process at a time creates missing ones."""
     server_side = " ".join(f"-c tcp_{name}={value}" for name, value in KEEPALIVE.items())
     server_side += f" -c tcp_user_timeout={USER_TIMEOUT} -c lock_timeout={LOCK_SECONDS}s"
     arguments = {"connect_timeout": 10, "tcp_user_timeout": USER_TIMEOUT, "options": server_side, **KEEPALIVE}
@@ -173,12 +160,12 @@ def _open_server(url: str, *, locking: bool) -> RDBStorage:
 
 
 def _has_tables(connection: sqlalchemy.Connection) -> bool:
-    """Say whether Optuna has made its tables; it writes down their version last."""
+    """Return whether Optuna's tables exist; it writes their version last."""
     there = connection.execute(sqlalchemy.text("SELECT to_regclass('alembic_version')")).scalar()
     return bool(there and connection.execute(sqlalchemy.text("SELECT count(*) FROM alembic_version")).scalar())
 
 
 def first_line(error: Exception) -> str:
-    """Return what the storage itself said."""
+    """Return the first line of the storage's own message."""
     said = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError | sqlite3.Error) else error
     return str(said).strip().splitlines()[0]

@@ -1,4 +1,4 @@
-"""What a sweep is, the storage of its two studies, and what anybody may read from them."""
+"""The description of a sweep, and its two studies opened for reading."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +14,6 @@ from search.space.space import Space, derive_seed
 from search.study.storage import noted_storage, open_storage
 from search.study.trials import CONFIRMS, REPEAT, parameters_of
 
-__all__ = [
-    "CANDIDATES",
-    "CHOSEN",
-    "PROMOTION",
-    "TASK",
-    "Sweep",
-    "load_confirmation",
-    "load_study",
-    "settings_of",
-]
-
 PrunerName = Literal["hyperband", "median", "none"]
 
 PROMOTION, CANDIDATES, TASK = "promotion", "candidates", "task"  # user attributes of the search's study
@@ -33,9 +22,9 @@ CHOSEN = "chosen"  # user attribute of the confirmation's study: trial and repea
 
 @dataclass(frozen=True)
 class Sweep:
-    """What every process of a sweep must know; small enough to be sent to each worker.
+    """Everything that the processes of a sweep share; small enough to be sent to each worker.
 
-    A sweep has two parts, each a study of its own in one study: the search, and the confirmation of its best
+    A sweep has two parts, each an Optuna study in the same storage: the search, and the confirmation of its best
     configurations with fresh seeds. The trials of the second are called runs.
     """
 
@@ -60,11 +49,11 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        """What people, Comet and the storage call this part of the sweep."""
+        """Name of this part of the sweep for people, Comet and the storage."""
         return self.name if self.part == "search" else f"{self.name} {self.part}"
 
     def sampler(self, number: int) -> BaseSampler:
-        """Make the engine that proposes trial `number`."""
+        """Return the sampler that proposes trial `number`."""
         if self.part == "confirmation":
             return RandomSampler()  # never asked: its parameters stand
         if self.search_id:
@@ -80,13 +69,13 @@ class Sweep:
         return f"trial {trial.number}" if again is None else f"run {trial.number} (trial {again} again)"
 
     def seed_of(self, trial: FrozenTrial) -> int:
-        """Return the seed of a trial, the same each time it is taken up; a run's is one that no trial had."""
+        """Return the seed of a trial, the same after a resume. The seed of a run is one that no trial had."""
         if self.part == "confirmation":
             return derive_seed(self.space.seed, trial.user_attrs[CONFIRMS], trial.user_attrs[REPEAT])
         return int(parameters_of(trial).get("seed", derive_seed(self.space.seed, trial.number)))
 
     def make_pruner(self) -> BasePruner:
-        """Make what decides after each epoch whether a trial goes on."""
+        """Return the pruner, which decides after each epoch whether a trial continues."""
         if self.pruner == "hyperband":
             # Once more than a third of the epochs are over, the best third of the trials go on, to their end: the first
             # epoch tells little, and benchmarks/replay.py shows what other settings cost. The last epoch decides
@@ -97,7 +86,7 @@ class Sweep:
 
 
 def load_study(folder: Path) -> optuna.Study:
-    """Open the search's part of the study in `folder` for reading. Raises ValueError where there is none."""
+    """Open the study of the search in `folder` for reading. Raises ValueError if there is none."""
     if not (folder / "study.db").is_file() and not noted_storage(folder):
         raise ValueError(f"{folder} holds no sweep; name one of runs/")
     try:
@@ -109,8 +98,18 @@ def load_study(folder: Path) -> optuna.Study:
     return study
 
 
+def find_study(sweep: Sweep) -> optuna.Study | None:
+    """Open the study of the search for reading; return None if it was not created."""
+    if not (sweep.storage or (sweep.folder / "study.db").is_file()):
+        return None
+    try:
+        return optuna.load_study(study_name=sweep.name, storage=open_storage(sweep.folder, sweep.storage))
+    except KeyError:
+        return None
+
+
 def load_confirmation(folder: Path) -> optuna.Study | None:
-    """Open the confirmation's part of the study in `folder` for reading; None where it was not begun."""
+    """Open the study of the confirmation in `folder` for reading; return None if it was not created."""
     try:
         return optuna.load_study(study_name=f"{folder.name} confirmation", storage=open_storage(folder))
     except KeyError:
@@ -118,5 +117,5 @@ def load_confirmation(folder: Path) -> optuna.Study | None:
 
 
 def settings_of(study: optuna.Study) -> dict[str, Any]:
-    """Return what a sweep was made with. Those that do not say whether they began with the baseline did."""
+    """Return the settings of a sweep. One that has no entry for the baseline began with it."""
     return {"baseline": True, **study.user_attrs.get("settings", {})}

@@ -8,8 +8,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.space.space import Goal, Parameters
 
-__all__ = ["CONFIRMS", "DISPLACED", "REPEAT", "counted", "id_of", "ordered", "parameters_of", "state_of", "value_of"]
-
 CONFIRMS, REPEAT = "confirms", "repeat"  # user attributes of a run: the trial that it trains again, and which time
 DISPLACED = "displaced"  # user attribute of a run that does not count: why
 ORDER = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL]

@@ -1,4 +1,4 @@
-"""What a sweep begins with: what an earlier one of the same space found, for its sampler alone; its first proposals."""
+"""Warm start: the results of a prior sweep of the same space inform the sampler; a sweep's first proposals."""
 
 import statistics
 from collections.abc import Container, Mapping, Sequence
@@ -10,41 +10,30 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.space.space import Parameters, Space
-from search.study.storage import open_storage
-from search.study.sweep import CANDIDATES, Sweep, load_study
-
-__all__ = [
-    "WARM_START",
-    "PriorSweep",
-    "WarmStartStudy",
-    "first_proposals",
-    "noted_prior_sweep",
-    "prior_sweep_of",
-    "read_prior_sweep",
-]
+from search.study.sweep import CANDIDATES, Sweep, find_study, load_study
 
 WARM_START = "warm_start"  # the setting of that name, and the user attribute of the study
 # Settings that leave results comparable.
-NO_MATTER = {"seed", "pruner", "engine", "algorithm", "baseline", "versions", WARM_START}
+IRRELEVANT = {"seed", "pruner", "engine", "algorithm", "baseline", "versions", WARM_START}
 
 
 @dataclass(frozen=True)
 class PriorSweep:
-    """An earlier sweep as it was when this one was begun; JSON-able."""
+    """A prior sweep as it was when this one was created; JSON-able."""
 
     name: str
-    settings: Mapping[str, Any]  # that it was made with
-    winner: Parameters  # to be tried again; empty where that is the baseline, which is tried anyway
-    trials: Sequence[Mapping[str, Any]]  # that ended and lie in the space: state, params, value, step
-    num_proposed: int  # trials that it had; with an equal seed, ours would begin with the same random ones
+    settings: Mapping[str, Any]  # of its creation
+    winner: Parameters  # to be tried again; empty if it is the baseline, which is tried anyway
+    trials: Sequence[Mapping[str, Any]]  # ended ones in the space: state, params, value, step
+    num_proposed: int  # our trials are numbered from here: with an equal seed they would repeat its random ones
 
     def differences(self, settings: Mapping[str, Any]) -> list[str]:
-        """Name the settings, those of pictures and epochs say, for which results of this sweep are not comparable."""
-        return sorted(key for key in settings.keys() - NO_MATTER if settings[key] != self.settings.get(key))
+        """Return the settings that make results incomparable, such as images and epochs."""
+        return sorted(key for key in settings.keys() - IRRELEVANT if settings[key] != self.settings.get(key))
 
 
 def read_prior_sweep(folder: Path, space: Space) -> PriorSweep:
-    """Read the sweep in `folder`. Raises ValueError, one sentence, where a search of `space` cannot learn from it."""
+    """Read the sweep in `folder`. Raises ValueError, one sentence, if a search of `space` cannot learn from it."""
     if space.algorithm != "bayes":
         raise ValueError(f"--warm-start is for algorithm bayes; {space.algorithm} learns from no results")
     try:
@@ -69,27 +58,21 @@ def read_prior_sweep(folder: Path, space: Space) -> PriorSweep:
 
 
 def prior_sweep_of(study: optuna.Study) -> PriorSweep | None:
-    """Return the earlier sweep that a study was begun with."""
+    """Return the prior sweep of a study."""
     attributes = study.user_attrs
     return PriorSweep(**attributes[WARM_START]) if WARM_START in attributes.get("settings", {}) else None
 
 
 def noted_prior_sweep(sweep: Sweep) -> PriorSweep | None:
-    """Return the earlier sweep that this one was begun with, if it was."""
-    if not (sweep.storage or (sweep.folder / "study.db").is_file()):
-        return None
-    try:
-        return prior_sweep_of(
-            optuna.load_study(study_name=sweep.name, storage=open_storage(sweep.folder, sweep.storage))
-        )
-    except KeyError:
-        return None
+    """Return the prior sweep that a sweep was created with, if any."""
+    study = find_study(sweep)
+    return prior_sweep_of(study) if study else None
 
 
 class WarmStartStudy(optuna.Study):
-    """A study that shows its sampler the trials of an earlier sweep before its own.
+    """A study whose sampler sees the trials of a prior sweep before its own.
 
-    Only proposals are asked of it. Budget, ranking, pruner and all that reads the study see the trials that it holds.
+    It is used for proposals only: budget, ranking and pruner see the study's own trials.
     """
 
     def __init__(self, study: optuna.Study, space: Space, prior: PriorSweep | None) -> None:
@@ -109,9 +92,9 @@ class WarmStartStudy(optuna.Study):
         return [trial for trial in before if states is None or trial.state in states] + own
 
     def _shift(self, own: Sequence[FrozenTrial]) -> float:
-        """Return by how much configurations that both sweeps tried came out higher in this one.
+        """Return the median difference of results on configurations that both sweeps tried.
 
-        TPE asks which results are the best of all. Without this, those of the sweep with more epochs would be.
+        TPE splits results into good and bad ones. Without the shift, all good ones would be of the longer sweep.
         """
         done = [(trial.params, trial.value) for trial in own if trial.state == TrialState.COMPLETE]
         complete = [record for record in self.records if record["state"] == TrialState.COMPLETE.name]
@@ -120,7 +103,7 @@ class WarmStartStudy(optuna.Study):
 
 
 def first_proposals(space: Space, count: int, prior: PriorSweep | None = None) -> list[Parameters]:
-    """Return the parameters of a sweep's first trials, as long as no result of its own can have influenced them."""
+    """Return the parameters of a sweep's first trials, before results of its own can influence them."""
     study = WarmStartStudy(optuna.create_study(direction=space.goal.direction), space, prior)
     proposals = []
     if space.baseline is not None:
@@ -142,7 +125,7 @@ def _record(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _trial(record: Mapping[str, Any], shift: float, space: Space, number: int) -> FrozenTrial:
-    """Make an earlier trial, of a negative number: TPE gives old trials less weight."""
+    """Build a trial of the prior sweep. Its number is negative, as TPE gives old trials less weight."""
     value = record["value"] + shift
     trial = create_trial(
         state=TrialState[record["state"]],
