@@ -49,7 +49,8 @@ from search.study.sweep import load_confirmation
 from search.study.trials import CONFIRMS
 from search.study.warm_start import first_proposals
 from search.workers.artifacts import Artifacts, weights_to_remove
-from search.workers.supervisor import TimeUpError, WorkerPool, sole_owner, stop_by_signals, worker_pool
+from search.workers.signals import stop_by_signals
+from search.workers.supervisor import TimeUpError, WorkerPool, sole_owner, worker_pool
 from search.workers.tracking import Model, Tracking, how_to_upload, notify, settle
 
 REGISTERED = "catdog"  # the champions' name in Comet's Model Registry

@@ -29,7 +29,8 @@ from search.study.sweep import Sweep
 from search.study.warm_start import PriorSweep, noted_prior_sweep, read_prior_sweep
 from search.task import WorkerSlot
 from search.workers.artifacts import validated_artifacts
-from search.workers.loky_backend import Backend, LokyBackend
+from search.workers.backend import Backend
+from search.workers.loky_backend import LokyBackend
 from search.workers.supervisor import Limits, worker_slots
 
 __all__ = ["Plan", "command", "count_cores", "exit_with_error", "make_plan", "parse", "settings"]

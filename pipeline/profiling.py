@@ -4,7 +4,6 @@ The miniature trains each of a few networks for a few seconds, in a temporary fo
 the sweep has: they share cores and memory as the real ones will.
 """
 
-import csv
 import hashlib
 import math
 import os
@@ -33,8 +32,8 @@ from pipeline.task import TrainTrial, configure
 from search.space.space import Parameters
 from search.study.create import create_study
 from search.study.deaths import LAST_WORDS
-from search.study.shared_study import SharedStudy
 from search.task import EpochMetrics, TrialContext
+from search.workers.history import read_history
 from search.workers.supervisor import run_sweep, worker_slots
 from search.workers.tracking import Tracking
 
@@ -142,7 +141,7 @@ def probe(
         with peak_memory_of(os.getpid()) as peak:
             run_sweep(study, task, plan.slots, tell, tracking, plan.limits)
         seconds, trials = time.time() - began, study.trials()
-        rows = [_rows(study, trial) for trial in trials]
+        rows = [list(read_history(study.sweep.trial_folder(trial.number))) for trial in trials]
     return Profile(began, seconds, min(len(data.training), num_pictures), networks, trials, rows, peak())
 
 
@@ -261,12 +260,3 @@ def private_memory(process: int) -> int:
 
 def _first(subset: ImageSubset, number: int) -> ImageSubset:
     return replace(subset, rows=subset.rows[:number])
-
-
-def _rows(study: SharedStudy, trial: FrozenTrial) -> list[dict[str, float]]:
-    """Return a probe's epochs, also of one that failed."""
-    try:
-        with (study.sweep.trial_folder(trial.number) / "history.csv").open() as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    except FileNotFoundError:
-        return []

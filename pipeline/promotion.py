@@ -22,7 +22,7 @@ from search.analysis.confirmation import Candidate
 from search.analysis.statistics import Comparison, Outcomes, accuracy_interval, compare
 from search.formatting import short
 from search.study.sweep import CANDIDATES, PROMOTION, load_study
-from search.workers.tracking import experiment_url
+from search.workers.tracking import read_note
 
 __all__ = [
     "BEST_MODEL",
@@ -81,7 +81,7 @@ def promote_weights(weights: Path, best_model: Path, source: str, device: str, *
     champion is then untouched.
     """
     challenger = _open(weights)
-    if url := experiment_url(weights.parent):
+    if url := read_note(weights.parent).get("url"):
         challenger.header["provenance"]["experiment"] = url
     outcome = Outcome(promoted=False, reason="")
 

@@ -9,16 +9,6 @@ from typing import Any, TypeVar
 
 from search.retry import retry_while_unreachable
 
-__all__ = [
-    "ENVIRONMENT",
-    "ServiceDownError",
-    "has_api_key",
-    "optimizer_api",
-    "quiet_client",
-    "translated_errors",
-    "wait_for_comet",
-]
-
 # Nothing is sent, printed or patched that we did not ask for: no telemetry, no probes of clouds, no hooks in torch.
 ENVIRONMENT = {
     "COMET_DISABLE_AUTO_LOGGING": "1",
@@ -57,7 +47,7 @@ def has_api_key() -> bool:
     if "COMET_API_KEY" in os.environ:
         return bool(os.environ["COMET_API_KEY"])
     paths = [Path(os.environ.get("COMET_CONFIG", ".comet.config")), Path(".env"), Path.home() / ".comet.config"]
-    return any(path.is_file() for path in paths) and bool(_api_key())
+    return any(path.is_file() for path in paths) and bool(api_key())
 
 
 @cache
@@ -66,7 +56,7 @@ def optimizer_api(timeout_seconds: float) -> Any:
     quiet_client()
     from comet_ml.connection.connection_factory import get_optimizer_api  # noqa: PLC0415
 
-    api = get_optimizer_api(_api_key())
+    api = get_optimizer_api(api_key())
     api.low_level_api_client.default_timeout = timeout_seconds
     return api
 
@@ -113,7 +103,7 @@ def translated_errors() -> Iterator[None]:
         raise ServiceDownError(f"an answer that makes no sense: {error}") from error
 
 
-def _api_key() -> str:
+def api_key() -> str:
     quiet_client()
     from comet_ml.config import get_api_key, get_config  # noqa: PLC0415
 

@@ -1,8 +1,7 @@
-"""The Comet Optimizer as an Optuna sampler, and the quiet client that everything of Comet here goes through.
+"""The Comet Optimizer as an Optuna sampler.
 
-Comet keeps a search under an id; whoever knows the id asks for the next parameters, and each answer is a ticket: the
-parameters and what to report the result under. A ticket is kept with its trial, so a trial that is taken up again
-reports under the ticket it had.
+Comet stores a search under an id and answers each request for parameters with a ticket: the parameters, and the numbers
+under which to report their result. The ticket is stored with the trial, so that another worker can report the result.
 """
 
 import math
@@ -17,21 +16,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.comet.client import ServiceDownError, optimizer_api, quiet_client, translated_errors
 
-__all__ = [
-    "CometSampler",
-    "create_search",
-    "read_search",
-]
-
-SECONDS_FOR_NEXT, SECONDS_FOR_UPDATE = 30.0, 4.0  # a proposal may have to be thought out; a result is only taken
-MAX_REPEATS = 5  # answers in a row that hand out what a trial holds already
+PROPOSE_SECONDS, UPDATE_SECONDS = 30.0, 4.0  # time limits: Comet may have to compute a proposal
+MAX_REPEATS = 5  # answers in a row that are of no use
 TICKET, WAITING = "comet_ticket", "comet_next"  # user attributes: of a trial, and of the study
 
 
 def create_search(content: Mapping[str, Any], max_combo: int) -> str:
-    """Have Comet begin a search over `content` (optimizer.json) for at most `max_combo` proposals; return its id.
+    """Start a search over `content` (optimizer.json) for at most `max_combo` proposals; return its id.
 
-    Raises ValueError for what Comet refuses and ServiceDownError where it does not answer.
+    Raises ValueError if Comet refuses it and ServiceDownError if Comet does not answer.
     """
     spec = {**content.get("spec", {}), "maxCombo": max_combo, "retryAssignLimit": 0}
     with translated_errors():
@@ -40,28 +33,27 @@ def create_search(content: Mapping[str, Any], max_combo: int) -> str:
 
 
 def read_search(search_id: str) -> dict[str, Any]:
-    """Return the search of that id as an optimizer.json would hold it.
+    """Return a search in the format of optimizer.json.
 
-    Raises ValueError where Comet knows none and ServiceDownError where it does not answer.
+    Raises ValueError if Comet does not know the id and ServiceDownError if Comet does not answer.
     """
     with translated_errors():
-        status = optimizer_api(SECONDS_FOR_NEXT).optimizer_status(search_id)
+        status = optimizer_api(PROPOSE_SECONDS).optimizer_status(search_id)
     if "parameters" not in status:
         raise ValueError(f"Comet knows no search {search_id} ({status.get('message', 'no reason given')})")
     return {key: status[key] for key in ("algorithm", "name", "trials", "parameters", "spec") if status.get(key)}
 
 
 class CometSampler(BaseSampler):
-    """Proposes what the Comet Optimizer proposes, and tells it the results."""
+    """Proposes the parameters of the Comet Optimizer and reports the results to it."""
 
     def __init__(self, distributions: Mapping[str, BaseDistribution], search_id: str) -> None:
-        self.distributions = dict(distributions)
-        self.search_id = search_id
+        self.distributions, self.search_id = dict(distributions), search_id
 
     def reserve(self, study: optuna.Study) -> bool:
-        """Have the next trial's parameters handed out, before that trial exists; False when the search is over.
+        """Get the next trial's parameters before that trial exists; False when the search is over.
 
-        Raises ServiceDownError, and nothing has changed.
+        Raises ServiceDownError; then nothing has changed.
         """
         if self._reserved(study):
             return True
@@ -73,7 +65,7 @@ class CometSampler(BaseSampler):
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         del study
-        return {} if "fixed_params" in trial.system_attrs else self.distributions  # the baseline is ours
+        return {} if "fixed_params" in trial.system_attrs else self.distributions  # the baseline is not Comet's
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -95,68 +87,63 @@ class CometSampler(BaseSampler):
         self._report(study, trial, state, values[0] if values else None)
 
     def report_left(self, study: optuna.Study) -> int:
-        """Report results that Comet has not taken yet; return how many it still has not."""
-        done = study.user_attrs
-        left = [
-            trial
-            for trial in study.get_trials(deepcopy=False)
-            if trial.state.is_finished() and TICKET in trial.user_attrs and _reported(trial) not in done
-        ]
+        """Report the results that Comet lacks; return how many are still left."""
+        done, trials = study.user_attrs, study.get_trials(deepcopy=False)
+        finished = [trial for trial in trials if trial.state.is_finished() and TICKET in trial.user_attrs]
+        left = [trial for trial in finished if _reported(trial) not in done]
         while left and self._report(study, left[0], left[0].state, left[0].value):
             left.pop(0)
         return len(left)
 
     def _report(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, value: float | None) -> bool:
-        """Tell Comet one result. A trial that has no score of its own, pruned or failed, is aborted there."""
+        """Report one result. A trial without a score, pruned or failed, is aborted there."""
         if (ticket := trial.user_attrs.get(TICKET)) is None:
             return True
         status, score = ("completed", value) if state == TrialState.COMPLETE else ("aborted", None)
         if not self._send(ticket, status, score):
-            return False  # report_left comes back to it
+            return False  # for report_left
         study.set_user_attr(_reported(trial), status)
         return True
 
     def _send(self, ticket: Mapping[str, Any], status: str, score: float | None) -> bool:
         try:
             with translated_errors():
-                api = optimizer_api(SECONDS_FOR_UPDATE)
+                api = optimizer_api(UPDATE_SECONDS)
                 api.optimizer_update(self.search_id, ticket["pid"], ticket["trial"], status=status, score=score)
         except (ServiceDownError, ValueError):
             return False
         return True
 
     def _reserved(self, study: optuna.Study) -> dict[str, Any] | None:
-        """Return what was handed out and taken by no trial."""
+        """Return a ticket that no trial has."""
         ticket: dict[str, Any] | None = study.user_attrs.get(WAITING)
         return None if ticket is None or _name(ticket) in _tickets(study) else ticket
 
     def _next(self, study: optuna.Study) -> dict[str, Any] | None:
-        """Ask for a ticket whose parameters fit the space and that no trial holds; None when there are no more."""
+        """Ask for a ticket that no trial has and whose parameters fit the space; None when the search is over."""
         for _ in range(MAX_REPEATS):
             with translated_errors():
-                answer = optimizer_api(SECONDS_FOR_NEXT).get_request("next", params={"id": self.search_id})
+                answer = optimizer_api(PROPOSE_SECONDS).get_request("next", params={"id": self.search_id})
                 if answer["code"] != HTTPStatus.OK:
                     self._check_end(answer)
                     return None
                 ticket = {key: answer["parameters"][key] for key in ("pid", "trial", "count", "parameters")}
             if _name(ticket) in _tickets(study):
                 continue
+            proposed = ticket["parameters"]
             try:
-                proposed = ticket["parameters"]
-                ticket["parameters"] = {
-                    name: _fitted(name, proposed[name], d) for name, d in self.distributions.items()
-                }
+                fitted = {name: _fitted(name, proposed[name], kind) for name, kind in self.distributions.items()}
             except (KeyError, TypeError, ValueError):
                 self._send(ticket, "aborted", None)
                 continue
-            return ticket
-        raise ServiceDownError("it hands out again and again what has been tried or lies outside the space")
+            return {**ticket, "parameters": fitted}
+        raise ServiceDownError("it repeats proposals that have been tried or lie outside the space")
 
     def _check_end(self, answer: Mapping[str, Any]) -> None:
         """Return if the search is over, else raise the error that `translated_errors` makes a ServiceDownError."""
         if answer["code"] == HTTPStatus.NO_CONTENT:
             return
-        if optimizer_api(SECONDS_FOR_NEXT).optimizer_status(self.search_id).get("status") != "completed":
+        if optimizer_api(PROPOSE_SECONDS).optimizer_status(self.search_id).get("status") != "completed":
             raise ValueError(f"no parameters, code {answer['code']}")
 
 
@@ -174,7 +161,7 @@ def _reported(trial: FrozenTrial) -> str:
 
 
 def _fitted(name: str, value: Any, distribution: BaseDistribution) -> Any:
-    """Give a value from Comet the type that the space has, and the rounding error of its ends back."""
+    """Convert a value from Comet to its type in the space, and correct rounding errors at the ends of its range."""
     match distribution:
         case CategoricalDistribution(choices=choices):
             for choice in choices:

@@ -1,7 +1,7 @@
-"""A process beside a worker that writes what it is told to Comet; tracking.py starts it and talks to it.
+"""A process beside a worker that writes trials to Comet. workers/tracking.py starts it and sends it messages.
 
-It reads one JSON object per line from its standard input: `open` a trial's experiment, an `epoch`, `close`. Whatever
-Comet does, or does not, ends in a note in the trial's folder. It imports as little as it can: it starts in a second.
+It reads one JSON object per line from its standard input: `open` the experiment of a trial, an `epoch`, `close`. Each
+trial ends in a note in its folder, whether Comet answered or not. The file imports little, so that it starts fast.
 
     python -m search.comet.writer online|offline FOLDER
 """
@@ -20,17 +20,18 @@ from typing import Any
 
 from filelock import FileLock
 
+from search.comet.client import api_key
 from search.files import write_text
 
 NOTE = "comet.json"
-PROJECT = "catdog"  # where the user configured none
-RETRY_SECONDS = 60.0  # after Comet could not be reached, before it is asked again
-CONFIRM_SECONDS = 10.0  # that Comet may take to show what it was sent
-STATUSES = ("Staging", "QA", "Development")  # for a new version, the first that the workspace allows
+PROJECT = "catdog"  # if the user configured none
+RETRY_SECONDS = 60.0  # without a request after Comet could not be reached
+CONFIRM_SECONDS = 10.0  # that Comet may take to show what was sent
+STATUSES = ("Staging", "QA", "Development")  # a new version gets the first that the workspace allows
 
 
-class Fault(Exception):  # noqa: N818 - not an error of ours
-    """Why an experiment is not in Comet as it should be, in one sentence."""
+class NotDeliveredError(Exception):
+    """An experiment is not complete in Comet; says why in one sentence."""
 
 
 class CometWriter:
@@ -39,7 +40,7 @@ class CometWriter:
     def __init__(self, *, online: bool, folder: Path) -> None:
         import comet_ml  # noqa: PLC0415
 
-        # Its log of the hardware cannot be had without asking clouds' addresses who we are; no option turns that off.
+        # The client's log of the hardware asks cloud services about this machine, which no option turns off.
         vars(comet_ml.experiment)["get_env_cloud_details"] = lambda: None
         self.comet, self.online, self.folder = comet_ml, online, folder
         self.errors = _LastError()
@@ -48,14 +49,26 @@ class CometWriter:
         self.lock: FileLock | None = None
         self.fault, self.down_until = "", 0.0  # why Comet could not be reached, and when to try again
 
-    def open(self, **message: Any) -> None:
+    def handle(self, message: dict[str, Any]) -> None:
+        match message:
+            case {"do": "open"}:
+                self.open(message)
+            case {"do": "epoch", "row": row}:
+                self.log_epoch(row)
+            case {"do": "close"}:
+                self.close(message)
+            case _:
+                raise ValueError(f"unknown message {message}")
+
+    def open(self, message: dict[str, Any]) -> None:
+        """Start or continue the experiment of a trial."""
         self.end()
         self.message, self.rows = message, 0
-        self.told: dict[str, set[int]] = {}  # steps of each metric that Comet must have in the end
-        self.known: dict[str, set[int]] = {}
+        self.logged: dict[str, set[int]] = {}  # steps of each metric that Comet must have in the end
+        self.known: dict[str, set[int]] = {}  # steps that it had at the beginning
         self.errors.text = ""
         self.unfinished = self.folder / ".unfinished" / message["key"]
-        # A scribe whose worker was killed may still be sending what it had.
+        # The writer of a worker that was killed may still be sending the same trial.
         self.lock = FileLock(Path(message["folder"]) / ".comet.lock", timeout=RETRY_SECONDS)
         self.lock.acquire()
         if not self.online:
@@ -67,7 +80,7 @@ class CometWriter:
         try:
             self.experiment = self._start()
         except Exception as error:  # noqa: BLE001 - whatever the client raises, the trial goes on
-            self._leave_alone(error)
+            self._note_fault(error)
             return
         self.experiment.log_parameters(message["parameters"])
         self.experiment.log_others({"state": "running", **message["others"]})
@@ -75,71 +88,64 @@ class CometWriter:
         if network.exists():
             self.experiment.set_model_graph(network.read_text())
 
-    def epoch(self, row: dict[str, float]) -> None:
+    def log_epoch(self, row: dict[str, float]) -> None:
         self.rows += 1
         step = int(row.pop("epoch", self.rows))
         if self.experiment:
             values = {name: value for name, value in row.items() if math.isfinite(value)}
             for name in values:
-                self.told.setdefault(name, set()).add(step)
+                self.logged.setdefault(name, set()).add(step)
             new = {name: value for name, value in values.items() if step not in self._steps(name)}
             if new:
                 self.experiment.log_metrics(new, step=step, epoch=step)
 
-    def close(
-        self,
-        others: dict[str, Any],
-        final: dict[str, float],
-        column: str,
-        confusion: str,
-        model: dict[str, str] | None,
-        news: str,
-    ) -> None:
-        path = Path(self.message["folder"]) / NOTE
+    def close(self, message: dict[str, Any]) -> None:
+        """Log a trial's result, end its experiment and write the note."""
+        path, model = Path(self.message["folder"]) / NOTE, message["model"]
         before = json.loads(path.read_text()) if path.exists() else {}
         note = {"key": self.message["key"], "delivered": False, "fault": self.fault, "version": before.get("version")}
         if self.experiment:
             try:
-                url, workspace = self._url(), self.experiment.workspace
-                self._close(others, final, confusion, model, news)
+                url, workspace = self.experiment.url if self.online else None, self.experiment.workspace
+                self._log_result(message)
                 self.end()
-                self._confirm({column: self.told.get(column, set()), **{name: {self.rows} for name in final}})
+                wanted = {message["column"]: self.logged.get(message["column"], set())}
+                self._confirm({**wanted, **{name: {self.rows} for name in message["final"]}})
                 if model:
                     self._confirm_model(model, workspace)
                     note.update(version=model["version"])
                 note.update(delivered=self.online, url=url)
             except Exception as error:  # noqa: BLE001 - see above
-                note.update(fault=self._leave_alone(error))
+                note.update(fault=self._note_fault(error))
         self.end()
         write_text(path, json.dumps(note))
 
-    def _close(
-        self, others: dict[str, Any], final: dict[str, float], confusion: str, model: dict[str, str] | None, news: str
-    ) -> None:
-        experiment = self.experiment
+    def _log_result(self, message: dict[str, Any]) -> None:
+        experiment, others, final = self.experiment, message["others"], message["final"]
         experiment.log_others(others)
         experiment.add_tag(others["state"])
         for name, value in final.items():
             if not self._steps(name):
                 experiment.log_metric(name, value, step=self.rows, epoch=self.rows)
-        if Path(confusion).exists():
-            content = json.loads(Path(confusion).read_text())
+        confusion = Path(message["confusion"])
+        if confusion.exists():
+            content = json.loads(confusion.read_text())
             experiment.log_confusion_matrix(matrix=content["matrix"], labels=content["labels"], overwrite=True)
-        if news:
-            self.comet.Experiment.send_notification(experiment, news, others["state"], {**others, **final})
-        if model:
-            self._register(model)
+        if message["news"]:
+            self.comet.Experiment.send_notification(experiment, message["news"], others["state"], {**others, **final})
+        if message["model"]:
+            self._register(message["model"])
 
     def end(self) -> None:
-        """End the experiment, if one is open; it may be continued."""
+        """End the experiment, if one is open. It may be continued later."""
         if self.experiment:
             self.experiment.end()
             self.experiment = None
         if self.lock:
             self.lock.release()
 
-    def _leave_alone(self, error: Exception) -> str:
-        """Ask nothing of Comet for a while; return why."""
+    def _note_fault(self, error: Exception) -> str:
+        """Send Comet no request for a while; return the reason."""
         self.fault, self.down_until = _sentence(error), time.monotonic() + RETRY_SECONDS
         return self.fault
 
@@ -163,7 +169,7 @@ class CometWriter:
             log_env_network=False,
             log_env_disk=False,
         )
-        # A new archive each time: what it holds comes from the study, not from what a dead process left.
+        # A new archive each time: its content comes from the study, not from files of a dead process.
         mode = "get_or_create" if self.online else "create"
         experiment = comet.start(
             online=self.online,
@@ -173,9 +179,12 @@ class CometWriter:
             experiment_config=config,
         )
         if not experiment.alive:
-            raise Fault(self.errors.text or "Comet does not answer")
+            raise NotDeliveredError(self.errors.text or "Comet does not answer")
         self.is_new = not isinstance(experiment, comet.ExistingExperiment)
         return experiment
+
+    def _api(self) -> Any:
+        return self.comet.API(cache=False)
 
     def _steps(self, name: str) -> set[int]:
         """Return the steps of a metric that Comet had when the experiment was opened."""
@@ -187,37 +196,34 @@ class CometWriter:
 
     def _sent(self, name: str) -> set[int]:
         """Ask Comet which steps of a metric it has."""
-        experiment = self.comet.API(cache=False).get_experiment_by_key(self.message["key"])
+        experiment = self._api().get_experiment_by_key(self.message["key"])
         metrics = experiment.get_metrics(name) if experiment else None
         return {int(metric["step"] or 0) for metric in metrics or []}
 
-    def _url(self) -> str | None:
-        return self.experiment.url if self.online else None
-
     def _confirm(self, wanted: dict[str, set[int]]) -> None:
-        """Raise Fault unless what was logged has arrived: the client swallows what goes wrong."""
+        """Raise NotDeliveredError unless everything logged has arrived: the client hides its failures."""
         if not self.online:
             archive = self.unfinished / f"{self.message['key']}.zip"
             if not zipfile.is_zipfile(archive) or "experiment.json" not in zipfile.ZipFile(archive).namelist():
-                raise Fault(self.errors.text or "the archive could not be written")
+                raise NotDeliveredError(self.errors.text or "the archive could not be written")
             archive.replace(self.folder / archive.name)
             shutil.rmtree(self.unfinished, ignore_errors=True)
             return
         deadline = time.monotonic() + CONFIRM_SECONDS
         while not all(steps <= self._sent(name) for name, steps in wanted.items()):
             if time.monotonic() > deadline:
-                raise Fault(self.errors.text or "Comet has not shown all that it was sent")
+                raise NotDeliveredError(self.errors.text or "Comet has not shown all that it was sent")
             time.sleep(0.5)
 
     def _confirm_model(self, model: dict[str, str], workspace: str) -> None:
-        """Raise Fault unless the model is in the registry, or, offline, in the archive."""
+        """Raise NotDeliveredError unless the model is in the registry."""
         if self.online:
-            versions = self.comet.API(cache=False).get_registry_model_versions(workspace, model["name"])
+            versions = self._api().get_registry_model_versions(workspace, model["name"])
             if model["version"] not in (versions or []):
-                raise Fault(self.errors.text or f"the Model Registry has no version {model['version']}")
+                raise NotDeliveredError(self.errors.text or f"the Model Registry has no version {model['version']}")
 
     def _register(self, model: dict[str, str]) -> None:
-        """Put a promoted model into Comet's Model Registry."""
+        """Add a promoted model to Comet's Model Registry."""
         self.experiment.log_other("promoted", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         self.experiment.add_tag("champion")
         self.experiment.log_model(model["name"], model["file"], overwrite=True)
@@ -227,12 +233,12 @@ class CometWriter:
         )
 
     def _status(self) -> str | None:
-        allowed = self.comet.API(cache=False).model_registry_allowed_status_values(self.experiment.workspace)
+        allowed = self._api().model_registry_allowed_status_values(self.experiment.workspace)
         return next((status for status in STATUSES if status in allowed), None)
 
 
 class _LastError(logging.Handler):
-    """Remembers the client's last complaint, which it raises to nobody."""
+    """Keeps the last error that the client logged; it raises none."""
 
     text = ""
 
@@ -244,34 +250,26 @@ class _LastError(logging.Handler):
 
 
 def _sentence(error: object) -> str:
-    """Say what went wrong in a line, without the API key, which some of the client's errors carry."""
+    """Describe an error in one line, without the API key, which some of the client's errors contain."""
     if type(error).__name__ == "InvalidAPIKey":
         return "Comet refuses the API key"
     text = str(error).strip() or type(error).__name__
-    if key := _api_key():
+    if key := api_key():
         text = text.replace(key, "...")
     return text.splitlines()[0][:200]
 
 
-def _api_key() -> str | None:
-    from comet_ml.config import get_api_key, get_config  # noqa: PLC0415
-
-    key: str | None = get_api_key(None, get_config())
-    return key
-
-
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker says when it is over
-    os.nice(10)  # it is started as its worker's first step begins
-    scribe = CometWriter(online=sys.argv[1] == "online", folder=Path(sys.argv[2]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker decides when to end
+    os.nice(10)  # it starts during its worker's first training step
+    writer = CometWriter(online=sys.argv[1] == "online", folder=Path(sys.argv[2]))
     for line in sys.stdin:
         try:
-            message = json.loads(line)
-            getattr(scribe, message.pop("do"))(**message)
+            writer.handle(json.loads(line))
         except Exception as error:  # noqa: BLE001 - the next trial may fare better
             print(f"{type(error).__name__}: {_sentence(error)}", flush=True)
-    if scribe.online:
-        scribe.end()
+    if writer.online:
+        writer.end()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What trials leave behind: what of it is kept, and how it gets from machine to machine."""
+"""The files of trials: which are kept, and how they get from machine to machine."""
 
 import json
 import os
@@ -19,41 +19,28 @@ from search.study.shared_study import SharedStudy
 from search.study.sweep import Sweep
 from search.study.trials import ordered
 
-__all__ = [
-    "FILES",
-    "Artifacts",
-    "checkpoint_of",
-    "remove_checkpoints",
-    "remove_weights",
-    "validated_artifacts",
-    "weights_to_remove",
-]
-
-FILES = "files"  # user attribute of a trial: its files' names in the store, by their names in its folder
+FILES = "files"  # user attribute of a trial: keys in the store by file names in its folder
 WEIGHTS = "model.safetensors"
-BROUGHT = ".stored.json"  # in a trial's folder: which of the store's files those here are
-OURS_ALONE = ("lock", "comet.json")  # files that say something about this machine only
+FETCHED = ".stored.json"  # in a trial's folder: the keys of the files in it
+LOCAL = ("lock", "comet.json")  # files about this machine only
 
 
-def checkpoint_of(sweep: Sweep, claim: AcquiredTrial, folder: Path) -> Path:
-    """Return where a trial's checkpoint goes, with what an earlier holder of the trial left there.
+def checkpoint_of(sweep: Sweep, acquired: AcquiredTrial, folder: Path) -> Path:
+    """Return the path of a trial's checkpoint, after moving there the one of an earlier worker.
 
-    Where machines may be cut off and come back, each claim has a file of its own.
+    Each worker has a file of its own if its machine may be cut off and come back.
     """
     if not sweep.storage:
         return folder / "checkpoint.pt"
-    path = folder / f"checkpoint-{claim.id}.pt"
-    for name in claim.earlier_ids:
-        found = list(folder.glob(f"checkpoint-{name}.pt*"))  # and the one before it
-        for earlier in found:
-            earlier.replace(folder / earlier.name.replace(name, claim.id))
-        if found:
+    for name in acquired.earlier_ids:
+        if found := list(folder.glob(f"checkpoint-{name}.pt*")):  # and the one before it
+            for path in found:
+                path.replace(folder / path.name.replace(name, acquired.id))
             break
-    return path
+    return folder / f"checkpoint-{acquired.id}.pt"
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove what a trial that has ended needs no more."""
     for path in folder.glob("checkpoint*"):
         path.unlink(missing_ok=True)
 
@@ -63,7 +50,7 @@ def remove_weights(
 ) -> None:
     """Remove the weights of all ended trials but the best `sweep.keep`, also from the store.
 
-    `removed` are the numbers of those that earlier calls removed; no result can bring them back among the best.
+    Adds their numbers to `removed`, and skips those: no later result can move a trial back among the best.
     """
     if sweep.part != "search":
         return
@@ -76,15 +63,15 @@ def remove_weights(
 
 
 def weights_to_remove(sweep: Sweep, ended: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials whose weights are there and will be removed, as others are better."""
+    """Return the trials whose weights exist and will be removed, as others are better."""
     surplus = ordered(ended, sweep.space.goal)[sweep.keep :]
     return [trial for trial in surplus if (sweep.trial_folder(trial.number) / WEIGHTS).exists()]
 
 
 class Artifacts:
-    """A store that all machines of a sweep reach: an address s3://BUCKET, or a folder that all of them see.
+    """A store that all machines of a sweep reach: s3://BUCKET, or a shared folder.
 
-    The study says which of its files are a trial's: one that was written by somebody who had lost the trial is none.
+    Only the files that the study lists belong to a trial: a worker that had lost the trial may have written others.
     """
 
     def __init__(self, address: str) -> None:
@@ -92,21 +79,21 @@ class Artifacts:
         self.seen: dict[Path, tuple[int, int]] = {}
 
     def fetch(self, trial: FrozenTrial, folder: Path) -> None:
-        """Bring a trial's files into `folder`, but those that are there. One that the store has lost is left out.
+        """Copy a trial's files into `folder` unless they are there; skip those that the store has lost.
 
-        What was made or brought here before is out of date where others have gone on with the trial since.
+        Files written or fetched here before are replaced if another worker has continued the trial since.
         """
-        files, brought = trial.user_attrs.get(FILES, {}), _read(folder / BROUGHT)
+        files, fetched = trial.user_attrs.get(FILES, {}), _read(folder / FETCHED)
         for name, key in files.items():
             if trial.state.is_finished() and name.startswith("checkpoint"):
-                continue  # what somebody died before removing
+                continue  # its worker died before removing it
             path = folder / Path(name).name
-            if (path.exists() and brought.get(name) == key) or self._bring(key, path):
+            if (path.exists() and fetched.get(name) == key) or self._fetch_file(key, path):
                 self.seen[path] = _mark(path)
-        write_text(folder / BROUGHT, json.dumps(files))
+        write_text(folder / FETCHED, json.dumps(files))
 
     def fetch_all(self, study: SharedStudy) -> None:
-        """Bring the files of all trials that have ended, and the weights of the best of them."""
+        """Copy the files of all ended trials into their folders, weights only of the best."""
         trials = study.trials()
         remove_weights(study.sweep, trials, set(), self)
         for trial in trials:
@@ -117,11 +104,11 @@ class Artifacts:
                 remove_checkpoints(folder)
 
     def push(self, study: SharedStudy, trial: FrozenTrial, folder: Path) -> None:
-        """Put what changed in `folder` into the store and have the study say so; then drop what that replaces."""
+        """Store the changed files of `folder`, list them in the study, then remove those that they replace."""
         before = study.read_trial(trial).user_attrs.get(FILES, {})
         now: dict[str, str] = {}
         for path in sorted(folder.iterdir()):
-            if not path.is_file() or path.name.startswith(".") or path.suffix == ".before" or path.name in OURS_ALONE:
+            if not path.is_file() or path.name.startswith(".") or path.suffix == ".before" or path.name in LOCAL:
                 continue
             mark = _mark(path)
             if path.name in before and self.seen.get(path) == mark:
@@ -133,14 +120,14 @@ class Artifacts:
             self.seen[path] = mark
         if now != before:
             study.note(trial, **{FILES: now})
-            write_text(folder / BROUGHT, json.dumps(now))
+            write_text(folder / FETCHED, json.dumps(now))
             self._remove(set(before.values()) - set(now.values()))
 
     def remove(self, trial: FrozenTrial, beginning: str) -> None:
-        """Remove those files of a trial that has ended whose names begin so."""
+        """Remove the files of an ended trial whose names start with `beginning`."""
         self._remove([key for name, key in trial.user_attrs.get(FILES, {}).items() if name.startswith(beginning)])
 
-    def _bring(self, key: str, path: Path) -> bool:
+    def _fetch_file(self, key: str, path: Path) -> bool:
         partial = path.with_name(f".{path.name}.fetched")
         try:
             with self._as_os_error(), self.store.open_reader(key) as reader, partial.open("wb") as file:
@@ -158,7 +145,7 @@ class Artifacts:
 
     @contextmanager
     def _as_os_error(self) -> Iterator[None]:
-        """Tell a store that is out of reach from a configuration that does not work."""
+        """Raise OSError if the store is out of reach: no trial is to blame for that."""
         try:
             yield
         except (ArtifactNotFound, OSError):
@@ -168,14 +155,14 @@ class Artifacts:
 
 
 def validated_artifacts(address: str) -> str:
-    """Return an address that can be opened; make nothing. Raises ValueError, one sentence, for one that cannot."""
+    """Return an address that can be opened, without creating anything. Raises ValueError for any other."""
     if address.startswith("s3://"):
         _open(address)
     elif address:
         path = Path(address).absolute()
         there = next(str(above) for above in (path, *path.parents) if os.path.lexists(above))
         if not (os.path.isdir(there) and os.access(there, os.W_OK)):  # noqa: PTH112 - Path.is_dir raises
-            raise ValueError(f"--artifacts is {address}; {there} is no folder that can be written")
+            raise ValueError(f"--artifacts is {address}; {there} is not a writable folder")
     return address
 
 
@@ -199,6 +186,6 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _mark(path: Path) -> tuple[int, int]:
-    """Return what changes when a file does."""
+    """Return a value that changes whenever the file does."""
     found = path.stat()
     return found.st_mtime_ns, found.st_size

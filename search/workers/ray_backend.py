@@ -1,7 +1,7 @@
-"""Workers on a Ray cluster: Ray chooses machine and GPU for each; here they are started, watched and ended.
+"""Worker processes on a Ray cluster, which chooses machine and GPU for each.
 
-One actor per worker, and not Ray's joblib backend: that one is a pool whose dead actors nobody starts again, whose call
-fails as a whole when one of them dies, and which runs a pool of one in this very process.
+One actor per worker, not Ray's joblib backend: that is a pool that never replaces dead actors, fails as a whole when
+one of them dies, and runs a pool of one in this process.
 """
 
 import math
@@ -18,38 +18,37 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
 import ray
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from search.formatting import count
 from search.task import WorkerSlot
-from search.workers.loky_backend import Job, Process, WorkerDiedError
+from search.workers.backend import Job, Process, WorkerDiedError
 
-__all__ = ["Home", "RayBackend", "Share", "connect", "share_out"]
-
-PORT = 6379  # of a head node, where the user names none
+PORT = 6379  # of a head node, if the user names none
 CONNECT_SECONDS = 5.0
-PROBE_SECONDS = 2.0  # that Ray has to find out how a process died
-END_SECONDS = 10.0  # that Ray has to end a process
-# Environment variables that workers share with their command begin so.
-KINDS_OF_SETTINGS = ("AWS_", "CATDOG_CACHE", "COMET_", "PGHOST", "PGPASS", "PGPORT", "PGSSL", "PGUSER")
+DEATH_SECONDS = 2.0  # that Ray may take to find out how a process died
+END_SECONDS = 10.0  # that Ray may take to end a process
+# Prefixes of the environment variables that the command passes on to its workers.
+PASSED_ON = ("AWS_", "CATDOG_CACHE", "COMET_", "PGHOST", "PGPASS", "PGPORT", "PGSSL", "PGUSER")
 
 
 @dataclass(frozen=True)
 class Home:
-    """What a worker's machine must have as the command's has it."""
+    """Requirements on a worker's machine, taken from the command's."""
 
     folder: str  # the command's working directory
-    versions: Mapping[str, str]  # of Python, by the name "python", and of packages
-    single: bool  # whether the command's host is the only one that may work: the study is a file there
+    versions: Mapping[str, str]  # of "python" and of packages
+    single: bool  # only the command's host may work: the study is a file there
     host: str = socket.gethostname()
-    code: str = str(Path(__file__).parents[2])  # where search/ lies
+    code: str = str(Path(__file__).parents[2])  # the folder of search/
 
 
 @dataclass(frozen=True)
 class Share:
-    """What Ray sets aside for each worker."""
+    """The resources that Ray reserves for each worker."""
 
     num_workers: int
     num_cpus: float
@@ -64,7 +63,7 @@ class Share:
         return f"{count(self.num_workers, 'worker')} with {gpus}{count(self.num_cpus, 'CPU')} each"
 
     def worker_slots(self) -> list[WorkerSlot]:
-        """Return one slot for each worker; which device it is will be told by Ray."""
+        """Return one slot per worker. Ray decides about its device later."""
         device = "a GPU of the cluster" if self.num_gpus else "a CPU of the cluster"
         return [WorkerSlot(slot, device, self.threads, alone=True) for slot in range(self.num_workers)]
 
@@ -72,22 +71,22 @@ class Share:
 def connect(address: str, *, single: bool) -> list[tuple[float, float]]:
     """Join the cluster at HOST[:PORT], else the one that Ray finds, else start one here.
 
-    Return the CPUs and GPUs of each node. Raises ValueError where no cluster can be joined, and where it is to be of a
-    `single` machine and is not.
+    Return CPUs and GPUs of each node. Raises ValueError if no cluster can be joined, or if a `single` machine is
+    required and the cluster has more.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here tells nobody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster started here sends no statistics
     address = address or os.environ.get("RAY_ADDRESS", "")
     if address not in ("", "auto", "local"):
         address = _answering(address)
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address or None, logging_level="critical", log_to_driver=False)
-    except (OSError, RuntimeError, ValueError, SystemExit) as error:  # Ray leaves the process where nobody answers
+    except (OSError, RuntimeError, ValueError, SystemExit) as error:  # Ray exits the process if there is no answer
         where = f"at {address}" if address else "here"
         raise ValueError(f"--ray-address: no Ray cluster can be joined {where} ({_first_line(error)})") from error
     finally:
         signal.signal(signal.SIGTERM, before)
-    # Pages of Ray's log about every death, in the midst of the live table; the study has a sentence for it.
+    # Ray would print pages about every death into the live table; the study has one sentence.
     vars(sys.modules["ray._private.worker"])["print_to_stdstream"] = lambda *_, **__: None
     nodes = [node for node in ray.nodes() if node["Alive"]]
     num_machines = len({ray.util.get_node_ip_address(), *(node["NodeManagerAddress"] for node in nodes)})
@@ -97,10 +96,10 @@ def connect(address: str, *, single: bool) -> list[tuple[float, float]]:
 
 
 def share_out(nodes: Sequence[tuple[float, float]], wanted: int | None, per_gpu: int | None) -> Share:
-    """Share out nodes, each with so many CPUs and GPUs, among `wanted` workers, or as many as there is room for.
+    """Divide nodes, each with so many CPUs and GPUs, among `wanted` workers, by default as many as fit.
 
-    There is room for `per_gpu` on each GPU, or where there is no GPU for one on each CPU. Workers that there is no
-    room for wait until machines join. Raises ValueError for a cluster without CPUs, and for `per_gpu` without GPUs.
+    `per_gpu` workers fit on each GPU; without GPUs, one on each CPU. Workers that do not fit wait for machines to join.
+    Raises ValueError for a cluster without CPUs, and for `per_gpu` without GPUs.
     """
     num_gpus = int(sum(gpus for _, gpus in nodes))
     if num_gpus:
@@ -112,10 +111,9 @@ def share_out(nodes: Sequence[tuple[float, float]], wanted: int | None, per_gpu:
     num_cpus = int(sum(cpus for cpus, _ in nodes))
     if not num_cpus:
         raise ValueError("this Ray cluster has neither GPUs nor CPUs; start its nodes with --num-cpus or --num-gpus")
-    chunk = next(
-        (cpus for cpus in range(num_cpus, 0, -1) if sum(node // cpus for node, _ in nodes) >= (wanted or num_cpus)), 1
-    )
-    return Share(wanted or num_cpus, chunk, 0.0)
+    num_workers = wanted or num_cpus
+    sizes = (cpus for cpus in range(num_cpus, 0, -1) if sum(node // cpus for node, _ in nodes) >= num_workers)
+    return Share(num_workers, next(sizes, 1), 0.0)
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ class RayBackend:
 
     home: Home
     share: Share
-    find_device: Callable[[], str]  # asked in each worker that has a GPU: what is it called there?
+    find_device: Callable[[], str]  # called in each worker with a GPU: its name there
 
     def start(self, job: Job, slot: WorkerSlot) -> Process:
         try:
@@ -135,10 +133,10 @@ class RayBackend:
 
 class _RayProcess:
     def __init__(self, backend: RayBackend, job: Job, slot: WorkerSlot) -> None:
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no machine needs our code before `join`
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a machine needs our code after `_join` only
         share = backend.share
         member = ray.remote(_Member).options(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_restarts=0)
-        settings = {name: value for name, value in os.environ.items() if name.startswith(KINDS_OF_SETTINGS)}
+        settings = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
         settings |= {name: str(slot.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         self.actor = member.remote()
         self.where = self.actor.where.remote()
@@ -153,8 +151,8 @@ class _RayProcess:
         except RayActorError as error:
             death = error if isinstance(error, ActorDiedError) else self._death()
             how = " for want of memory" if "low on memory" in str(death) else ""
-            worker_alone = death and "node has died" not in str(death)  # Ray has no field for it
-            raise WorkerDiedError(how, "" if worker_alone else f"the Ray node on {self._whereabouts()[0]}") from error
+            only_worker = death and "node has died" not in str(death)  # Ray has no field for it
+            raise WorkerDiedError(how, "" if only_worker else f"the Ray node on {self._whereabouts()[0]}") from error
         except RayError as error:
             raise RuntimeError(f"Ray failed ({_first_line(error)})") from error
 
@@ -171,13 +169,13 @@ class _RayProcess:
             ray.kill(self.actor)
         deadline = time.monotonic() + END_SECONDS
         wait([self.future], END_SECONDS)
-        while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
+        while time.monotonic() < deadline and any(map(psutil.pid_exists, pids)):
             time.sleep(0.02)
 
     def _death(self) -> ActorDiedError | None:
-        """Return how a process died that Ray only called out of reach; None where it still does not know."""
+        """Return how a process died that Ray called unreachable; None if it still does not know."""
         try:
-            ray.get(self.actor.where.remote(), timeout=PROBE_SECONDS)
+            ray.get(self.actor.where.remote(), timeout=DEATH_SECONDS)
         except ActorDiedError as error:
             return error
         except RayError:
@@ -185,7 +183,7 @@ class _RayProcess:
         return None
 
     def _whereabouts(self) -> tuple[str, int]:
-        """Return host and process id; a host that is none where it has not been started."""
+        """Return host and process id; 0 if it has not started."""
         with suppress(RayError):
             if not self.is_waiting():
                 host, pid = ray.get(self.where)
@@ -194,13 +192,13 @@ class _RayProcess:
 
 
 class _Member:
-    """The worker's process on its machine: an actor of Ray's. It and `Home` travel by value."""
+    """The actor that runs a worker on its machine. It and `Home` are pickled by value."""
 
     def where(self) -> tuple[str, int]:
         return socket.gethostname(), os.getpid()
 
     def work(self, home: Home, settings: Mapping[str, str], context: bytes) -> None:
-        """Join the sweep and do the job. Raises OSError, naming this host, for what is wrong with it."""
+        """Prepare this machine and do the job. Raises OSError, naming this host, for faults of the machine."""
         _join(home)
         os.environ.update(settings)
         job, slot, find_device = cloudpickle.loads(context)
@@ -215,7 +213,7 @@ class _Member:
 
 
 def _join(home: Home) -> None:
-    """Go to the command's folder and code. Raises OSError where this machine is not as the command's."""
+    """Enter the command's folder and find its code. Raises OSError if this machine does not meet `home`."""
     host = socket.gethostname()
     if home.single and host != home.host:
         raise OSError(
@@ -236,7 +234,7 @@ def _join(home: Home) -> None:
 
 
 def _answering(address: str) -> str:
-    """Return HOST:PORT where somebody answers; Ray itself would try for two minutes. Raises ValueError."""
+    """Return HOST:PORT. Raises ValueError if it does not answer; Ray itself would try for two minutes."""
     host, _, port = address.rpartition(":") if ":" in address else (address, "", str(PORT))
     if not host or "/" in address or not port.isdecimal():
         raise ValueError(f"--ray-address is {address!r}; it takes HOST or HOST:PORT of the cluster's head node")
@@ -248,7 +246,7 @@ def _answering(address: str) -> str:
 
 
 def _rounded(part: float) -> float:
-    """Round down to what Ray can count: ten-thousandths."""
+    """Round down to ten-thousandths, the finest resource that Ray counts."""
     return math.floor(part * 10_000) / 10_000
 
 

@@ -1,6 +1,6 @@
-"""Run a sweep: one process per device, started again when it dies, until the study says that the budget is spent."""
+"""Run a sweep: one process per worker slot, replaced when it dies, until every trial of the budget has ended."""
 
-import signal
+import math
 import socket
 import threading
 import time
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from errno import ENOSPC
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from filelock import FileLock, Timeout
 
@@ -20,26 +19,24 @@ from search.study.queue import num_free
 from search.study.shared_study import SharedStudy
 from search.task import Task, WorkerSlot
 from search.workers.artifacts import Artifacts, remove_checkpoints, remove_weights
-from search.workers.liveness import TICK_SECONDS, Worker, give_up_stuck, kill_stopped, look_after, rests
-from search.workers.loky_backend import Backend, LokyBackend
+from search.workers.backend import Backend, WorkerDiedError
+from search.workers.liveness import (
+    TICK_SECONDS,
+    Worker,
+    give_up_stuck,
+    is_paused,
+    kill_stopped,
+    note_death,
+    starved_beside_others,
+)
+from search.workers.loky_backend import LokyBackend
+from search.workers.signals import deferred_signals, raise_if_stopped
 from search.workers.tracking import Tracking
 from search.workers.worker import Part, work
 
-__all__ = [
-    "Limits",
-    "TimeUpError",
-    "WorkerPool",
-    "run_sweep",
-    "sole_owner",
-    "stop_by_signals",
-    "worker_pool",
-    "worker_slots",
-]
-
-LOOK_SECONDS = 3.0  # how often worker_slots without a worker are looked at
-SHARE = 0.003  # of one core, for looking at the study and showing what is there
-MAX_PAUSE = 5.0  # seconds between two looks, whatever they cost
-STOPS = (signal.SIGINT, signal.SIGTERM)  # what a person sends
+FILL_SECONDS = 3.0  # between two checks of the empty slots
+CPU_SHARE = 0.003  # of one core, for reading the study and showing it
+MAX_PAUSE_SECONDS = 5.0  # between two readings, whatever they cost
 
 
 class TimeUpError(Exception):
@@ -51,173 +48,170 @@ class TimeUpError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """How long things may take, in seconds; None: as long as they like."""
+    """Time limits, in seconds; None: no limit."""
 
     until: float | None = None  # time.monotonic() at which the whole command ends
-    trial: float | None = None  # that a trial may go without an epoch coming to its end
+    trial: float | None = None  # that a trial may run without ending an epoch
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt after a signal to stop, and TimeUpError when the command's time is over."""
+        raise_if_stopped()
+        if self.until is not None and time.monotonic() > self.until:
+            raise TimeUpError
 
 
 NO_LIMITS = Limits()
-ASKED_TO_STOP = threading.Event()  # by a signal
 LOKY = LokyBackend()
 
 
 def worker_slots(devices: Sequence[str], num_workers: int, num_cores: int) -> list[WorkerSlot]:
-    """Deal workers onto devices in turn and share out the cores among them."""
+    """Deal workers onto devices in turn and divide the cores among them."""
     threads = max(1, num_cores // num_workers)
-    return [WorkerSlot(slot, devices[slot % len(devices)], threads) for slot in range(num_workers)]
+    return [WorkerSlot(index, devices[index % len(devices)], threads) for index in range(num_workers)]
 
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """Workers at their worker_slots, for all parts of a sweep; `worker_pool` makes it, and ends them."""
+    """The workers of a sweep, shared by its parts. `worker_pool` makes it and ends the workers."""
 
-    parts: Sequence[tuple[SharedStudy, Tracking | None]]  # the first that has a trial left is worked on
+    parts: Sequence[tuple[SharedStudy, Tracking | None]]  # workers train trials of the first part that has any
     task: Task
-    where: Sequence[WorkerSlot]
+    slots: Sequence[WorkerSlot]
     limits: Limits
     backend: Backend
     workers: list[Worker] = field(default_factory=list)
-    resting: dict[WorkerSlot, tuple[SharedStudy, int]] = field(
-        default_factory=dict
-    )  # until the end of a trial short of memory
+    paused: dict[WorkerSlot, tuple[SharedStudy, int]] = field(default_factory=dict)  # until a trial has ended
 
     @property
     def studies(self) -> list[SharedStudy]:
         return [study for study, _ in self.parts]
 
     def complete(self, study: SharedStudy, show: Callable[[], None]) -> None:
-        """Keep a worker at each slot while there is something for it, until every trial of one part has ended.
+        """Keep a worker in each slot, as long as there are trials, until every trial of one part has ended.
 
-        For the main thread, where signals are handled. `show` is called at once where a worker ends, else every few
-        seconds. Raises what a worker raises about its machine (OSError), and TimeUpError; the workers are ended then.
+        Call it in the main thread, which handles signals. Calls `show` when a worker ends, else every few seconds.
+        Raises a worker's error about its machine (OSError), and TimeUpError; before that, it ends all workers.
         """
         removed: set[int] = set()
-        store, looked, pause = _store_of(study), -LOOK_SECONDS, TICK_SECONDS
+        store, filled, pause = _store_of(study), -math.inf, TICK_SECONDS
         try:
             while study.num_unfinished():
-                now, spent = time.monotonic(), time.thread_time()
-                _require_time(self.limits)
-                if now - looked > LOOK_SECONDS:
-                    looked = now
-                    self._fill_idle_places()
-                watched = _watch(self.workers, pause, self.limits)
+                cpu_seconds = time.thread_time()
+                self.limits.check()
+                if time.monotonic() - filled > FILL_SECONDS:
+                    filled = time.monotonic()
+                    self._fill_slots()
+                observed_seconds = _wait_for_end(self.workers, pause, self.limits)
                 show()
                 remove_weights(study.sweep, study.trials(), removed, store)
                 if self.limits.trial is not None:
-                    give_up_stuck(self.workers, self.studies, self.limits.trial, watched)
+                    give_up_stuck(self.workers, self.studies, self.limits.trial, observed_seconds)
                 for worker in self.workers[:]:
-                    look_after(worker, self.workers, self.studies, self._start, self.resting)
-                pause = min(max(TICK_SECONDS, (time.thread_time() - spent) / SHARE), MAX_PAUSE)
+                    self._replace_if_ended(worker)
+                cpu_seconds = time.thread_time() - cpu_seconds
+                pause = min(max(TICK_SECONDS, cpu_seconds / CPU_SHARE), MAX_PAUSE_SECONDS)
             show()
             remove_weights(study.sweep, study.trials(), removed, store)
         except BaseException:
-            _kill(self.workers)
+            _end_all(self.workers)
             raise
 
-    def _fill_idle_places(self) -> None:
-        """Start workers where there are none: at the start, and when others left a trial behind."""
-        taken = {worker.slot for worker in self.workers}
-        idle = [slot for slot in self.where if slot not in taken and not rests(slot, self.resting)]
-        for slot in idle[: sum(num_free(study) for study in self.studies)] if idle else ():
+    def _fill_slots(self) -> None:
+        """Start workers in empty slots: at the start, and when another command left a trial behind."""
+        occupied = {worker.slot for worker in self.workers}
+        empty = [slot for slot in self.slots if slot not in occupied and not is_paused(slot, self.paused)]
+        for slot in empty[: sum(num_free(study) for study in self.studies)] if empty else ():
             self._start(slot)
 
     def _start(self, slot: WorkerSlot, false_starts: int = 0) -> None:
         owner = replace(self.studies[0].owner, process=uuid.uuid4().hex)
-        parts = [Part(study.sweep, tracking) for study, tracking in self.parts]
-        job = partial(work, parts, owner, self.task)
-        with _undisturbed():  # a process that is in no list would outlive this one
+        job = partial(work, [Part(study.sweep, tracking) for study, tracking in self.parts], owner, self.task)
+        with deferred_signals():  # a process that is not in the list would survive this one
             self.workers.append(Worker(slot, owner.process, self.backend.start(job, slot), false_starts))
+
+    def _replace_if_ended(self, worker: Worker) -> None:
+        if not worker.has_ended():
+            return
+        false_starts = self._false_starts_after(worker)
+        worker.process.end()
+        self.workers.remove(worker)
+        if false_starts is not None:
+            self._start(worker.slot, false_starts)
+
+    def _false_starts_after(self, worker: Worker) -> int | None:
+        """Return the false starts that an ended worker's successor begins with; None if it needs no successor."""
+        if worker.give_up:
+            return 0
+        try:
+            worker.process.result()
+        except WorkerDiedError as death:
+            if starved := starved_beside_others(worker, self.workers, self.studies):
+                self.paused[worker.slot] = starved
+                return None
+            return note_death(worker, self.studies, death)
+        return None  # it found no more trials
 
 
 @contextmanager
 def worker_pool(
     parts: Sequence[tuple[SharedStudy, Tracking | None]],
     task: Task,
-    where: Sequence[WorkerSlot],
+    slots: Sequence[WorkerSlot],
     limits: Limits = NO_LIMITS,
     backend: Backend = LOKY,
 ) -> Iterator[WorkerPool]:
-    """Have workers for a sweep: its search first, then its confirmation, on which nobody waits for the search's end.
+    """Provide workers for a sweep: idle ones start its confirmation before its search has ended.
 
-    Kill anything at any time, this process included: the same calls go on where the studies stand.
+    Any process may be killed at any time, this one included: the same calls continue where the studies stand.
     """
-    pool = WorkerPool(parts, task, where, limits, backend)
-    _tidy(pool.studies)
-    over = threading.Event()
-    threading.Thread(target=kill_stopped, args=(pool.workers, over), daemon=True).start()
+    pool = WorkerPool(parts, task, slots, limits, backend)
+    _remove_old_checkpoints(pool.studies)
+    is_over = threading.Event()
+    threading.Thread(target=kill_stopped, args=(pool.workers, is_over), daemon=True).start()
     try:
         yield pool
         ending = [worker.process.future for worker in pool.workers if not worker.process.is_waiting()]
-        wait(ending, max([0.0, *(tracking.patience for _, tracking in parts if tracking)]) + TICK_SECONDS)
-        _tidy(pool.studies)
+        wait(ending, max((tracking.patience for _, tracking in parts if tracking), default=0.0) + TICK_SECONDS)
+        _remove_old_checkpoints(pool.studies)
     finally:
-        over.set()
-        _kill(pool.workers)
+        is_over.set()
+        _end_all(pool.workers)
 
 
 def run_sweep(
     study: SharedStudy,
     task: Task,
-    where: Sequence[WorkerSlot],
+    slots: Sequence[WorkerSlot],
     show: Callable[[], None],
     tracking: Tracking | None = None,
     limits: Limits = NO_LIMITS,
     backend: Backend = LOKY,
 ) -> None:
-    """Keep a worker at each slot while there is a trial for it, until every trial of the budget has ended.
-
-    As `WorkerPool.complete`, for one part alone.
-    """
-    with worker_pool([(study, tracking)], task, where, limits, backend) as pool:
+    """Complete one part of a sweep, as `WorkerPool.complete` does."""
+    with worker_pool([(study, tracking)], task, slots, limits, backend) as pool:
         pool.complete(study, show)
 
 
-def _watch(workers: Sequence[Worker], seconds: float, limits: Limits) -> float:
-    """Wait until a worker ends, or for some seconds; return those in which this process was there to watch.
-
-    Raises what ends the whole command.
-    """
-    watched, until = 0.0, time.monotonic() + seconds
+def _wait_for_end(workers: Sequence[Worker], seconds: float, limits: Limits) -> float:
+    """Wait until a worker ends, for `seconds` at most. Return the seconds in which this process was running."""
+    observed, until = 0.0, time.monotonic() + seconds
     while (now := time.monotonic()) < until:
-        _require_time(limits)
-        futures = [worker.process.future for worker in workers if not worker.verdict]
+        limits.check()
+        futures = [worker.process.future for worker in workers if not worker.give_up]
         if not futures:
             time.sleep(TICK_SECONDS)
         ended = futures and wait(futures, min(TICK_SECONDS, until - now), FIRST_COMPLETED).done
-        watched += min(time.monotonic() - now, 2 * TICK_SECONDS)  # it may have been stopped
+        observed += min(time.monotonic() - now, 2 * TICK_SECONDS)  # more: this process was stopped
         if ended:
             break
-    return watched
-
-
-def _require_time(limits: Limits) -> None:
-    if ASKED_TO_STOP.is_set():
-        raise KeyboardInterrupt
-    if limits.until is not None and time.monotonic() > limits.until:
-        raise TimeUpError
-
-
-def stop_by_signals() -> None:
-    """Have Ctrl-C and SIGTERM raise KeyboardInterrupt, at the latest within `run_sweep`.
-
-    Python drops what a handler raises where it interrupts a finalizer or a callback of a weak reference.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        ASKED_TO_STOP.set()
-        signal.default_int_handler(number, frame)
-
-    ASKED_TO_STOP.clear()
-    for number in STOPS:
-        signal.signal(number, stop)
+    return observed
 
 
 @contextmanager
 def sole_owner(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the sweep of `folder` against a second command. Raises ValueError when there is one.
+    """Lock the sweep of `folder` against a second command. Raises ValueError where one is running.
 
-    Where it is `shared`, its study on a server, commands on other machines may come to help.
+    If it is `shared`, its study on a server, commands on other machines may join.
     """
     lock = FileLock(folder / (f"sweep-{socket.gethostname()}.lock" if shared else "sweep.lock"))
     try:
@@ -235,35 +229,19 @@ def sole_owner(folder: Path, *, shared: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def _kill(workers: Sequence[Worker]) -> None:
-    """End every worker at once, undisturbed by a second Ctrl-C; what they held stays in the study."""
-    with _undisturbed():
+def _end_all(workers: Sequence[Worker]) -> None:
+    """End every worker, even if a second Ctrl-C arrives. The study keeps the trials they held."""
+    with deferred_signals():
         for worker in workers:
             worker.process.end()
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Have signals wait. To block them does for this thread and what it starts; another thread may still take one."""
-    came: list[int] = []
-    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in STOPS}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
 
 
 def _store_of(study: SharedStudy) -> Artifacts | None:
     return Artifacts(study.sweep.artifacts) if study.sweep.artifacts else None
 
 
-def _tidy(studies: Sequence[SharedStudy]) -> None:
-    """Remove the checkpoints that a process that died between telling a result and tidying up left."""
+def _remove_old_checkpoints(studies: Sequence[SharedStudy]) -> None:
+    """Remove checkpoints of ended trials: a worker may have died between reporting a result and removing them."""
     for study in studies:
         store = _store_of(study)
         for trial in study.trials():

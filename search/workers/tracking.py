@@ -1,11 +1,10 @@
-"""Every trial, also shown in Comet: what is sent is decided here, and sent by a process beside the worker (scribe.py).
+"""Show every trial in Comet. This file decides what is sent; a process beside the worker (comet/writer.py) sends it.
 
-A worker hands its epochs over and never waits: the scribe may hang, be refused or die, and the trial does not notice.
-What Comet did not take is sent by the next call of the same command, because all of it stands in the study and in the
-trial's folder. A scribe leaves a note there, comet.json: what became of the trial's experiment.
+A worker passes its epochs on and never waits: if the writer hangs, fails or dies, the trial is not affected. The next
+call of the same command sends what is missing in Comet, from the study and the trial's folder. The writer leaves a note
+on each trial's experiment in that folder: comet.json with `delivered`, `fault`, `url` and a promoted model's `version`.
 """
 
-import csv
 import hashlib
 import json
 import math
@@ -25,24 +24,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.comet.client import ENVIRONMENT
 from search.comet.optimizer import TICKET
+from search.comet.writer import NOTE
 from search.formatting import count
 from search.study.sweep import Sweep
 from search.study.trials import CONFIRMS, parameters_of, state_of
 from search.task import EpochMetrics
+from search.workers.history import read_history
 
-__all__ = [
-    "Model",
-    "Tracker",
-    "Tracking",
-    "experiment_url",
-    "how_to_upload",
-    "notify",
-    "outcome_of",
-    "settle",
-]
-
-NOTE = "comet.json"  # in a trial's folder
-SECONDS_FOR_A_MODEL = 60.0  # that its upload may take
+UPLOAD_SECONDS = 60.0  # that a model's upload may take
+UNFINISHED = ".unfinished"  # folder of archives that are being written
 
 
 @dataclass(frozen=True)
@@ -51,27 +41,27 @@ class Tracking:
 
     mode: Literal["online", "offline"]
     sweep: Sweep
-    uid: str  # of the sweep, unlike any other's
+    uid: str  # of the sweep, unique
     facts: Mapping[str, Any]  # about machine and code
     notify: bool = False
-    patience: float = 20.0  # seconds that a scribe has to end, and four times to send a trial
+    patience: float = 20.0  # seconds that the writer may take to end, and four times to send a trial
 
     @property
     def folder(self) -> Path:
         return self.sweep.folder / "comet"
 
     def key(self, number: int) -> str:
-        """Return the key of a trial's experiment: always the same, so that nothing is doubled."""
+        """Return the key of a trial's experiment: always the same, so that none is created twice."""
         return hashlib.sha256(f"{self.uid}/{number}".encode()).hexdigest()[:32]
 
-    def archive(self, number: int) -> Path:
-        return self.folder / f"{self.key(number)}.zip"
+    def note(self, number: int) -> dict[str, Any]:
+        return read_note(self.sweep.trial_folder(number))
 
     def is_settled(self, number: int) -> bool:
-        """Say whether all of a finished trial is in Comet, or in its archive."""
-        if self.mode == "offline" and self.archive(number).exists():
+        """Say whether a finished trial is complete in Comet, or in its archive."""
+        if self.mode == "offline" and (self.folder / f"{self.key(number)}.zip").exists():
             return True
-        return bool(outcome_of(self.sweep, number).get("delivered"))
+        return bool(self.note(number).get("delivered"))
 
 
 @dataclass(frozen=True)
@@ -84,50 +74,46 @@ class Model:
     version: str  # semantic
 
 
-class Tracker:
-    """One scribe and what it is told; at the end, `finish`."""
+class Reporter:
+    """Reports trials to a writer process. Call `finish` at the end."""
 
     def __init__(self, tracking: Tracking) -> None:
         self.tracking = tracking
-        self.messages: SimpleQueue[str | None] = SimpleQueue()
         self.process: subprocess.Popen[str] | None = None
-        self.fault = ""  # why there is no scribe
+        self.fault = ""  # why there is no writer
         self._start()
 
     def tracked(self, trial: FrozenTrial, epochs: Iterator[EpochMetrics]) -> Iterator[EpochMetrics]:
-        """Yield the same epochs, each also told to Comet; `close` follows when the study knows how the trial ended."""
+        """Yield the same epochs and report each. Call `close` when the study has the trial's result."""
         self._open(trial)
         for row in epochs:
             self._send("epoch", row=dict(row))
             yield row
 
     def close(self, trial: FrozenTrial, model: Model | None = None, news: str = "") -> None:
-        """Tell how a trial ended, as the study has it."""
-        sweep, goal = self.tracking.sweep, self.tracking.sweep.space.goal
-        complete = trial.state == TrialState.COMPLETE
-        others = {
-            "state": state_of(trial),
-            "reason": trial.user_attrs.get("reason", ""),
-            **({"optimizer_metric_value": trial.value} if complete else {}),
-        }
+        """Report the result of a trial, as the study has it."""
+        goal, is_complete = self.tracking.sweep.space.goal, trial.state == TrialState.COMPLETE
+        others = {"state": state_of(trial), "reason": trial.user_attrs.get("reason", "")}
+        if is_complete:
+            others["optimizer_metric_value"] = trial.value
         self._send(
             "close",
             others=others,
-            final={goal.metric: trial.value} if complete and goal.metric != goal.column else {},
+            final={goal.metric: trial.value} if is_complete and goal.metric != goal.column else {},
             column=goal.column,
-            confusion=str(sweep.trial_folder(trial.number) / "confusion.json"),
+            confusion=str(self.tracking.sweep.trial_folder(trial.number) / "confusion.json"),
             model={"file": str(model.file), "name": model.name, "version": model.version} if model else None,
             news=news if self.tracking.notify else "",
         )
 
     def publish(self, trial: FrozenTrial, model: Model | None = None, news: str = "") -> None:
-        """Tell all about a finished trial, from the study and its folder."""
-        for _ in self.tracked(trial, _read_history(self.tracking.sweep.trial_folder(trial.number) / "history.csv")):
+        """Report all of a finished trial, from the study and its folder."""
+        for _ in self.tracked(trial, read_history(self.tracking.sweep.trial_folder(trial.number))):
             pass
         self.close(trial, model, news)
 
     def finish(self, seconds: float = 0.0) -> None:
-        """Let the scribe end what it was told, for so much longer than the usual at most."""
+        """Wait until the writer has sent everything, `seconds` longer than usual at most; then kill it."""
         if not self.process:
             return
         self.messages.put(None)
@@ -142,47 +128,45 @@ class Tracker:
         if self.process and self.process.poll() is not None:  # it died; this trial gets another one
             self.finish()
             self._start()
-        sweep, goal = self.tracking.sweep, self.tracking.sweep.space.goal
-        parameters = parameters_of(trial)
-        ticket = trial.user_attrs.get(TICKET, {})
-        baseline = trial.number < sweep.space.first_proposed and sweep.part == "search"
+        sweep, number = self.tracking.sweep, trial.number
+        is_baseline = number < sweep.space.first_proposed and sweep.part == "search"
         self._send(
             "open",
-            key=self.tracking.key(trial.number),
-            name=f"{sweep.title} {trial.number:04}" + (" baseline" if baseline else ""),
-            tags=[f"sweep:{sweep.title}", *(["baseline"] if baseline else [])],
-            parameters=parameters,
-            others={
-                **self.tracking.facts,
-                "sweep": sweep.title,
-                "trial": trial.number,
-                **({} if (again := trial.user_attrs.get(CONFIRMS)) is None else {CONFIRMS: again}),
-                "baseline": baseline,
-                # What Comet's optimizer panels read; its own client writes the same for its own searches.
-                "optimizer_id": sweep.search_id or self.tracking.uid,
-                "optimizer_name": sweep.title,
-                "optimizer_pid": ticket.get("pid", f"{trial.number}"),
-                "optimizer_trial": ticket.get("trial", 1),
-                "optimizer_count": ticket.get("count", trial.number),
-                "optimizer_metric": goal.metric,
-                "optimizer_objective": "minimum" if goal.direction == "minimize" else "maximize",
-                "optimizer_parameters": json.dumps(parameters),
-            },
-            folder=str(sweep.trial_folder(trial.number)),
+            key=self.tracking.key(number),
+            name=f"{sweep.title} {number:04}" + (" baseline" if is_baseline else ""),
+            tags=[f"sweep:{sweep.title}", *(["baseline"] if is_baseline else [])],
+            parameters=parameters_of(trial),
+            others={**self._facts(trial), "baseline": is_baseline},
+            folder=str(sweep.trial_folder(number)),
         )
+
+    def _facts(self, trial: FrozenTrial) -> dict[str, Any]:
+        sweep, goal = self.tracking.sweep, self.tracking.sweep.space.goal
+        ticket, again = trial.user_attrs.get(TICKET, {}), trial.user_attrs.get(CONFIRMS)
+        return {
+            **self.tracking.facts,
+            "sweep": sweep.title,
+            "trial": trial.number,
+            **({} if again is None else {CONFIRMS: again}),
+            # Comet's optimizer panels read these; its own client writes the same for its own searches.
+            "optimizer_id": sweep.search_id or self.tracking.uid,
+            "optimizer_name": sweep.title,
+            "optimizer_pid": ticket.get("pid", f"{trial.number}"),
+            "optimizer_trial": ticket.get("trial", 1),
+            "optimizer_count": ticket.get("count", trial.number),
+            "optimizer_metric": goal.metric,
+            "optimizer_objective": "minimum" if goal.direction == "minimize" else "maximize",
+            "optimizer_parameters": json.dumps(parameters_of(trial)),
+        }
 
     def _start(self) -> None:
         folder = self.tracking.folder
         try:
-            (folder / ".unfinished").mkdir(parents=True, exist_ok=True)
+            (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
             log = (folder / "log.txt").open("a")
         except OSError as error:
             self.process, self.fault = None, f"{folder}: {error.strerror}"
             return
-        code = str(Path(__file__).parents[2])  # the folder of search/
-        hidden = ["COMET_OPTIMIZER_ID", "COMET_EXPERIMENT_KEY"]
-        hidden += ["COMET_API_KEY"] if self.tracking.mode == "offline" else []
-        environment = {name: value for name, value in os.environ.items() if name not in hidden}
         with log:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "search.comet.writer", self.tracking.mode, str(folder)],
@@ -190,105 +174,95 @@ class Tracker:
                 stdout=log,
                 stderr=log,
                 text=True,
-                env={
-                    **environment,
-                    **ENVIRONMENT,
-                    "TMPDIR": str((folder / ".unfinished").resolve()),
-                    "PYTHONPATH": os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")])),
-                },
+                env=self._environment(),
             )
-        self.thread = threading.Thread(target=self._deliver, args=(self.process, self.messages), daemon=True)
+        self.messages: SimpleQueue[str | None] = SimpleQueue()
+        self.thread = threading.Thread(target=_deliver, args=(self.process, self.messages), daemon=True)
         self.thread.start()
 
-    def _send(self, do: str, **content: Any) -> None:
-        if self.process:
-            self.messages.put(json.dumps({"do": do, **content}))
+    def _environment(self) -> dict[str, str]:
+        hidden = ["COMET_OPTIMIZER_ID", "COMET_EXPERIMENT_KEY"]
+        hidden += ["COMET_API_KEY"] if self.tracking.mode == "offline" else []
+        code = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]  # for `import search`
+        return {
+            **{name: value for name, value in os.environ.items() if name not in hidden},
+            **ENVIRONMENT,
+            "TMPDIR": str((self.tracking.folder / UNFINISHED).resolve()),
+            "PYTHONPATH": os.pathsep.join(code),
+        }
 
-    @staticmethod
-    def _deliver(process: "subprocess.Popen[str]", messages: "SimpleQueue[str | None]") -> None:
-        """Write to the scribe, in a thread of its own: a pipe that nobody reads blocks."""
-        assert process.stdin
-        with suppress(OSError):  # it died
-            while (message := messages.get()) is not None:
-                process.stdin.write(message + "\n")
-                process.stdin.flush()
-            process.stdin.close()
-            return
-        while messages.get() is not None:
-            pass
+    def _send(self, kind: str, **content: Any) -> None:
+        if self.process:
+            self.messages.put(json.dumps({"do": kind, **content}))
+
+
+def _deliver(process: "subprocess.Popen[str]", messages: "SimpleQueue[str | None]") -> None:
+    """Write messages to the process, in a thread of its own: a pipe that nobody reads blocks."""
+    assert process.stdin
+    with suppress(OSError), process.stdin as pipe:  # it may die
+        for message in iter(messages.get, None):
+            pipe.write(message + "\n")
+            pipe.flush()
 
 
 def settle(tracking: Tracking, trials: Sequence[FrozenTrial], model: Model | None, say: Callable[[str], None]) -> str:
-    """Tell Comet whatever it does not know yet of finished trials, and of the promoted `model`.
-
-    Return a sentence for the user: where the experiments are.
-    """
+    """Send Comet what it lacks of finished trials, and the promoted `model`. Return a sentence about the outcome."""
     finished = [trial for trial in trials if trial.state.is_finished()]
     left = [trial for trial in finished if not tracking.is_settled(trial.number)]
-    if model and outcome_of(tracking.sweep, model.trial).get("version") != model.version:
-        others = [trial for trial in left if trial.number != model.trial]
-        left = [*others, *(trial for trial in trials if trial.number == model.trial)]
-    fault = "no answer in time"
-    if left:
-        tracker = Tracker(tracking)
-        fault = tracker.fault or fault
-        for trial in left:
-            tracker.publish(trial, model if model and trial.number == model.trial else None)
-        seconds = len(left) * tracking.patience / 4 + SECONDS_FOR_A_MODEL * bool(model)
-        say(f"{'sending' if tracking.mode == 'online' else 'archiving'} {count(len(left), 'trial')}")
-        tracker.finish(seconds)
-    if (unfinished := tracking.folder / ".unfinished").is_dir():
-        shutil.rmtree(unfinished, ignore_errors=True)
-    missing = [trial.number for trial in finished if not tracking.is_settled(trial.number)]
-    if missing:
-        fault = next((f for n in missing if (f := outcome_of(tracking.sweep, n).get("fault"))), fault)
+    if model and tracking.note(model.trial).get("version") != model.version:
+        left = [trial for trial in left if trial.number != model.trial]
+        left += [trial for trial in trials if trial.number == model.trial]
+    fault = _publish(tracking, left, model, say) if left else ""
+    shutil.rmtree(tracking.folder / UNFINISHED, ignore_errors=True)
+    return _outcome(tracking, finished, fault or "no answer in time")
+
+
+def _publish(tracking: Tracking, trials: Sequence[FrozenTrial], model: Model | None, say: Callable[[str], None]) -> str:
+    """Report finished trials; return why no writer could be started, if so."""
+    reporter = Reporter(tracking)
+    for trial in trials:
+        reporter.publish(trial, model if model and trial.number == model.trial else None)
+    say(f"{'sending' if tracking.mode == 'online' else 'archiving'} {count(len(trials), 'trial')}")
+    reporter.finish(len(trials) * tracking.patience / 4 + UPLOAD_SECONDS * bool(model))
+    return reporter.fault
+
+
+def _outcome(tracking: Tracking, finished: Sequence[FrozenTrial], fault: str) -> str:
+    """Say where the experiments are, or why not all have been sent."""
+    notes = [tracking.note(trial.number) for trial in finished if not tracking.is_settled(trial.number)]
+    if notes:
+        fault = next((note["fault"] for note in notes if note.get("fault")), fault)
         where = "in Comet" if tracking.mode == "online" else "archived"
-        return f"{len(missing)} of {len(finished)} trials are not {where} yet ({fault}); the same command sends them"
+        return f"{len(notes)} of {len(finished)} trials are not {where} yet ({fault}); the same command sends them"
     if tracking.mode == "offline":
         return f"{count(len(finished), 'trial')} archived for Comet"
-    urls = [outcome_of(tracking.sweep, trial.number).get("url") for trial in finished]
-    where = f": {urls[-1].rpartition('/')[0]}" if urls and urls[-1] else ""
+    url = tracking.note(finished[-1].number).get("url") if finished else None
+    where = f": {url.rpartition('/')[0]}" if url else ""
     return f"{count(len(finished), 'trial')} in Comet{where}"
 
 
 def how_to_upload(sweep: Sweep) -> str:
-    """Say how the archives of both parts of a sweep get to Comet; nothing where there are none."""
+    """Return the command that uploads the archives of both parts of a sweep; empty if there are none."""
     folder = sweep.folder / "comet"
     command = f"comet upload {folder}/*.zip"
     return f"with an API key set, this sends what is archived: {command}" if any(folder.glob("*.zip")) else ""
 
 
 def notify(tracking: Tracking, trials: Sequence[FrozenTrial], news: str) -> None:
-    """Have Comet send the user a message, where that is wanted: through the best trial there is."""
+    """Have Comet send the user a message through the best trial, if notifications are on."""
     finished = [trial for trial in trials if trial.state.is_finished()]
     if tracking.notify and tracking.mode == "online" and finished:
-        sign = 1 if tracking.sweep.space.goal.direction == "minimize" else -1
-        best = min(finished, key=lambda trial: math.inf if trial.value is None else sign * trial.value)
-        tracker = Tracker(tracking)
-        tracker.publish(best, news=news)
-        tracker.finish()
+        as_loss = tracking.sweep.space.goal.as_loss
+        best = min(finished, key=lambda trial: math.inf if trial.value is None else as_loss(trial.value))
+        reporter = Reporter(tracking)
+        reporter.publish(best, news=news)
+        reporter.finish()
 
 
-def outcome_of(sweep: Sweep, number: int) -> dict[str, Any]:
-    """Return the scribe's note on a trial: `delivered`, `fault`, `url` and, of a promoted one, `version`."""
-    return _note_in(sweep.trial_folder(number))
-
-
-def experiment_url(folder: Path) -> str | None:
-    """Return the address of the experiment that shows the trial in `folder`, where Comet has one."""
-    return _note_in(folder).get("url")
-
-
-def _note_in(folder: Path) -> dict[str, Any]:
+def read_note(folder: Path) -> dict[str, Any]:
+    """Return the writer's note on the trial in `folder`; empty if there is none."""
     try:
         note: dict[str, Any] = json.loads((folder / NOTE).read_text())
     except (OSError, ValueError):
         return {}
     return note
-
-
-def _read_history(path: Path) -> Iterator[EpochMetrics]:
-    if path.exists():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                yield {name: float(value) for name, value in row.items()}

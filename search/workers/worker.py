@@ -1,21 +1,16 @@
-"""One device's loop: take a trial, drive its training, report every epoch, tell the result."""
+"""The loop of one worker: acquire a trial, train it, report every epoch, tell the result."""
 
-import csv
-import io
 import math
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from search.comet.client import wait_for_comet
-from search.files import write_text
-from search.space.space import Goal
 from search.study.create import open_shared_study
 from search.study.deaths import note_last_words
 from search.study.locks import TrialLostError
@@ -26,166 +21,165 @@ from search.study.sweep import Sweep
 from search.study.trials import CONFIRMS, DISPLACED, parameters_of
 from search.task import EpochMetrics, OutOfMemoryError, ProcessLostError, Task, TrialContext, WorkerSlot
 from search.workers.artifacts import Artifacts, checkpoint_of, remove_checkpoints
-from search.workers.tracking import Tracker, Tracking
-
-__all__ = ["Part", "run_trial", "work"]
+from search.workers.history import write_history
+from search.workers.tracking import Reporter, Tracking
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a sweep, as a worker is told of it."""
+    """A part of a sweep, as sent to a worker."""
 
     sweep: Sweep
-    tracking: Tracking | None  # where its trials are also shown; either all parts have one or none
+    tracking: Tracking | None  # set in all parts or in none
 
 
 def work(parts: Sequence[Part], owner: Owner, task: Task, slot: WorkerSlot) -> None:
-    """Train trials until no part of the sweep has any left: those of the first part first.
+    """Train trials until no part of the sweep has any left, those of the first part first.
 
-    Raises OSError and StorageError for what is wrong with the machine or with Comet's Optimizer, not with a trial, and
-    ValueError where Comet refuses what we ask.
+    Raises OSError and StorageError for faults of the machine or of Comet's Optimizer, which are no trial's, and
+    ValueError if Comet refuses a request.
     """
     try:
-        _work([_seen_from(slot, part) for part in parts], owner, task, slot)
+        _work([_with_device(part, slot) for part in parts], owner, task, slot)
     except StorageError as error:
-        raise StorageError(first_line(error)) from None  # an error's cause does not travel to another process
+        raise StorageError(first_line(error)) from None  # an error's cause is not sent to another process
 
 
-def _seen_from(slot: WorkerSlot, part: Part) -> Part:
+def _with_device(part: Part, slot: WorkerSlot) -> Part:
+    """Replace the facts about the command's machine by those about the worker's."""
     if not part.tracking or not slot.label:
         return part
-    facts = {**part.tracking.facts, "host": platform.node(), "devices": slot.label}  # not the command's, perhaps
+    facts = {**part.tracking.facts, "host": platform.node(), "devices": slot.label}
     return replace(part, tracking=replace(part.tracking, facts=facts))
 
 
 def _work(parts: Sequence[Part], owner: Owner, task: Task, slot: WorkerSlot) -> None:
-    tracker = Tracker(parts[0].tracking) if parts[0].tracking else None
+    reporter = Reporter(parts[0].tracking) if parts[0].tracking else None
     artifacts = Artifacts(parts[0].sweep.artifacts) if parts[0].sweep.artifacts else None
     try:
-        for study, tracking, claim in _claims(parts, owner, slot):
-            lost = False
-            if tracker and tracking:
-                tracker.tracking = tracking
-            try:
-                _work_on(study, claim, task, slot, tracker, artifacts)
-            except (TrialLostError, UpdateFinishedTrialError):
-                lost = True
-            finally:
-                claim.release()
-            if lost:
-                study.say(f"{study.sweep.label(claim.trial)} was given to another worker while this one was cut off")
-            if tracker:
-                tracker.close(study.read_trial(claim.trial), news=study.news_of(claim.trial))
-            if lost:
-                return  # the next process has a name of its own: when this one's ends, no trial is to blame
+        for study, tracking, acquired in _acquire_trials(parts, owner, slot):
+            if reporter and tracking:
+                reporter.tracking = tracking
+            was_lost = not _train(study, acquired, task, slot, reporter, artifacts)
+            if was_lost:
+                study.say(f"{study.sweep.label(acquired.trial)} was given to another worker while this one was cut off")
+            if reporter:
+                reporter.close(study.read_trial(acquired.trial), news=study.news_of(acquired.trial))
+            if was_lost:
+                return  # the next process has another id, so that no trial is blamed for this one's end
     finally:
-        if tracker:
-            tracker.finish()
+        if reporter:
+            reporter.finish()
 
 
-def _claims(
+def _acquire_trials(
     parts: Sequence[Part], owner: Owner, slot: WorkerSlot
 ) -> Iterator[tuple[SharedStudy, Tracking | None, AcquiredTrial]]:
-    """Take trials while there are any: of a part only when those before it have none to be taken."""
+    """Acquire trials while there are any: those of a part only if the parts before it have none."""
     studies: dict[str, SharedStudy] = {}
     while True:
         for part in parts:
             name = part.sweep.part
             study = studies[name] = studies.get(name) or open_shared_study(part.sweep, owner)
-            take = partial(acquire, study, slot.index, slot.label or slot.device)
-            if claim := wait_for_comet(take, part.sweep.patience, study.say):
-                yield study, part.tracking, claim
+            ask = partial(acquire, study, slot.index, slot.label or slot.device)
+            if acquired := wait_for_comet(ask, part.sweep.patience, study.say):
+                yield study, part.tracking, acquired
                 break
         else:
             return
 
 
-def _work_on(
+def _train(
     study: SharedStudy,
-    claim: AcquiredTrial,
+    acquired: AcquiredTrial,
     task: Task,
     slot: WorkerSlot,
-    tracker: Tracker | None,
+    reporter: Reporter | None,
     artifacts: Artifacts | None,
-) -> None:
-    trial, folder = claim.trial, study.sweep.trial_folder(claim.trial.number)
-    folder.mkdir(parents=True, exist_ok=True)
-    if artifacts:
-        artifacts.fetch(trial, folder)
-    context = TrialContext(
-        number=trial.number,
-        confirms=trial.user_attrs.get(CONFIRMS),
-        parameters=parameters_of(trial),
-        seed=study.sweep.seed_of(trial),
-        folder=folder,
-        device=slot.device,
-        checkpoint=checkpoint_of(study.sweep, claim, folder),
-        check=study.check,
-    )
-    epochs = partial(_tracked, tracker, trial, task) if tracker else task
-    run_trial(study, trial, epochs, context, artifacts)
-
-
-def _tracked(tracker: Tracker, trial: FrozenTrial, task: Task, context: TrialContext) -> Iterator[EpochMetrics]:
-    return tracker.tracked(trial, task(context))
-
-
-def run_trial(
-    study: SharedStudy, trial: FrozenTrial, task: Task, context: TrialContext, artifacts: Artifacts | None = None
-) -> None:
-    """Drive the task to its end, to the pruner's no, or to its failure; tell the study which."""
-    rows: list[EpochMetrics] = []
+) -> bool:
+    """Run an acquired trial and release it. Return False if another worker has it by now."""
+    trial, folder = acquired.trial, study.sweep.trial_folder(acquired.trial.number)
     try:
-        state = TrialState.COMPLETE
-        for row in task(context):
-            rows.append(_checked(row, len(rows) + 1, study.sweep.space.goal))
-            stop = _report(study, trial, rows)
-            _write_history(context.folder / "history.csv", rows)
-            if stop:
-                state = TrialState.PRUNED
+        folder.mkdir(parents=True, exist_ok=True)
+        if artifacts:
+            artifacts.fetch(trial, folder)
+        context = TrialContext(
+            number=trial.number,
+            confirms=trial.user_attrs.get(CONFIRMS),
+            parameters=parameters_of(trial),
+            seed=study.sweep.seed_of(trial),
+            folder=folder,
+            device=slot.device,
+            checkpoint=checkpoint_of(study.sweep, acquired, folder),
+            check=study.check,
+        )
+        TrialRun(study, trial, task, context, reporter, artifacts).run()
+    except (TrialLostError, UpdateFinishedTrialError):
+        return False
+    finally:
+        acquired.release()
+    return True
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """One trial in training, and what the training needs."""
+
+    study: SharedStudy
+    trial: FrozenTrial
+    task: Task
+    context: TrialContext
+    reporter: Reporter | None = None
+    artifacts: Artifacts | None = None
+    rows: list[EpochMetrics] = field(default_factory=list)  # the epochs so far
+
+    def run(self) -> None:
+        """Train until the task ends, fails or is pruned, and tell the study the result."""
+        try:
+            state, reason = self._train()
+        except (OSError, StorageError, TrialLostError, UpdateFinishedTrialError):
+            raise  # disk full, data gone, study out of reach: every other trial would fail too
+        except ProcessLostError as error:
+            is_starved = isinstance(error, OutOfMemoryError)
+            note_last_words(self.study, self.trial, str(error).splitlines()[0], starved=is_starved)
+            os._exit(1)  # counted as any other death
+        except FloatingPointError as error:
+            state, reason = TrialState.FAIL, str(error)
+        except Exception as error:  # noqa: BLE001 - a configuration's mistake is a result of the search, not its end
+            state, reason = TrialState.FAIL, f"{type(error).__name__}: {error}".splitlines()[0]
+        self._tell(state, reason)
+
+    def _train(self) -> tuple[TrialState, str]:
+        """Report each epoch until the last, or until the trial is pruned. Return its state and the reason."""
+        state, reason, column = TrialState.COMPLETE, "", self.study.sweep.space.goal.column
+        epochs = self.task(self.context)
+        for row in self.reporter.tracked(self.trial, epochs) if self.reporter else epochs:
+            if not math.isfinite(row[column]):
+                raise FloatingPointError(f"diverged in epoch {len(self.rows) + 1}: {column} is {row[column]}")
+            self.rows.append(row)
+            is_pruned = self.study.report(self.trial, len(self.rows), self._best()[column])
+            write_history(self.context.folder, self.rows)
+            if is_pruned:
+                state, reason = TrialState.PRUNED, f"stopped by {self.study.sweep.pruner} after epoch {len(self.rows)}"
                 break
-            if artifacts:
-                artifacts.push(study, trial, context.folder)
-        reason = f"stopped by {study.sweep.pruner} after epoch {len(rows)}" if state == TrialState.PRUNED else ""
-        reason = trial.user_attrs.get(DISPLACED, reason)
-    except (OSError, StorageError, TrialLostError, UpdateFinishedTrialError):
-        raise  # disk full, data gone, study out of reach: every other trial would fail too
-    except ProcessLostError as error:
-        note_last_words(study, trial, str(error).splitlines()[0], starved=isinstance(error, OutOfMemoryError))
-        os._exit(1)  # which is counted as any other death
-    except FloatingPointError as error:
-        state, reason = TrialState.FAIL, str(error)
-    except Exception as error:  # noqa: BLE001 - whatever a configuration does wrong is a result of the search, not its end
-        state, reason = TrialState.FAIL, f"{type(error).__name__}: {error}".splitlines()[0]
-    goal = study.sweep.space.goal
-    values = [row[goal.column] for row in rows]
-    best = rows[goal.index(values)] if rows else {}
-    study.note(trial, metrics=dict(best), seconds=sum(row.get("seconds", 0) for row in rows), reason=reason)
-    if artifacts:
-        artifacts.push(study, trial, context.folder)
-    study.tell(trial, state, values[goal.index(values)] if state == TrialState.COMPLETE else None)
-    if artifacts:
-        artifacts.remove(study.read_trial(trial), "checkpoint")
-    remove_checkpoints(context.folder)
+            if self.artifacts:
+                self.artifacts.push(self.study, self.trial, self.context.folder)
+        return state, self.trial.user_attrs.get(DISPLACED, reason)
 
+    def _best(self) -> EpochMetrics:
+        """Return the best epoch so far."""
+        goal = self.study.sweep.space.goal
+        return self.rows[goal.index([row[goal.column] for row in self.rows])]
 
-def _checked(row: EpochMetrics, epoch: int, goal: Goal) -> EpochMetrics:
-    """Return an epoch whose goal is a number. Raises FloatingPointError, naming the epoch, where it is none."""
-    if not math.isfinite(row[goal.column]):
-        raise FloatingPointError(f"diverged in epoch {epoch}: {goal.column} is {row[goal.column]}")
-    return row
-
-
-def _report(study: SharedStudy, trial: FrozenTrial, rows: list[EpochMetrics]) -> bool:
-    """Record the latest epoch as the best value so far; say whether the trial is to stop."""
-    goal = study.sweep.space.goal
-    values = [row[goal.column] for row in rows]
-    return study.report(trial, len(rows), values[goal.index(values)])
-
-
-def _write_history(path: Path, rows: list[EpochMetrics]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, rows[0].keys())
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    def _tell(self, state: TrialState, reason: str) -> None:
+        """Record the result in the study, then remove the checkpoint: a kill at any point loses nothing."""
+        study, trial, folder = self.study, self.trial, self.context.folder
+        best = self._best() if self.rows else {}
+        seconds = sum(row.get("seconds", 0) for row in self.rows)
+        study.note(trial, metrics=dict(best), seconds=seconds, reason=reason)
+        if self.artifacts:
+            self.artifacts.push(study, trial, folder)
+        study.tell(trial, state, best[study.sweep.space.goal.column] if state == TrialState.COMPLETE else None)
+        if self.artifacts:
+            self.artifacts.remove(study.read_trial(trial), "checkpoint")
+        remove_checkpoints(folder)

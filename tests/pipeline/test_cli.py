@@ -251,7 +251,7 @@ BAD = {
     "missing data": (["--data", "/nowhere"], "data folder /nowhere does not exist"),
     "image too small": (["--image-size", "32"], "image_size 32 is too small for body_repeats 4"),
     "unknown device": (["--devices", "cuda:77"], "unknown device 'cuda:77'; this machine has cpu"),
-    "artifacts in a file": (["--artifacts", "/etc/passwd/here"], "/etc/passwd is no folder that can be written"),
+    "artifacts in a file": (["--artifacts", "/etc/passwd/here"], "/etc/passwd is not a writable folder"),
     "neither number nor auto": (
         ["--workers-per-device", "some"],
         "'some' is neither auto nor a whole number from 1 on",

@@ -16,12 +16,11 @@ from optuna.trial import TrialState
 from search.comet.optimizer import TICKET, _fitted
 from search.study.sweep import load_confirmation, load_study
 from search.study.trials import state_of
-from search.workers.tracking import outcome_of
+from search.workers.tracking import read_note
 from tests.conftest import ROOT
 from tests.search.workers.test_supervisor import assert_exact, epochs_in, workers_of
 from tests.servers import processes
 from tests.servers.comet_server import API_KEY, CometServer
-from tests.servers.counting_sweep import make_sweep
 from tests.servers.processes import wait_until
 
 WRONG_KEY = "another-key-of-the-tests"
@@ -377,8 +376,8 @@ def test_values_outside_the_space_are_refused(value, distribution):
         _fitted("x", value, distribution)
 
 
-def test_outcome_of_a_trial_that_was_never_tracked_is_empty(tmp_path):
-    assert outcome_of(make_sweep(tmp_path / "runs/none", 3), 0) == {}
+def test_note_on_a_trial_that_was_never_tracked_is_empty(tmp_path):
+    assert read_note(tmp_path / "runs/none/trials/0000") == {}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from search.study.create import create_study
 from search.study.queue import acquire
 from search.study.storage import StorageError, first_line
 from search.task import TrialContext, WorkerSlot
-from search.workers.worker import Part, run_trial, work
+from search.workers.worker import Part, TrialRun, work
 from tests.servers.counting_sweep import make_sweep
 
 
@@ -26,7 +26,7 @@ def drive(study, task):
     folder = study.sweep.trial_folder(trial.number)
     checkpoint = folder / "checkpoint.pt"
     checkpoint.write_text("state")
-    run_trial(study, trial, task, TrialContext(trial.number, None, {}, 0, folder, "cpu", checkpoint))
+    TrialRun(study, trial, task, TrialContext(trial.number, None, {}, 0, folder, "cpu", checkpoint)).run()
     return study.trials()[trial.number]
 
 
