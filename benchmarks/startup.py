@@ -32,7 +32,7 @@ WATCHED = {
     "pipeline.plan": ["make_plan"],
     "catdog.data.dataset": ["load_data"],
     "search.study.create": ["create_study", "open_shared_study"],
-    "search.workers.supervisor": ["run_sweep", "_start"],
+    "search.workers.supervisor": ["run_sweep", "WorkerPool._start"],
     "search.workers.worker": ["work"],
     "search.study.queue": ["acquire"],
     "catdog.model": ["build_model", "layer_table"],
@@ -44,7 +44,7 @@ LINES = {  # of the table: whose note, of what
     "command: plan": ("command", "make_plan", 1),
     "command: pictures, from the cache": ("command", "load_data", 1),
     "command: study": ("command", "create_study", 1),
-    "command: both workers asked for": ("command", "_start", 1),
+    "command: both workers asked for": ("command", "WorkerPool._start", 1),
     "worker: interpreter": ("worker", "python", 0),
     "worker: imports": ("worker", "work", 0),
     "worker: study": ("worker", "open_shared_study", 1),
@@ -74,7 +74,7 @@ def noted(name, function):
         try:
             return function(*arguments, **named)
         finally:
-            if name == "_start":
+            if name == "WorkerPool._start":
                 seen.discard((name, 1))  # the last one counts
             note(name, 1)
     return call

@@ -55,7 +55,7 @@ def attempts(folder):
     return [tuple(line.split()[:4]) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def places_of(folder):
+def slots_of(folder):
     return {(node, gpu) for _, node, gpu, _ in attempts(folder)}
 
 
@@ -63,7 +63,7 @@ def places_of(folder):
 def test_workers_have_a_gpu_each_are_replaced_when_they_die_and_go_with_the_command(cluster, tmp_path):
     folder = tmp_path / "runs/one"
     process = start(folder, "100", "4", *on_ray(cluster, "--seconds", "0.3"))
-    wait_until(lambda: len(places_of(folder)) == 4, process)
+    wait_until(lambda: len(slots_of(folder)) == 4, process)
     workers = {pid: (node, gpu) for pid, node, gpu, _ in attempts(folder)}
     assert sorted(workers.values()) == sorted((node, gpu) for node in nodes_of(cluster) for gpu in "01")
     victim, slot = workers.popitem()
@@ -91,7 +91,7 @@ def nodes_of(cluster):
 def test_node_that_is_killed_costs_no_trial(cluster, tmp_path):
     folder, lost = tmp_path / "runs/one", cluster.worker_nodes.copy().pop()
     process = start(folder, "10", "4", *on_ray(cluster, "--seconds", "0.3"))
-    wait_until(lambda: len(places_of(folder)) == 4, process)
+    wait_until(lambda: len(slots_of(folder)) == 4, process)
     cluster.remove_node(lost, allow_graceful=False)
     assert process.wait() == 0
     cluster.add_node(**NODE)
@@ -151,7 +151,7 @@ def test_cluster_that_cannot_be_had_is_one_sentence():
     assert "leave out --backend ray" in refused("--dry-run")
 
 
-def test_file_for_a_ledger_does_not_do_for_two_machines(cluster):
+def test_study_in_a_file_is_refused_on_two_machines(cluster):
     import ray
 
     other = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
@@ -178,7 +178,7 @@ def test_workers_are_shared_out_by_gpus_else_by_cpus():
         share_out([(0, 0)], None, None)
 
 
-def test_machine_that_is_not_as_the_commands_is_refused(tmp_path):
+def test_machine_that_differs_from_the_commands_is_refused(tmp_path):
     from search.workers.ray_backend import Home, _join
 
     with pytest.raises(OSError, match=f"has no folder {tmp_path}/none"):

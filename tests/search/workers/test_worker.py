@@ -71,7 +71,7 @@ def test_trial_is_judged_by_its_best_epoch_so_far(study):
     assert drive(study, losses(0.2, 0.9, 0.1)).intermediate_values == {1: 0.2, 2: 0.2, 3: 0.1}
 
 
-def test_ledger_out_of_reach_is_not_the_trials_fault(study, monkeypatch):
+def test_study_out_of_reach_is_not_the_trials_fault(study, monkeypatch):
     def unreachable(*_):
         raise StorageError("database is locked")
 
@@ -81,7 +81,7 @@ def test_ledger_out_of_reach_is_not_the_trials_fault(study, monkeypatch):
     assert study.trials()[0].state == TrialState.RUNNING
 
 
-def test_what_the_ledger_says_is_said_in_the_workers_own_words(study):
+def test_storage_error_reaches_the_command_in_one_line(study):
     def full(_):
         raise StorageError("an exception was raised") from OperationalError("", {}, sqlite3.Error("disk is full"))
 

@@ -1,0 +1,40 @@
+import pytest
+
+from search import retry
+from search.retry import retry_while_unreachable
+
+AWAY = ConnectionError("away")
+
+
+def failing(times, error=AWAY):
+    """Fail so many times, then answer."""
+    answers = iter([error] * times)
+
+    def ask():
+        if fault := next(answers, None):
+            raise fault
+        return "answer"
+
+    return ask
+
+
+def is_away(error):
+    return isinstance(error, ConnectionError)
+
+
+def test_faults_that_pass_are_retried_in_growing_pauses(monkeypatch):
+    monkeypatch.setattr(retry, "PAUSE_SECONDS", 0.01)
+    waits = []
+    answer = retry_while_unreachable(failing(4), 60, is_away, lambda _, num, pause: waits.append((num, pause)), 0.04)
+    assert answer == "answer"
+    assert waits == [(1, 0.01), (2, 0.02), (3, 0.04), (4, 0.04)]
+
+
+def test_last_fault_is_raised_when_patience_is_over():
+    with pytest.raises(ConnectionError, match="away"):
+        retry_while_unreachable(failing(1), 0, is_away)
+
+
+def test_other_faults_are_raised_at_once():
+    with pytest.raises(ValueError, match="wrong"):
+        retry_while_unreachable(failing(1, ValueError("wrong")), 60, is_away)
