@@ -17,8 +17,9 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o666, concurrent: bo
         partial.touch(mode)
         partial.write_bytes(content)
         partial.replace(path)
-    finally:
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o666, concurrent: bool = False) -> None:

@@ -59,7 +59,7 @@ def without_password(url: str) -> str:
 def note_storage(folder: Path, url: str) -> None:
     """Store the server's address in `folder`, readable by its owner alone."""
     if noted_storage(folder) != url:
-        write_text(folder / NOTE, url, mode=0o600)
+        write_text(folder / NOTE, url, mode=0o600, concurrent=True)
 
 
 def noted_storage(folder: Path) -> str:
