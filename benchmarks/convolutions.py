@@ -42,7 +42,7 @@ def main():
         rounds = [[milliseconds(way) for way in ways] for _ in range(1 + options.rounds)][1:]
         best = [min(column) for column in zip(*rounds, strict=True)]
         pairs = "".join(f"{best[i]:11.2f} + {best[i + 1]:6.2f}" for i in range(0, len(best), 2))
-        taken = "Winograd" if Conv2d(num_in, num_out).pays(num, num_in, size, size) else "direct"
+        taken = "Winograd" if Conv2d(num_in, num_out).is_faster(num, num_in, size, size) else "direct"
         print(f"{num:3} {num_in:3} {num_out:4} {size:4}  {pairs}   {taken}", flush=True)
 
 

@@ -1,22 +1,11 @@
-"""Which devices this machine has, and what becomes of their memory."""
+"""Devices of this machine and their memory."""
 
 import ctypes
 from collections.abc import Iterator
 
 import torch
 
-__all__ = [
-    "describe_device",
-    "find_devices",
-    "gpu_memory",
-    "is_out_of_memory",
-    "is_process_lost",
-    "keep_freed_memory",
-    "peak_memory",
-    "release_freed_memory",
-]
-
-NO_MEMORY = (  # as PyTorch's allocator, oneDNN, CUDA and its libraries say it
+NO_MEMORY = (  # messages of PyTorch's allocator, oneDNN, CUDA and its libraries
     "can't allocate memory",
     "could not create a primitive",
     "CUDA error: out of memory",
@@ -42,30 +31,30 @@ def find_devices(wanted: str) -> list[str]:
 
 
 def describe_device(device: str) -> str:
-    """Return a name that people know: "cuda:0 (NVIDIA H200)"; a CPU is only "cpu"."""
+    """Return the name of a device for display: "cuda:0 (NVIDIA H200)", or "cpu"."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
 
 
 def peak_memory(device: str) -> int:
-    """Return how many bytes this process's tensors have taken at most on a GPU; 0 for the CPU."""
+    """Return the peak bytes of this process's tensors on a GPU; 0 for the CPU."""
     return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0
 
 
 def gpu_memory(device: str) -> tuple[int, int]:
-    """Return how many bytes of a GPU are free, and how many it has; 0 and 0 for the CPU."""
+    """Return the free and the total bytes of a GPU; 0 and 0 for the CPU."""
     return torch.cuda.mem_get_info(device) if device.startswith("cuda") else (0, 0)
 
 
 def is_process_lost(error: BaseException | None) -> bool:
-    """Say whether a new process is wanted: because memory ran out, or a GPU's context is beyond repair.
+    """Return whether only a new process can go on: memory ran out, or a GPU's context is broken.
 
-    Whatever the process does with that GPU afterwards fails too; memory that ran out is fragmented, or somebody else's.
+    With a broken context every later call fails too. Memory that ran out is fragmented, or taken by another process.
     """
     return is_out_of_memory(error) or any(isinstance(one, torch.AcceleratorError) for one in _wrapped(error))
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Say whether memory ran out, a GPU's or the machine's."""
+    """Return whether memory ran out, a GPU's or the machine's."""
     return any(
         isinstance(one, MemoryError | torch.OutOfMemoryError)
         or (isinstance(one, RuntimeError) and any(words in str(one) for words in NO_MEMORY))
@@ -74,17 +63,17 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _wrapped(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those inside of it: libraries wrap them in errors of their own."""
+    """Yield an error and its causes, since libraries wrap errors in their own."""
     while error:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next tensor instead of giving it back to the system.
+    """Let glibc keep freed memory for the next tensor instead of returning it to the system.
 
-    A training step on a CPU frees and takes the same megabytes again and again; without this every one of their
-    pages is mapped and cleared anew. Elsewhere than on glibc it does nothing.
+    Each training step on a CPU frees and allocates the same megabytes; otherwise every page is mapped and cleared
+    again. Without glibc this does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -95,7 +84,7 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Have glibc give freed memory back to the system after all, from every thread's share of it."""
+    """Let glibc return freed memory to the system, from the arenas of all threads."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):

@@ -1,16 +1,11 @@
-"""Files that are never half written."""
+"""Write files atomically."""
 
 import os
 from pathlib import Path
 
-__all__ = ["write_file"]
-
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write `content` so that `path` holds either its old bytes or all the new ones, also after a power cut.
-
-    One process at a time may write a path.
-    """
+    """Replace `path` by `content` atomically, also across a power cut. One process at a time may write a path."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:

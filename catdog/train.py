@@ -99,9 +99,8 @@ def train(
 
     With a `checkpoint` path the state is written there before each epoch is yielded. Where the file exists, its
     epochs are yielded again first (all but the last without logits) and training resumes after them. On a CPU, with
-    the same number of threads, the weights then end bit-identical to those of an uninterrupted run.
-
-    Raises FloatingPointError, naming the epoch, when a loss is not finite.
+    the same number of threads, the weights then end bit-identical to those of an uninterrupted run. Raises
+    FloatingPointError, naming the epoch, when a loss is not finite.
     """
     if torch.device(device).type == "cpu":
         keep_freed_memory()
@@ -166,7 +165,7 @@ class _Trainer:
         order = rows[torch.randperm(len(rows), generator=self.order).to(rows.device)]
         # BatchNorm cannot normalize a single image of one pixel
         split = [batch for batch in torch.split(order, self.config.batch_size) if len(batch) > 1 or len(order) == 1]
-        num_steps = math.ceil(len(rows) / self.config.batch_size)  # each epoch has as many, if a batch is left out too
+        num_steps = math.ceil(len(rows) / self.config.batch_size)  # of an epoch, also where it leaves out a batch
         total_steps, steps_done = self.config.epochs * num_steps, (number - 1) * num_steps
         scheduler = make_scheduler(self.config.schedule, self.optimizer, total_steps, steps_done)
         total, num_seen = torch.zeros(2, device=self.device), 0  # summed loss, number correct
@@ -195,7 +194,7 @@ class _Trainer:
         return torch.stack((loss.detach() * len(y), (logits.detach().argmax(1) == y).sum()))
 
     def state(self, history: list[Epoch]) -> dict[str, Any]:
-        """Return all that `restore` needs."""
+        """Return the state of a checkpoint."""
         return {
             "config": asdict(self.config),
             "model": self.model.state_dict(),
@@ -230,8 +229,7 @@ class _Trainer:
     def _random_states(self) -> dict[str, Tensor]:
         states = {"order": self.order.get_state(), "cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
-            states["augmentation"] = self.generator.get_state()
-            states["cuda"] = torch.cuda.get_rng_state(self.device)
+            states |= {"augmentation": self.generator.get_state(), "cuda": torch.cuda.get_rng_state(self.device)}
         return states
 
     def _set_random_states(self, states: dict[str, Tensor]) -> None:
@@ -266,7 +264,7 @@ def main() -> None:
     if device == "cpu" and recipe.precision == "auto" and bfloat16_fault():
         print(f"note: {bfloat16_fault()}")
     try:
-        _train_and_save(shape, recipe, data, device, options)
+        _train_and_save(shape, recipe, data, device, keep=options.keep, output=options.output)
     except (FloatingPointError, OSError) as error:
         parser.exit(1, f"{error}\n")
     except KeyboardInterrupt:
@@ -274,9 +272,9 @@ def main() -> None:
 
 
 def _train_and_save(
-    shape: ModelConfig, recipe: TrainConfig, data: Data, device: str, options: argparse.Namespace
+    shape: ModelConfig, recipe: TrainConfig, data: Data, device: str, *, keep: str, output: Path
 ) -> None:
-    """Print every epoch and keep the weights of the one that `--keep` asks for."""
+    """Print every epoch and save the weights of the best by the metric `keep`, or of the last."""
     model, best = build_model(shape, recipe.seed), -math.inf
     for epoch in train(model, recipe, data.training, data.validation, device=device):
         print(
@@ -284,18 +282,18 @@ def _train_and_save(
             f"  val {epoch.val_loss:.4f} {epoch.val_accuracy:.3f}  {epoch.images_per_second:.0f} images/s",
             flush=True,
         )
-        worth = epoch.epoch if options.keep == "last" else KEEP[options.keep] * getattr(epoch, options.keep)
-        if worth > best:
-            best = worth
+        score = epoch.epoch if keep == "last" else KEEP[keep] * getattr(epoch, keep)
+        if score > best:
+            best = score
             header = {
                 "classes": data.classes,
                 "preprocessing": preprocessing(shape.image_size),
                 "metrics": {"validation": epoch.figures()},
                 "provenance": {"training": asdict(recipe), "data": data.fingerprint},
             }
-            save_model(model, options.output, header)
+            save_model(model, output, header)
             kept = epoch.epoch
-    print(f"epoch {kept} is in {options.output}")
+    print(f"epoch {kept} is in {output}")
 
 
 if __name__ == "__main__":

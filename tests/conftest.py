@@ -23,7 +23,7 @@ from tests.servers.processes import all_ended, guard
 
 ROOT = Path(__file__).parents[1]
 
-DRAWN = {"training": 200, "test": 300}  # pictures that the network `good` was trained on
+DRAWN = {"training": 200, "test": 300}  # images for training and testing the network `good`
 GOOD = ModelConfig(stem_width=8, body_width=16, body_repeats=2, image_size=32)
 
 SMALL_SPACE = {
@@ -60,7 +60,7 @@ def verdict(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch, verdict):
-    """Keep decoded pictures out of the user's cache."""
+    """Keep decoded images out of the user's cache."""
     monkeypatch.setenv("CATDOG_CACHE", str(tmp_path / "cache"))
     if verdict:
         (tmp_path / "cache").mkdir()
@@ -91,7 +91,7 @@ def write_space(tmp_path):
 
 @pytest.fixture(scope="session")
 def drawn_files():
-    """Contents of drawn picture files, cats and dogs in turn: {0: [jpeg, ...], 1: [...]}."""
+    """Contents of drawn image files, cats and dogs in turn: {0: [jpeg, ...], 1: [...]}."""
     from io import BytesIO
 
     def jpeg(label, seed):
@@ -116,8 +116,8 @@ def photographs(tmp_path, drawn_files):
 
 
 @pytest.fixture(scope="session")
-def pictures():
-    """120 drawn pictures of 32 px in memory."""
+def subset():
+    """120 drawn images of 32 px in memory."""
     images, labels = synthetic(120, 32, seed=0)
     return ImageSubset(torch.from_numpy(images), torch.from_numpy(labels).long(), torch.arange(120))
 
@@ -130,7 +130,7 @@ def made_once(tmp_path_factory):
 
 
 def train_once(made_once, name, drawn, config, recipe):
-    """Train a network on drawn pictures; return the folder that holds it and the cache of the pictures."""
+    """Train a network on drawn images; return the folder that holds it and the cache of the images."""
 
     def make(folder):
         with pytest.MonkeyPatch.context() as patch:
@@ -152,7 +152,7 @@ def train_once(made_once, name, drawn, config, recipe):
 
 @pytest.fixture(scope="session")
 def good(made_once):
-    """A small network that knows drawn cats and dogs, and the cache of the pictures."""
+    """A small network that knows drawn cats and dogs, and the cache of the images."""
     folder = train_once(made_once, "good", DRAWN, GOOD, TrainConfig(1e-2, epochs=8, schedule="one_cycle"))
     return load_model(folder / "model.safetensors")[0], folder / "cache"
 

@@ -1,1 +1,1 @@
-"""Labelled image files and drawn images, decoded once, split by content, batched on the device."""
+"""Image data: sources, decoding, cache, split, preprocessing and batches."""

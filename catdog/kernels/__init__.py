@@ -1,1 +1,1 @@
-"""How a training step is computed: convolutions, blocks, precision, CUDA graphs."""
+"""The parts of a training step: convolutions, blocks, precision, optimizers, CUDA graphs."""

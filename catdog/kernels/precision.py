@@ -1,4 +1,4 @@
-"""In which numbers a device computes: bfloat16 where it multiplies them natively and is seen to do it well."""
+"""Choose the precision of a device: bfloat16 where the hardware supports it and a check confirms it."""
 
 import hashlib
 import os
@@ -18,34 +18,32 @@ from catdog.data.cache import cache_folder
 from catdog.files import write_file
 from catdog.kernels.winograd import convolve
 
-__all__ = ["Precision", "autocast", "bfloat16_fault", "has_bfloat16", "resolved", "uses_bfloat16", "verdict_file"]
-
 Precision = Literal["auto", "float32", "bfloat16"]
 
 SHAPES = [(8, 64, 16, 16), (128, 64, 3, 3), (8, 128, 16, 16)]  # input, weight and output of a block in mid-network
 LARGEST_ERROR = 0.03  # of the norm of a convolution or its gradient; rounding to bfloat16 makes 0.002 to 0.004
-NUM_ROUNDS = 3  # each way is timed; the fastest counts
+NUM_ROUNDS = 3  # of timing each precision; the fastest counts
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Enter bfloat16 arithmetic where it is wanted ("auto": where the device does it well); weights stay float32."""
+    """Autocast to bfloat16 where `precision` asks for it or "auto" chooses it. Weights stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=resolved(device, precision) == "bfloat16")
 
 
 def resolved(device: torch.device, precision: Precision) -> Precision:
-    """Return what "auto" means on `device`, else `precision`."""
+    """Return the precision that "auto" chooses on `device`, else `precision`."""
     if precision != "auto":
         return precision
     return "bfloat16" if uses_bfloat16(device) else "float32"
 
 
 def uses_bfloat16(device: torch.device) -> bool:
-    """Say whether "auto" means bfloat16 on `device`."""
+    """Return whether "auto" chooses bfloat16 on `device`."""
     return has_bfloat16(device) and not (device.type == "cpu" and bfloat16_fault())
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Say whether `device` multiplies bfloat16 natively: CUDA from Ampere on, CPUs with AVX-512-BF16 or AMX."""
+    """Return whether `device` multiplies bfloat16 natively: CUDA from Ampere on, CPUs with AVX-512-BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -54,48 +52,48 @@ def has_bfloat16(device: torch.device) -> bool:
 
 @cache
 def bfloat16_fault() -> str:
-    """Say in one sentence why "auto" is float32 on a CPU that has bfloat16; nothing where that does it well.
+    """Return why "auto" is float32 on a CPU that has bfloat16, one sentence, or nothing where bfloat16 is fine.
 
-    A convolution's values and time are compared with those of float32, as this network computes it. The verdict is kept
-    beside the decoded pictures, for this machine, PyTorch and settings of its libraries.
+    A convolution's values and time are compared with this network's in float32. The verdict is cached beside the
+    decoded images, for this machine, PyTorch and settings of its libraries.
     """
     if not has_bfloat16(torch.device("cpu")):
         return ""
     file = verdict_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):  # two that try at once would measure each other
+        with FileLock(f"{file}.lock"):  # two checks at once would disturb each other
             if file.exists():
                 return file.read_text()
             fault = _measured_fault()
             write_file(file, fault.encode())
             return fault
-    except OSError:  # no such folder can be written: each process finds out for itself
+    except OSError:  # no writable cache: each process checks for itself
         return _measured_fault()
 
 
 def verdict_file() -> Path:
-    """Return where this machine's verdict is kept: an empty file, or the sentence."""
+    """Return the path of this machine's verdict, a file with the sentence of `bfloat16_fault`."""
     settings = sorted((name, value) for name, value in os.environ.items() if name.startswith(("ONEDNN_", "ATEN_")))
     tried = (platform.node(), torch.cpu.get_capabilities(), torch.__version__, settings)
     return cache_folder() / f"bfloat16-{hashlib.sha256(repr(tried).encode()).hexdigest()[:16]}"
 
 
 def _measured_fault() -> str:
-    """Say what is wrong with a convolution in bfloat16 beside the one in float32."""
+    """Compare a convolution in bfloat16 with the same in float32."""
     generator = torch.Generator().manual_seed(0)
     x, weight, gradient = (
         torch.randn(shape, generator=generator).contiguous(memory_format=torch.channels_last) for shape in SHAPES
     )
-    ways = _in_float32, _in_bfloat16
-    exact, found = (way(x, weight, gradient) for way in ways)  # the first call of each prepares it
+    both = _in_float32, _in_bfloat16
+    exact, found = (convolution(x, weight, gradient) for convolution in both)  # also warms up both
     error = max(float((mine.float() - one).norm() / one.norm()) for mine, one in zip(found, exact, strict=True))
-    if not error <= LARGEST_ERROR:  # nor a number that is none
-        return f"bfloat16 is left out: a convolution in it differs from float32's by {error:.0%} on this machine"
-    rounds = [[_seconds(partial(way, x, weight, gradient)) for way in ways] for _ in range(NUM_ROUNDS)]
+    if not error <= LARGEST_ERROR:  # also where it is nan
+        return f"bfloat16 is not used: a convolution in it differs from float32's by {error:.0%} on this machine"
+    rounds = [[_seconds(partial(convolution, x, weight, gradient)) for convolution in both] for _ in range(NUM_ROUNDS)]
     ratio = min(slow for _, slow in rounds) / min(exact for exact, _ in rounds)
     if ratio >= 1:
-        return f"bfloat16 is left out: a convolution in it takes {ratio:.1f}x as long as in float32 on this machine"
+        return f"bfloat16 is not used: a convolution in it takes {ratio:.1f}x as long as in float32 on this machine"
     return ""
 
 
@@ -106,7 +104,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _in_float32(x: Tensor, weight: Tensor, gradient: Tensor) -> list[Tensor]:
-    """Return a 3x3 convolution and its gradients to input and weight, by the way that a layer of SHAPES takes."""
+    """Return a 3x3 convolution and its gradients to input and weight, as a layer of SHAPES computes them."""
     with torch.inference_mode(mode=False), torch.enable_grad():
         x, weight = (tensor.clone().requires_grad_() for tensor in (x, weight))
         y = convolve(x, weight, torch.zeros(len(weight)))

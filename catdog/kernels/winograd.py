@@ -1,4 +1,4 @@
-"""3x3 convolutions in float32 on a CPU with a quarter of the multiplications: Winograd's minimal filtering F(4x4, 3x3).
+"""3x3 convolutions in float32 on CPUs by Winograd's minimal filtering F(4x4, 3x3): a quarter of the multiplications.
 
 Each 4x4 tile of the output comes from a 6x6 tile of the input. Transformed, a tile's convolution is 36 products, and
 over all tiles and channels these are 36 matrix products (Lavin and Gray, "Fast Algorithms for Convolutional Neural
@@ -17,14 +17,12 @@ import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Conv2d", "convolve", "weights_transformed_once"]
-
-TILE, EDGE = 4, 6  # pixels of a tile of the output, and of the input that it is made of
-ONES = EDGE + 1  # the product that is added to every pixel of its tile of the output
-TILES_AT_ONCE = 128  # transformed together, per thread: few enough for the cache, rows enough for a matrix product
-# Below these a direct convolution is as fast, forward and backward together (benchmarks/convolutions.py).
+TILE, EDGE = 4, 6  # pixels of an output tile, and of the input tile that it depends on
+ONES = EDGE + 1  # the product that is added once to every pixel of its output tile, and so can carry the bias
+CHUNK_TILES = 128  # transformed together, per thread: fits the cache, with enough rows for a matrix product
+# Below these limits a direct convolution is as fast, forward and backward together (benchmarks/convolutions.py).
 MIN_TILES, MIN_SIZE = 32, 4
-MIN_CHANNELS = [32, 64]  # the fewer of those in and out, and the more
+MIN_CHANNELS = [32, 64]  # the smaller and the larger of the numbers in and out
 
 INPUT = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
          [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]  # fmt: skip
@@ -41,13 +39,13 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         in_float32 = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not (in_float32 and self.pays(*x.shape)):
+        if not (in_float32 and self.is_faster(*x.shape)):
             return super().forward(x)
         assert self.bias is not None
         return convolve(x, self.weight, self.bias)
 
-    def pays(self, num: int, channels: int, height: int, width: int) -> bool:
-        """Say whether the products that are saved are worth the transforms, of the weights among others."""
+    def is_faster(self, num: int, channels: int, height: int, width: int) -> bool:
+        """Return whether Winograd is faster than a direct convolution, its transforms included."""
         fewer, more = sorted((channels, self.out_channels))
         has_width = fewer >= MIN_CHANNELS[0] and more >= MIN_CHANNELS[1]
         num_tiles = num * _num_tiles(height) * _num_tiles(width)
@@ -58,13 +56,13 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return the 3x3 convolution, padding 1: (B, C, H, W), (K, C, 3, 3), (K,) -> (B, K, H, W), all channels-last."""
     transformed = _transformed.get({})
     if weight not in transformed:
-        transformed[weight] = _of_weight(weight)
+        transformed[weight] = _transform_weight(weight)
     return cast("Tensor", _Convolution.apply(x, transformed[weight], bias))
 
 
 @contextmanager
 def weights_transformed_once() -> Iterator[None]:
-    """Within, where no weight may change, each is transformed once, however many convolutions it is for."""
+    """Transform each weight once inside this context, in which no weight may change."""
     token = _transformed.set({})
     try:
         yield
@@ -76,7 +74,7 @@ _transformed: ContextVar[dict[Tensor, Tensor]] = ContextVar("transformed weights
 
 
 class _Matrices(NamedTuple):
-    """The transforms of tiles, their pixels in a row."""
+    """The transforms of flattened tiles."""
 
     input: Tensor  # (36, 36)
     weight: Tensor  # (36, 9)
@@ -86,8 +84,8 @@ class _Matrices(NamedTuple):
 @cache
 def _matrices() -> _Matrices:
     with torch.inference_mode(mode=False):
-        ways = (torch.tensor(way, dtype=torch.float64) for way in (INPUT, WEIGHT, OUTPUT))
-        return _Matrices(*(torch.kron(way, way).float() for way in ways))
+        one_dimensional = (torch.tensor(rows, dtype=torch.float64) for rows in (INPUT, WEIGHT, OUTPUT))
+        return _Matrices(*(torch.kron(matrix, matrix).float() for matrix in one_dimensional))
 
 
 class _Convolution(torch.autograd.Function):
@@ -96,35 +94,35 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(x, transformed)
         shape = len(x), transformed.shape[2], *x.shape[2:]
         y = torch.empty(shape, memory_format=torch.channels_last)
-        x, pixels = _by_pixel(x), _by_pixel(y)
-        for part in _parts(x):
-            products = torch.bmm(_of_input(x[part]).transpose(0, 1), transformed)  # (36, tiles, K)
+        x, pixels = _channels_last(x), _channels_last(y)
+        for part in _chunks(x):
+            products = torch.bmm(_transform_input(x[part]).transpose(0, 1), transformed)  # (36, tiles, K)
             products[ONES] += bias
-            _to_output(products, pixels[part])
+            _write_output(products, pixels[part])
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Run the transforms the other way round."""
+        """Apply the transposed transforms."""
         x, transformed = ctx.saved_tensors
-        of_x = torch.empty_like(x, memory_format=torch.channels_last) if ctx.needs_input_grad[0] else None
-        x, gradient = _by_pixel(x), _by_pixel(gradient)
-        of_transformed: Tensor | None = None  # stays None where the weights are not trained
-        of_bias = transformed.new_zeros(transformed.shape[2])
-        for part in _parts(x):
-            of_tiles = _of_gradient(gradient[part]).transpose(0, 1)
-            of_bias += of_tiles[ONES].sum(0)
-            if of_transformed is not None:
-                of_transformed.baddbmm_(_of_input(x[part]).permute(1, 2, 0), of_tiles)
+        grad_x = torch.empty_like(x, memory_format=torch.channels_last) if ctx.needs_input_grad[0] else None
+        x, gradient = _channels_last(x), _channels_last(gradient)
+        grad_transformed: Tensor | None = None  # stays None where the weights are not trained
+        grad_bias = transformed.new_zeros(transformed.shape[2])
+        for part in _chunks(x):
+            grad_tiles = _transform_gradient(gradient[part]).transpose(0, 1)
+            grad_bias += grad_tiles[ONES].sum(0)
+            if grad_transformed is not None:
+                grad_transformed.baddbmm_(_transform_input(x[part]).permute(1, 2, 0), grad_tiles)
             elif ctx.needs_input_grad[1]:
-                of_transformed = torch.bmm(_of_input(x[part]).permute(1, 2, 0), of_tiles)
-            if of_x is not None:
-                _overlap(torch.bmm(of_tiles, transformed.transpose(1, 2)), _by_pixel(of_x)[part])
-        return of_x, of_transformed, of_bias
+                grad_transformed = torch.bmm(_transform_input(x[part]).permute(1, 2, 0), grad_tiles)
+            if grad_x is not None:
+                _add_overlapping(torch.bmm(grad_tiles, transformed.transpose(1, 2)), _channels_last(grad_x)[part])
+        return grad_x, grad_transformed, grad_bias
 
 
-def _by_pixel(x: Tensor) -> Tensor:
+def _channels_last(x: Tensor) -> Tensor:
     """View (B, C, H, W) as (B, H, W, C)."""
     return x.permute(0, 2, 3, 1)
 
@@ -133,20 +131,20 @@ def _num_tiles(size: int) -> int:
     return -(-size // TILE)
 
 
-def _parts(x: Tensor) -> Iterator[slice]:
-    """Yield the pictures of (B, H, W, C) that are transformed together."""
-    num_tiles = TILES_AT_ONCE * torch.get_num_threads()
+def _chunks(x: Tensor) -> Iterator[slice]:
+    """Yield slices of the images of (B, H, W, C) that are transformed together."""
+    num_tiles = CHUNK_TILES * torch.get_num_threads()
     num = max(1, num_tiles // (_num_tiles(x.shape[1]) * _num_tiles(x.shape[2])))
     return (slice(begin, begin + num) for begin in range(0, len(x), num))
 
 
-def _of_weight(weight: Tensor) -> Tensor:
-    """Transform (K, C, 3, 3) to (36, C, K), which autograd follows."""
+def _transform_weight(weight: Tensor) -> Tensor:
+    """Transform (K, C, 3, 3) to (36, C, K), differentiable by autograd."""
     num_out, num_in = weight.shape[:2]
     return (_matrices().weight @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(EDGE**2, num_in, num_out)
 
 
-def _of_input(x: Tensor) -> Tensor:
+def _transform_input(x: Tensor) -> Tensor:
     """Transform (B, H, W, C) to (tiles, 36, C)."""
     num, height, width, channels = x.shape
     rows, columns = _num_tiles(height), _num_tiles(width)
@@ -159,8 +157,8 @@ def _of_input(x: Tensor) -> Tensor:
     return _matrices().input @ tiles.reshape(-1, EDGE**2, channels)
 
 
-def _to_output(products: Tensor, y: Tensor) -> None:
-    """Take the products of tiles, (36, tiles, K), to the output, (B, H, W, K)."""
+def _write_output(products: Tensor, y: Tensor) -> None:
+    """Transform the products of tiles, (36, tiles, K), into the output, (B, H, W, K)."""
     num, height, width, channels = y.shape
     rows, columns = _num_tiles(height), _num_tiles(width)
     tiles = (_matrices().output @ products.transpose(0, 1)).view(num, rows, columns, TILE, TILE, channels)
@@ -171,8 +169,8 @@ def _to_output(products: Tensor, y: Tensor) -> None:
         y.view(tiles.shape).copy_(tiles)
 
 
-def _of_gradient(gradient: Tensor) -> Tensor:
-    """Take the gradient of the output, (B, H, W, K), to that of the products, (tiles, 36, K)."""
+def _transform_gradient(gradient: Tensor) -> Tensor:
+    """Transform the gradient of the output, (B, H, W, K), to that of the products, (tiles, 36, K)."""
     num, height, width, channels = gradient.shape
     rows, columns = _num_tiles(height), _num_tiles(width)
     if height % TILE or width % TILE:
@@ -181,17 +179,17 @@ def _of_gradient(gradient: Tensor) -> Tensor:
     return _matrices().output.t() @ tiles.reshape(-1, TILE**2, channels)
 
 
-def _overlap(of_tiles: Tensor, of_x: Tensor) -> None:
-    """Take the gradient of transformed tiles, (36, tiles, C), to that of the input, (B, H, W, C)."""
-    num, height, width, channels = of_x.shape
+def _add_overlapping(grad_tiles: Tensor, grad_x: Tensor) -> None:
+    """Transform the gradient of transformed tiles, (36, tiles, C), into that of the input, (B, H, W, C)."""
+    num, height, width, channels = grad_x.shape
     rows, columns = _num_tiles(height), _num_tiles(width)
-    tiles = (_matrices().input.t() @ of_tiles.transpose(0, 1)).view(num, rows, columns, EDGE, EDGE, channels)
+    tiles = (_matrices().input.t() @ grad_tiles.transpose(0, 1)).view(num, rows, columns, EDGE, EDGE, channels)
     tiles = tiles.transpose(2, 3)  # (B, rows, 6, columns, 6, C)
     # A tile shares its last two rows and columns with the next ones.
-    whole = of_x.new_empty(num, rows + 1, TILE, columns + 1, TILE, channels)
+    whole = grad_x.new_empty(num, rows + 1, TILE, columns + 1, TILE, channels)
     whole[:, -1] = whole[:, :, :, -1] = 0
     whole[:, :-1, :, :-1] = tiles[:, :, :TILE, :, :TILE]
     whole[:, 1:, :2, :-1] += tiles[:, :, TILE:, :, :TILE]
     whole[:, :-1, :, 1:, :2] += tiles[:, :, :TILE, :, TILE:]
     whole[:, 1:, :2, 1:, :2] += tiles[:, :, TILE:, :, TILE:]
-    of_x.copy_(whole.view(num, (rows + 1) * TILE, -1, channels)[:, 1 : height + 1, 1 : width + 1])
+    grad_x.copy_(whole.view(num, (rows + 1) * TILE, -1, channels)[:, 1 : height + 1, 1 : width + 1])

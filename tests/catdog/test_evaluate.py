@@ -10,23 +10,23 @@ from catdog.model import ModelConfig, build_model
 SHAPE = ModelConfig(stem_width=2, body_width=4, body_repeats=2, image_size=32)
 
 
-def test_scores_follow_from_the_logits(pictures):
-    scores = evaluate(build_model(SHAPE), pictures, precision="float32")
-    y = pictures.labels[pictures.rows]
+def test_scores_follow_from_the_logits(subset):
+    scores = evaluate(build_model(SHAPE), subset, precision="float32")
+    y = subset.labels[subset.rows]
     assert scores.logits.shape == (120, 2)
     assert scores.accuracy == (scores.logits.argmax(1) == y).double().mean()
     assert losses(scores.logits, y).mean().item() == pytest.approx(scores.loss)
     assert scores.loss == pytest.approx(-scores.logits.log_softmax(1)[torch.arange(120), y].mean().item())
 
 
-def test_pictures_are_judged_alone_whatever_the_batch(pictures, monkeypatch):
-    whole = evaluate(build_model(SHAPE), pictures, precision="float32").logits
+def test_images_are_judged_alone_whatever_the_batch(subset, monkeypatch):
+    whole = evaluate(build_model(SHAPE), subset, precision="float32").logits
     monkeypatch.setattr("catdog.evaluate.BATCH_PIXELS", 7 * 32 * 32)
-    assert torch.allclose(whole, evaluate(build_model(SHAPE), pictures, precision="float32").logits, atol=1e-5)
+    assert torch.allclose(whole, evaluate(build_model(SHAPE), subset, precision="float32").logits, atol=1e-5)
 
 
-def test_normalised_pictures_are_channels_last_floats(pictures):
-    x = normalize(pictures.images[:4])
+def test_normalised_images_are_channels_last_floats(subset):
+    x = normalize(subset.images[:4])
     assert (x.shape, x.dtype) == ((4, 3, 32, 32), torch.float32)
     assert x.is_contiguous(memory_format=torch.channels_last)
     assert normalize(torch.zeros(1, 2, 2, 3, dtype=torch.uint8)).unique().item() == -2

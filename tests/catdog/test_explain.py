@@ -10,8 +10,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def images(pictures):
-    return pictures.images[:6]
+def images(subset):
+    return subset.images[:6]
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_margin_is_the_log_odds_of_the_likeliest_class():
     assert torch.allclose(margin_of(logits), torch.log(best / (1 - best)), atol=1e-5)
 
 
-def test_noise_and_plain_areas_are_unusual_and_held_out_pictures_are_not(good, monkeypatch):
+def test_noise_and_plain_areas_are_unusual_and_held_out_images_are_not(good, monkeypatch):
     model, cache = good
     monkeypatch.setenv("CATDOG_CACHE", str(cache))
     monkeypatch.setattr("catdog.data.dataset.NUM_DRAWN", {"training": 200, "test": 300})

@@ -19,8 +19,8 @@ def model_file(tmp_path):
 
 @pytest.fixture
 def ask(model_file, monkeypatch):
-    def run(*pictures, model=model_file):
-        monkeypatch.setattr("sys.argv", ["predict", *map(str, pictures), "--model", str(model)])
+    def run(*images, model=model_file):
+        monkeypatch.setattr("sys.argv", ["predict", *map(str, images), "--model", str(model)])
         with pytest.raises(SystemExit) as exit_:
             main()
         return exit_.value.code
@@ -34,16 +34,16 @@ def test_probabilities_sum_to_one(model_file, drawn_files):
     assert np.allclose(probabilities.sum(1), 1, atol=1e-6)
 
 
-def test_command_says_cat_or_dog_for_each_picture(ask, photographs, capsys):
-    pictures = sorted((photographs / "test_set/test_set/cats").iterdir())
-    assert ask(*pictures) == 0
+def test_command_says_cat_or_dog_for_each_image(ask, photographs, capsys):
+    images = sorted((photographs / "test_set/test_set/cats").iterdir())
+    assert ask(*images) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
-    assert all(line.startswith(str(path)) and "cat " in line for line, path in zip(lines, pictures, strict=True))
+    assert all(line.startswith(str(path)) and "cat " in line for line, path in zip(lines, images, strict=True))
 
 
-def test_broken_picture_among_others_is_named_and_the_rest_go_on(ask, photographs, tmp_path, capsys):
-    (tmp_path / "text.jpg").write_text("no picture")
+def test_broken_image_among_others_is_named_and_the_rest_go_on(ask, photographs, tmp_path, capsys):
+    (tmp_path / "text.jpg").write_text("no image")
     good = next((photographs / "test_set/test_set/dogs").iterdir())
     assert ask(tmp_path / "text.jpg", tmp_path / "none.jpg", good) == 2
     said = capsys.readouterr()
@@ -67,7 +67,7 @@ def test_tampered_model_is_refused(ask, model_file, photographs, capsys):
     assert "was altered: its sha256 does not match" in capsys.readouterr().err
 
 
-def test_strange_picture_is_probably_neither(champion, tmp_path, monkeypatch, capsys):
+def test_strange_image_is_probably_neither(champion, tmp_path, monkeypatch, capsys):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     monkeypatch.setattr("sys.argv", ["predict", str(tmp_path / "noise.png"), "--model", str(champion())])

@@ -23,13 +23,13 @@ SHAPE = ModelConfig(stem_width=4, body_width=8, body_repeats=2, dropout=0.2, ima
 RECIPE = TrainConfig(learning_rate=3e-3, batch_size=16, epochs=4, augmentation="color", schedule="one_cycle", seed=3)
 
 
-def sides(pictures):
-    return replace(pictures, rows=pictures.rows[:100]), replace(pictures, rows=pictures.rows[100:])
+def sides(subset):
+    return replace(subset, rows=subset.rows[:100]), replace(subset, rows=subset.rows[100:])
 
 
-def run(pictures, recipe=RECIPE, **options):
+def run(subset, recipe=RECIPE, **options):
     model = build_model(SHAPE, recipe.seed)
-    return model, train(model, recipe, *sides(pictures), **options)
+    return model, train(model, recipe, *sides(subset), **options)
 
 
 def same_weights(one, other):
@@ -41,18 +41,18 @@ def without_time(epochs):
     return [replace(epoch, seconds=0, images_per_second=0) for epoch in epochs]
 
 
-def test_network_learns(pictures):
-    model, epochs = run(pictures, replace(RECIPE, augmentation="none", epochs=8, label_smoothing=0.05))
+def test_network_learns(subset):
+    model, epochs = run(subset, replace(RECIPE, augmentation="none", epochs=8, label_smoothing=0.05))
     records = list(epochs)
     assert [record.epoch for record in records] == list(range(1, 9))
     assert records[-1].train_loss < 0.8 * records[0].train_loss
     assert not model.training
 
 
-def test_equal_seeds_train_equal_weights_and_others_do_not(pictures):
+def test_equal_seeds_train_equal_weights_and_others_do_not(subset):
     trained = []
     for seed in (3, 3, 4):
-        model, epochs = run(pictures, replace(RECIPE, seed=seed, epochs=2))
+        model, epochs = run(subset, replace(RECIPE, seed=seed, epochs=2))
         list(epochs)
         trained.append(model)
     assert same_weights(trained[0], trained[1])
@@ -61,14 +61,14 @@ def test_equal_seeds_train_equal_weights_and_others_do_not(pictures):
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("done", [1, 3])
-def test_resumed_run_ends_bit_identical(pictures, tmp_path, optimizer, done):
+def test_resumed_run_ends_bit_identical(subset, tmp_path, optimizer, done):
     recipe = replace(RECIPE, optimizer=optimizer, weight_decay=1e-4)
-    whole, epochs = run(pictures, recipe)
+    whole, epochs = run(subset, recipe)
     expected = list(epochs)
-    _, epochs = run(pictures, recipe, checkpoint=tmp_path / "checkpoint.pt")
+    _, epochs = run(subset, recipe, checkpoint=tmp_path / "checkpoint.pt")
     list(islice(epochs, done))
     torch.manual_seed(99)  # whatever the next process did before
-    resumed, epochs = run(pictures, recipe, checkpoint=tmp_path / "checkpoint.pt")
+    resumed, epochs = run(subset, recipe, checkpoint=tmp_path / "checkpoint.pt")
     records = list(epochs)
     assert same_weights(whole, resumed)
     assert without_time(records) == without_time(expected)
@@ -76,65 +76,65 @@ def test_resumed_run_ends_bit_identical(pictures, tmp_path, optimizer, done):
     assert torch.equal(records[done - 1].logits, expected[done - 1].logits)
 
 
-def test_resumed_run_keeps_its_precision_whatever_auto_means_by_then(pictures, tmp_path, monkeypatch):
+def test_resumed_run_keeps_its_precision_whatever_auto_means_by_then(subset, tmp_path, monkeypatch):
     monkeypatch.setattr("catdog.kernels.precision.uses_bfloat16", lambda _: False)
-    whole, epochs = run(pictures)
+    whole, epochs = run(subset)
     records = list(epochs)
-    next(run(pictures, checkpoint=tmp_path / "checkpoint.pt")[1])
+    next(run(subset, checkpoint=tmp_path / "checkpoint.pt")[1])
     monkeypatch.setattr("catdog.kernels.precision.uses_bfloat16", lambda _: True)
-    resumed, epochs = run(pictures, checkpoint=tmp_path / "checkpoint.pt")
+    resumed, epochs = run(subset, checkpoint=tmp_path / "checkpoint.pt")
     assert without_time(epochs) == without_time(records)
     assert same_weights(resumed, whole)
 
 
 @pytest.mark.parametrize(("is_there", "precision"), [(True, "bfloat16"), (False, "float32")])
-def test_run_begun_in_bfloat16_goes_on_in_it_where_it_can(pictures, tmp_path, monkeypatch, is_there, precision):
+def test_run_begun_in_bfloat16_goes_on_in_it_where_it_can(subset, tmp_path, monkeypatch, is_there, precision):
     path = tmp_path / "checkpoint.pt"
     monkeypatch.setattr("catdog.kernels.precision.uses_bfloat16", lambda _: True)
-    next(run(pictures, checkpoint=path)[1])
+    next(run(subset, checkpoint=path)[1])
     assert torch.load(path, weights_only=True)["precision"] == "bfloat16"
     monkeypatch.setattr("catdog.kernels.precision.uses_bfloat16", lambda _: False)
     monkeypatch.setattr("catdog.train.has_bfloat16", lambda _: is_there)
-    list(islice(run(pictures, checkpoint=path)[1], 2))
+    list(islice(run(subset, checkpoint=path)[1], 2))
     assert torch.load(path, weights_only=True)["precision"] == precision
 
 
-def test_weights_are_those_of_the_last_replayed_epoch_when_it_is_yielded(pictures, tmp_path):
-    first, epochs = run(pictures, checkpoint=tmp_path / "checkpoint.pt")
+def test_weights_are_those_of_the_last_replayed_epoch_when_it_is_yielded(subset, tmp_path):
+    first, epochs = run(subset, checkpoint=tmp_path / "checkpoint.pt")
     list(islice(epochs, 2))
-    second, epochs = run(pictures, checkpoint=tmp_path / "checkpoint.pt")
+    second, epochs = run(subset, checkpoint=tmp_path / "checkpoint.pt")
     last = list(islice(epochs, 2))[-1]
     assert last.epoch == 2
     assert last.logits is not None
     assert same_weights(first, second)
 
 
-def test_checkpoint_that_is_torn_anywhere_gives_way_to_the_one_before(pictures, tmp_path):
+def test_checkpoint_that_is_torn_anywhere_gives_way_to_the_one_before(subset, tmp_path):
     path = tmp_path / "checkpoint.pt"
-    first, _ = islice(run(pictures, checkpoint=path)[1], 2)
+    first, _ = islice(run(subset, checkpoint=path)[1], 2)
     whole = path.read_bytes()
     for share in (0, 0.01, 0.3, 0.5, 0.7, 0.9, 0.99):
         path.write_bytes(whole[: int(share * len(whole))])
-        _, epochs = run(pictures, checkpoint=path)
+        _, epochs = run(subset, checkpoint=path)
         assert next(epochs) == first, share  # replayed, its seconds too
         next(epochs)
         path.write_bytes(b"torn again")  # as the next epoch's is written
-        assert next(run(pictures, checkpoint=path)[1]) == first, share
+        assert next(run(subset, checkpoint=path)[1]) == first, share
     path.with_name("checkpoint.pt.before").unlink()
     path.write_bytes(whole[:-1000])
-    assert len(list(run(pictures, checkpoint=path)[1])) == RECIPE.epochs
+    assert len(list(run(subset, checkpoint=path)[1])) == RECIPE.epochs
 
 
-def test_checkpoint_of_other_settings_is_refused(pictures, tmp_path):
-    _, epochs = run(pictures, checkpoint=tmp_path / "checkpoint.pt")
+def test_checkpoint_of_other_settings_is_refused(subset, tmp_path):
+    _, epochs = run(subset, checkpoint=tmp_path / "checkpoint.pt")
     next(epochs)
-    _, epochs = run(pictures, replace(RECIPE, epochs=5), checkpoint=tmp_path / "checkpoint.pt")
+    _, epochs = run(subset, replace(RECIPE, epochs=5), checkpoint=tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="belongs to other settings"):
         next(epochs)
 
 
-def test_loss_that_is_not_finite_names_its_epoch(pictures):
-    model, epochs = run(pictures, replace(RECIPE, precision="float32"))
+def test_loss_that_is_not_finite_names_its_epoch(subset):
+    model, epochs = run(subset, replace(RECIPE, precision="float32"))
     next(epochs)
     with torch.no_grad():
         model.head[2].weight.fill_(math.nan)
@@ -143,14 +143,14 @@ def test_loss_that_is_not_finite_names_its_epoch(pictures):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_both_precisions_train(pictures, precision):
-    _, epochs = run(pictures, replace(RECIPE, precision=precision, epochs=1))
+def test_both_precisions_train(subset, precision):
+    _, epochs = run(subset, replace(RECIPE, precision=precision, epochs=1))
     assert math.isfinite(next(epochs).val_loss)
 
 
-def test_last_batch_of_one_picture_is_left_out(pictures):
+def test_last_batch_of_one_image_is_left_out(subset):
     model = build_model(replace(SHAPE, image_size=16), 0)  # ends at 1 x 1: BatchNorm refuses a single value
-    small = ImageSubset(pictures.images[:, ::2, ::2], pictures.labels, pictures.rows[:17])
+    small = ImageSubset(subset.images[:, ::2, ::2], subset.labels, subset.rows[:17])
     assert math.isfinite(next(train(model, RECIPE, small, small)).train_loss)
 
 
@@ -158,34 +158,34 @@ def test_last_batch_of_one_picture_is_left_out(pictures):
     ("schedule", "expected"),  # after steps 1 and 3 of 4, counted from 0: the rate of each epoch's last step
     [("constant", [1, 1]), ("cosine", [0.8536, 0.1464]), ("one_cycle", [1, 0.25])],
 )
-def test_rate_follows_its_schedule(pictures, schedule, expected):
+def test_rate_follows_its_schedule(subset, schedule, expected):
     recipe = replace(RECIPE, schedule=schedule, epochs=2, learning_rate=1e-3, batch_size=50)
-    _, epochs = run(pictures, recipe)
+    _, epochs = run(subset, recipe)
     assert [epoch.learning_rate / 1e-3 for epoch in epochs] == pytest.approx(expected, abs=1e-3)
 
 
-def test_run_goes_on_on_another_kind_of_device(pictures, tmp_path):
+def test_run_goes_on_on_another_kind_of_device(subset, tmp_path):
     path = tmp_path / "checkpoint.pt"
-    _, epochs = run(pictures, checkpoint=path)
+    _, epochs = run(subset, checkpoint=path)
     list(islice(epochs, 2))
     state = torch.load(path, weights_only=True)
     state["device"], state["random"]["order"] = "cuda", torch.zeros(16, dtype=torch.uint8)  # the size of CUDA's
     torch.save(state, path)
-    _, epochs = run(pictures, checkpoint=path)
+    _, epochs = run(subset, checkpoint=path)
     assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("kind", ["none", "flip", "crop", "color"])
-def test_augmentation_keeps_shape_and_follows_its_generator(pictures, kind):
-    x = normalize(pictures.images[:8])
+def test_augmentation_keeps_shape_and_follows_its_generator(subset, kind):
+    x = normalize(subset.images[:8])
     one, same = (augment(x, kind, torch.Generator().manual_seed(1)) for _ in range(2))
     assert one.shape == x.shape
     assert torch.equal(one, same)
     assert torch.equal(one, x) == (kind == "none")
 
 
-def test_flip_mirrors_about_half_of_the_pictures(pictures):
-    x = normalize(pictures.images)
+def test_flip_mirrors_about_half_of_the_images(subset):
+    x = normalize(subset.images)
     flipped = augment(x, "flip", torch.Generator().manual_seed(0))
     mirrored = (flipped == x.flip(3)).flatten(1).all(1)
     untouched = (flipped == x).flatten(1).all(1)
@@ -253,9 +253,9 @@ from tests.catdog.test_train import SHAPE, RECIPE, sides
 from catdog.train import train
 torch.set_num_threads(1)
 images, labels = synthetic(120, 32, seed=0)
-pictures = ImageSubset(torch.from_numpy(images), torch.from_numpy(labels).long(), torch.arange(120))
+subset = ImageSubset(torch.from_numpy(images), torch.from_numpy(labels).long(), torch.arange(120))
 model = build_model(SHAPE, RECIPE.seed)
-for epoch in train(model, RECIPE, *sides(pictures), checkpoint=Path({checkpoint!r})):
+for epoch in train(model, RECIPE, *sides(subset), checkpoint=Path({checkpoint!r})):
     print(epoch.epoch, flush=True)
 torch.save(model.state_dict(), {output!r})
 """

@@ -15,12 +15,12 @@ from catdog.data.preprocess import preprocessing
 from tests.servers.processes import wait_until
 
 
-def of(pictures):
-    """The set of a side's decoded pictures, as bytes."""
-    return {image.numpy().tobytes() for image in pictures.images[pictures.rows]}
+def of(subset):
+    """The set of a side's decoded images, as bytes."""
+    return {image.numpy().tobytes() for image in subset.images[subset.rows]}
 
 
-def test_sides_share_no_picture_and_hold_all(photographs):
+def test_sides_share_no_image_and_hold_all(photographs):
     loaded, test = load_data(str(photographs), 32), load_test(str(photographs), 32).subset
     training, validation = of(loaded.training), of(loaded.validation)
     assert (len(training), len(validation), len(of(test))) == (34, 6, 8)
@@ -62,7 +62,7 @@ def test_own_validation_part_is_used(photographs):
     assert (len(loaded.training), len(loaded.validation), len(test)) == (38, 8, 2)
 
 
-def test_test_pictures_known_from_training_are_left_out_and_counted(photographs):
+def test_test_images_known_from_training_are_left_out_and_counted(photographs):
     training, test = (photographs / f"{part}_set/{part}_set/cats" for part in ("training", "test"))
     before = load_test(str(photographs), 32)
     (test / "copy.jpg").write_bytes(next(training.iterdir()).read_bytes())
@@ -73,7 +73,7 @@ def test_test_pictures_known_from_training_are_left_out_and_counted(photographs)
     assert sealed.notes == ("left out 1 of the test images: their content is also among the training images",)
 
 
-def test_broken_picture_is_left_out_and_named(photographs):
+def test_broken_image_is_left_out_and_named(photographs):
     cats = photographs / "training_set/training_set/cats"
     (cats / "_DS_Store").write_bytes(b"Bud1")
     (cats / "cat.1.jpg").write_bytes(b"")
@@ -90,14 +90,14 @@ def test_link_to_nowhere_is_left_out_and_named(photographs):
     assert "gone.jpg" in loaded.notes[0]
 
 
-def test_test_pictures_that_training_has_all_seen_are_refused(photographs):
+def test_test_images_that_training_has_all_seen_are_refused(photographs):
     shutil.rmtree(photographs / "test_set")
     shutil.copytree(photographs / "training_set", photographs / "test_set")
     with pytest.raises(ValueError, match="no readable test images of each class that are not in training"):
         load_test(str(photographs), 32)
 
 
-def test_picture_called_both_cat_and_dog_is_on_no_side(photographs):
+def test_image_called_both_cat_and_dog_is_on_no_side(photographs):
     folder = photographs / "training_set/training_set"
     (folder / "dogs/copy.jpg").write_bytes((folder / "cats/cat.3.jpg").read_bytes())
     loaded = load_data(str(photographs), 32)
@@ -106,13 +106,13 @@ def test_picture_called_both_cat_and_dog_is_on_no_side(photographs):
 
 def test_folder_of_broken_files_is_refused_and_leaves_nothing(photographs, cache):
     for path in photographs.rglob("*.jpg"):
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     with pytest.raises(ValueError, match="none of the 40 files could be read as an image"):
         load_data(str(photographs), 32)
     assert not [path for path in cache.iterdir() if path.is_dir()]
 
 
-def test_too_few_pictures_to_hold_some_out_are_refused(tmp_path, drawn_files):
+def test_too_few_images_to_hold_some_out_are_refused(tmp_path, drawn_files):
     for label, name in enumerate(("cats", "dogs")):
         (tmp_path / "few" / name).mkdir(parents=True)
         (tmp_path / "few" / name / "1.jpg").write_bytes(drawn_files[label][0])
@@ -171,7 +171,7 @@ def test_killed_build_leaves_nothing_half_built(tmp_path):
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["half", "whole"]
 
 
-def test_drawn_pictures_are_made_once(monkeypatch):
+def test_drawn_images_are_made_once(monkeypatch):
     monkeypatch.setattr(data, "NUM_DRAWN", {"training": 40, "test": 20})
     loaded, test = load_data("synthetic", 32), load_test("synthetic", 32).subset
     assert (len(loaded.training), len(loaded.validation), len(test)) == (34, 6, 20)

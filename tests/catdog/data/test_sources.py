@@ -33,7 +33,7 @@ def expand(pattern):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout_with_a_held_out_part_gives_its_test_pictures(tmp_path, layout):
+def test_layout_with_a_held_out_part_gives_its_test_images(tmp_path, layout):
     listing = list_images(make(tmp_path, *expand(LAYOUTS[layout])))
     assert [p.label for p in listing.training] == [0, 1]
     assert [p.label for p in listing.test] == [0, 1]
@@ -43,7 +43,7 @@ def test_layout_with_a_held_out_part_gives_its_test_pictures(tmp_path, layout):
 @pytest.mark.parametrize(
     "names", [("PetImages/Cat/0.jpg", "PetImages/Dog/0.jpg"), ("train/cat.0.jpg", "train/dog.0.jpg", "test1/7.jpg")]
 )
-def test_layout_without_a_test_part_gives_training_pictures_alone(tmp_path, names):
+def test_layout_without_a_test_part_gives_training_images_alone(tmp_path, names):
     listing = list_images(make(tmp_path, *names))
     assert [p.label for p in listing.training] == [0, 1]
     assert not listing.test
@@ -56,7 +56,7 @@ def test_three_parts_are_kept_apart(tmp_path):
 
 
 def test_strangers_beside_the_classes_are_left_out_and_counted(tmp_path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     make(folder, "train/cats/1.jpg", "train/dogs/1.jpg", "train/pandas/1.jpg", "single_prediction/cat_or_dog_1.jpg")
     make(folder, "_DS_Store", ".DS_Store", "train/.DS_Store", "__MACOSX/train/cats/1.jpg")
     listing = list_images(folder)
@@ -95,9 +95,9 @@ def encoded(image, form, **options):
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
 def test_format_is_told_by_content(form):
-    picture = read_image(encoded(Image.new("RGB", (90, 40), (200, 30, 30)), form), 32)
-    assert (picture.mode, picture.size) == ("RGB", (32, 32))
-    assert np.abs(np.asarray(picture).mean((0, 1)) - (200, 30, 30)).max() < 6
+    image = read_image(encoded(Image.new("RGB", (90, 40), (200, 30, 30)), form), 32)
+    assert (image.mode, image.size) == ("RGB", (32, 32))
+    assert np.abs(np.asarray(image).mean((0, 1)) - (200, 30, 30)).max() < 6
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "L", "LA", "1", "I;16", "CMYK"])

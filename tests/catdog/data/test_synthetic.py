@@ -8,7 +8,7 @@ import pytest
 from catdog.data.synthetic import draw, synthetic
 
 
-def test_the_same_seed_draws_the_same_picture_and_another_seed_another_one() -> None:
+def test_the_same_seed_draws_the_same_image_and_another_seed_another_one() -> None:
     first = np.asarray(draw(0, 64, 7))
     assert np.array_equal(first, np.asarray(draw(0, 64, 7)))
     assert not np.array_equal(first, np.asarray(draw(0, 64, 8)))
@@ -30,10 +30,10 @@ def test_every_even_prefix_holds_as_many_cats_as_dogs_in_no_fixed_order() -> Non
 
 @pytest.mark.parametrize("size", [32, 65, 224])
 def test_a_set_is_bytes_of_the_asked_shape(size: int) -> None:
-    pictures, labels = synthetic(3, size, seed=0)
-    assert pictures.shape == (3, size, size, 3)
+    images, labels = synthetic(3, size, seed=0)
+    assert images.shape == (3, size, size, 3)
     assert labels.shape == (3,)
-    assert pictures.dtype == labels.dtype == np.uint8
+    assert images.dtype == labels.dtype == np.uint8
     assert draw(1, size, 0).mode == "RGB"
 
 
@@ -50,15 +50,15 @@ def test_an_unknown_label_or_too_small_a_size_is_refused(label: int, size: int) 
         draw(label, size, 0)
 
 
-def test_pictures_of_one_class_differ_from_each_other() -> None:
-    pictures, labels = synthetic(60, 32, seed=2)
+def test_images_of_one_class_differ_from_each_other() -> None:
+    images, labels = synthetic(60, 32, seed=2)
     for label in (0, 1):
-        flat = pictures[labels == label].reshape(-1, 32 * 32 * 3).astype(float)
+        flat = images[labels == label].reshape(-1, 32 * 32 * 3).astype(float)
         distances = np.abs(flat[:, None] - flat[None]).mean(axis=2)
         assert distances[~np.eye(len(flat), dtype=bool)].min() > 12
 
 
-def test_the_progress_wrapper_sees_every_picture() -> None:
+def test_the_progress_wrapper_sees_every_image() -> None:
     seen: list[int] = []
 
     def count(indices: Iterable[int]) -> Iterable[int]:
@@ -71,8 +71,8 @@ def test_the_progress_wrapper_sees_every_picture() -> None:
 
 
 def test_a_linear_classifier_stays_under_75_percent() -> None:
-    pictures, labels = synthetic(2400, 32, seed=4)
-    pixels = pictures.reshape(-1, 16, 2, 16, 2, 3).mean(axis=(2, 4)).reshape(len(pictures), -1)
+    images, labels = synthetic(2400, 32, seed=4)
+    pixels = images.reshape(-1, 16, 2, 16, 2, 3).mean(axis=(2, 4)).reshape(len(images), -1)
     pixels = (pixels - pixels[:1600].mean(axis=0)) / pixels[:1600].std(axis=0)
     train, test, signs = pixels[:1600], pixels[1600:], labels * 2.0 - 1
     for strength in (1e2, 1e3, 1e4):

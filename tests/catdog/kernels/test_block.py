@@ -17,7 +17,7 @@ def block():
 
 
 def outcome(forward, block, x, dtype):
-    """Return what a step leaves: output, gradients of pictures and weights, BatchNorm's statistics."""
+    """Return what a step leaves: output, gradients of images and weights, BatchNorm's statistics."""
     x = x.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         y = forward(x)
@@ -31,7 +31,7 @@ def plain_outcome(block, x, dtype):
 
 
 @pytest.fixture(params=[(16, 16), (7, 10), (2, 2)], ids=str)
-def pictures(request, block):
+def images(request, block):
     return torch.randn(6, 3, *request.param).to(memory_format=torch.channels_last)
 
 
@@ -45,16 +45,16 @@ def test_block_is_one_function_where_it_learns_on_a_cpu(block):
         torch.use_deterministic_algorithms(False)
 
 
-def test_block_and_its_gradient_are_those_of_its_layers(block, pictures):
-    plain = plain_outcome(block, pictures, torch.float32)
-    for mine, theirs in zip(outcome(block, block, pictures, torch.float32), plain, strict=True):
+def test_block_and_its_gradient_are_those_of_its_layers(block, images):
+    plain = plain_outcome(block, images, torch.float32)
+    for mine, theirs in zip(outcome(block, block, images, torch.float32), plain, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
     assert block[2].num_batches_tracked == 1
 
 
-def test_block_in_bfloat16_is_as_near_to_float32_as_its_layers(block, pictures):
-    exact, plain = (plain_outcome(block, pictures, dtype) for dtype in (torch.float32, torch.bfloat16))
-    for mine, theirs, truth in zip(outcome(block, block, pictures, torch.bfloat16), plain, exact, strict=True):
+def test_block_in_bfloat16_is_as_near_to_float32_as_its_layers(block, images):
+    exact, plain = (plain_outcome(block, images, dtype) for dtype in (torch.float32, torch.bfloat16))
+    for mine, theirs, truth in zip(outcome(block, block, images, torch.bfloat16), plain, exact, strict=True):
         far, near, size = ((a - b).double().norm() for a, b in ((mine, truth), (theirs, truth), (truth, 0 * truth)))
         assert mine.dtype == theirs.dtype
         assert far <= 1.2 * near + 1e-3 * size

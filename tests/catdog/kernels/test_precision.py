@@ -46,7 +46,7 @@ def test_processor_is_asked_for_bfloat16(monkeypatch, abilities, expected):
 )
 def test_bfloat16_that_is_wrong_or_slow_gives_way_to_float32_with_one_sentence(monkeypatch, fault, sentence):
     stand_in(monkeypatch, **fault)
-    pattern = f"^bfloat16 is left out: a convolution in it {sentence} this machine$"
+    pattern = f"^bfloat16 is not used: a convolution in it {sentence} this machine$"
     assert re.match(pattern, precision.bfloat16_fault())
     assert not uses_bfloat16(CPU)
     with precision.autocast(CPU, "auto"):

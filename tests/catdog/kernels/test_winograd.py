@@ -32,7 +32,7 @@ def test_winograd_convolution_and_its_gradients_are_those_of_a_direct_one_in_flo
         assert (mine - truth).abs().max() < 2e-4 * truth.std()
 
 
-def test_winograd_convolution_takes_pictures_in_any_layout(tensors):
+def test_winograd_convolution_takes_images_in_any_layout(tensors):
     x, weight, bias = tensors
     y = convolve(x.contiguous(), weight, bias)
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -65,11 +65,11 @@ def test_weight_of_several_convolutions_is_transformed_once_and_anew_when_it_has
     for mine, apart in zip(shared, outcome(twice(convolve), x, weight.detach(), bias), strict=True):
         assert (mine - apart).abs().max() < 2e-4 * apart.std()
     model = build_model(ModelConfig(stem_width=32, body_width=64, image_size=64))
-    pictures = torch.randn(8, 3, 64, 64)
-    before = model(pictures)
+    images = torch.randn(8, 3, 64, 64)
+    before = model(images)
     with torch.no_grad():
         model.body[0][0].weight.mul_(2)
-    assert not torch.allclose(model(pictures), before)
+    assert not torch.allclose(model(images), before)
 
 
 def test_layer_under_bfloat16_is_a_direct_convolution():
