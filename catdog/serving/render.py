@@ -43,7 +43,7 @@ class ImageReply:
             return self.problem
         answer = self.reply.answer
         shown = f"{answer.label} {answer.probabilities[answer.label]:.1%}" if answer.familiar else "probably neither"
-        return f"{self.file.name}: {shown}"
+        return f"{shown}: {self.file.name}"  # the answer first: Gradio cuts off what is too long
 
 
 def verdict(reply: Reply) -> str:

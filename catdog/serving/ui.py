@@ -29,11 +29,12 @@ UPLOAD_LIFETIME_SECONDS = 300.0  # seconds; requests in the queue need their upl
 MAX_QUEUED = 5  # requests with many images; the next one is asked to come back later
 NUM_PARALLEL = 4  # images of one such request, so that others get a turn
 EXAMPLE_SEEDS, EXAMPLE_SIZE = (3, 5, 12, 16), 256
-MANY_HINT = "A file that cannot be read is listed in the table. The others are answered all the same."
+MANY_HINT = f"Up to {MAX_IMAGES} images. A file that cannot be read is listed in the table. The others are answered all the same."
 CSS = Path(__file__).with_name("ui.css")
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # nothing to download
 PRIVATE: dict[str, Any] = {"queue": False, "api_visibility": "private"}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "many"}
+TABLE: dict[str, Any] = {"interactive": False, "wrap": True}
 QUIET = {**PRIVATE, "show_progress": "hidden"}
 
 log = logging.getLogger("catdog")
@@ -131,11 +132,17 @@ class Page:
 
     def _build_many(self) -> None:
         headings = render.to_table([], CLASSES)[0]
-        files = make_files(label=f"Images or zip archives of images, at most {MAX_IMAGES}", height=160, elem_id="files")
+        files = make_files(label="Images or zip archives", height=160, elem_id="files")
         summary = gr.Markdown(MANY_HINT)
         download = gr.HTML(elem_id="download")
         gallery = make_gallery(label="Answers", columns=6, height="auto", object_fit="cover", elem_id="gallery")
-        table = gr.Dataframe(label="Table", headers=headings, interactive=False, wrap=True, elem_id="table")
+        table = gr.Dataframe(
+            label="Table",
+            headers=headings,
+            column_widths=["190px", "270px", "100px", "100px", "300px"],
+            **TABLE,
+            elem_id="table",
+        )
         outputs = [summary, download, gallery, table]
         files.upload(self.show_many, files, outputs, api_visibility="private", **ONE_AT_A_TIME)
         files.clear(lambda: (MANY_HINT, "", [], {"headers": headings, "data": []}), None, outputs, **PRIVATE)
@@ -147,7 +154,9 @@ class Page:
         problem = gr.HTML(elem_id="refusal")
         card = gr.Markdown(elem_id="card")
         headings = ["number", "which", "until"]
-        history = gr.Dataframe(label="Former champions", headers=headings, interactive=False, wrap=True)
+        history = gr.Dataframe(
+            label="Former champions", headers=headings, column_widths=["100px", "610px", "250px"], **TABLE
+        )
         with gr.Row(visible=False):  # for the API only
             text = "Return the header of the model in service."
             gr.Button().click(self.model, None, gr.JSON(), api_name="model", api_description=text)

@@ -62,7 +62,7 @@ def test_first_champion_is_tested_once_and_has_a_card(bench, good):
     card = (bench.champion.parent / "README.md").read_text()
     assert f"{test['accuracy']:.1%}" in card
     assert "Trial 3 of the sweep `one`" in card
-    assert "looked at once" in card
+    assert "evaluated once" in card
     reference = read_header(bench.champion)["reference"]
     assert reference["pictures"] == 30
     classifier = Classifier(bench.champion)
@@ -184,7 +184,7 @@ def test_looks_are_counted_across_rollbacks_and_champions_of_other_data(bench, g
     bench(good[0], 1)
     restore(bench.champion.parent)
     assert read_header(bench.champion)["metrics"]["test"]["looks"] == 2
-    assert "looked at 2 times" in (bench.champion.parent / "README.md").read_text()
+    assert "evaluated 2 times" in (bench.champion.parent / "README.md").read_text()
     bench(build_model(GOOD, seed=5), 2)
     assert read_header(bench.champion)["metrics"]["test"]["looks"] == 3
 
