@@ -1,7 +1,7 @@
-"""What a network showed when it was promoted -> an entry of its header, by which it is watched when it serves.
+"""A network and its data -> the header entry `reference`, with which the monitor compares the model in service.
 
-The entry says when a picture is probably none of the classes, how often which class and which confidence came up on
-the validation pictures, how far the pictures of a service may drift from that, and what it answers to some pictures.
+The entry has the detector of images that are probably none of the classes, the shares of classes and confidences among
+the validation images, the alert thresholds, and images with known answers for the self-test.
 """
 
 from base64 import b64decode, b64encode
@@ -23,20 +23,20 @@ from catdog.model import CNN
 
 __all__ = ["known_answers", "make_reference", "psi", "shares_of"]
 
-NUM_USUAL = 1000  # training pictures that tell what is usual
-ABSTAINED = 0.02  # share of the validation pictures that are to be called neither
-NUM_BINS = 10  # of the confidence, each with as many validation pictures
-WINDOW = 300  # pictures of a service that are compared with the validation pictures at a time
+NUM_USUAL = 1000  # training images that the detector is fitted to
+ABSTAINED = 0.02  # share of the validation images that are called neither
+NUM_BINS = 10  # of the confidence, with equally many validation images each
+WINDOW = 300  # last images in service, which are compared with the validation images
 ERRORS = 0.2  # share of requests that may fail
-NUM_KNOWN, KNOWN_SIZE = 8, 96  # pictures with known answers, and their pixels
+NUM_KNOWN, KNOWN_SIZE = 8, 96  # images with known answers, and their width in pixels
 BATCH_PIXELS = 64 * 64 * 64
-FALSE_ALARM = 1e-4  # probability that a window crosses a threshold when nothing has changed
-SMALLEST_PSI = 0.2  # below which a shift is not worth an alarm: the usual rule of credit scoring (Siddiqi 2006)
-SMALLEST_RATE = 0.1  # likewise for a share
+FALSE_ALARM_RATE = 1e-4  # probability that an unchanged window exceeds a threshold
+MIN_PSI = 0.2  # a smaller shift needs no alert: the usual rule of credit scoring (Siddiqi 2006)
+MIN_RATE = 0.1  # likewise for a share
 
 
 def make_reference(model: CNN, data: Data, device: str) -> dict[str, Any]:
-    """Return the header entry `reference` of a network, from its training and validation pictures. All JSON-able."""
+    """Return the header entry `reference` of a network, from its training and validation images, JSON-able."""
     where = torch.device(device)
     model.to(where).eval()
     step = max(1, len(data.training) // NUM_USUAL)
@@ -63,19 +63,19 @@ def make_reference(model: CNN, data: Data, device: str) -> dict[str, Any]:
             "abstained": rate_threshold(abstained, WINDOW, len(data.validation)),
             "errors": ERRORS,
         },
-        "known_answers": _ask(model, detector, where),
+        "known_answers": _known_answers(model, detector, where),
     }
 
 
 def known_answers(entry: Mapping[str, Any]) -> tuple[list[bytes], np.ndarray, np.ndarray]:
-    """Return the pictures, as files, that a header's `reference` knows; (n, classes) probabilities; (n,) distances."""
+    """Return the image files of a `reference`, their (n, classes) probabilities and (n,) distances."""
     known = entry["known_answers"]
     probabilities, distances = ([one[name] for one in known] for name in ("probabilities", "distance"))
     return [b64decode(one["picture"]) for one in known], np.array(probabilities), np.array(distances)
 
 
-def _ask(model: CNN, detector: OODDetector, device: torch.device) -> list[dict[str, Any]]:
-    """Draw pictures, and return them as small files with what the network makes of them."""
+def _known_answers(model: CNN, detector: OODDetector, device: torch.device) -> list[dict[str, Any]]:
+    """Draw images, and return them as small files with the network's answers."""
     files = []
     for seed in range(NUM_KNOWN):
         file = BytesIO()
@@ -100,7 +100,7 @@ def _extract(model: CNN, subset: ImageSubset, rows: Tensor, device: torch.device
 
 
 def shares_of(counts: Sequence[int]) -> list[float]:
-    """Turn counts into shares, none of which is 0: half a picture more in each bin."""
+    """Turn counts into shares, none of which is 0: half an image is added to each bin."""
     total = sum(counts) + len(counts) / 2
     return [(count + 0.5) / total for count in counts]
 
@@ -111,19 +111,19 @@ def psi(shares: Sequence[float], reference: Sequence[float]) -> float:
     return float(((p - q) * np.log(p / q)).sum())
 
 
-def psi_threshold(num_bins: int, window: int, pictures: int) -> float:
-    """Return the index that samples of these sizes from the same pictures exceed with probability FALSE_ALARM.
+def psi_threshold(num_bins: int, window: int, num_images: int) -> float:
+    """Return the index that samples of these sizes from the same images exceed with probability FALSE_ALARM_RATE.
 
     The index times nm / (n + m) is chi-squared with one degree less than bins (Yurdakul 2018); the quantile is Wilson
     and Hilferty's.
     """
-    free, z = num_bins - 1, NormalDist().inv_cdf(1 - FALSE_ALARM)
+    free, z = num_bins - 1, NormalDist().inv_cdf(1 - FALSE_ALARM_RATE)
     quantile = free * (1 - 2 / (9 * free) + z * (2 / (9 * free)) ** 0.5) ** 3
-    return float(max(SMALLEST_PSI, quantile * (1 / window + 1 / max(1, pictures))))
+    return float(max(MIN_PSI, quantile * (1 / window + 1 / max(1, num_images))))
 
 
-def rate_threshold(rate: float, window: int, pictures: int) -> float:
-    """Return the share that a window exceeds with probability FALSE_ALARM where `rate` was seen (normal limit)."""
-    z = NormalDist().inv_cdf(1 - FALSE_ALARM)
-    spread = (max(rate, 1 / window) * (1 - rate) * (1 / window + 1 / max(1, pictures))) ** 0.5
-    return float(max(SMALLEST_RATE, rate + z * spread))
+def rate_threshold(rate: float, window: int, num_images: int) -> float:
+    """Return the share that a window exceeds with probability FALSE_ALARM_RATE, given `rate` (normal approximation)."""
+    z = NormalDist().inv_cdf(1 - FALSE_ALARM_RATE)
+    spread = (max(rate, 1 / window) * (1 - rate) * (1 / window + 1 / max(1, num_images))) ** 0.5
+    return float(max(MIN_RATE, rate + z * spread))

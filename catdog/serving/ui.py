@@ -29,12 +29,11 @@ UPLOAD_LIFETIME_SECONDS = 300.0  # seconds; requests in the queue need their upl
 MAX_QUEUED = 5  # requests with many images; the next one is asked to come back later
 NUM_PARALLEL = 4  # images of one such request, so that others get a turn
 EXAMPLE_SEEDS, EXAMPLE_SIZE = (3, 5, 12, 16), 256
-MANY_HINT = f"Up to {MAX_IMAGES} images. A file that cannot be read is listed in the table. The others are answered all the same."
+MANY_HINT = f"Up to {MAX_IMAGES} images. A file that cannot be read is listed in the table."
 CSS = Path(__file__).with_name("ui.css")
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # nothing to download
 PRIVATE: dict[str, Any] = {"queue": False, "api_visibility": "private"}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "many"}
-TABLE: dict[str, Any] = {"interactive": False, "wrap": True}
 QUIET = {**PRIVATE, "show_progress": "hidden"}
 
 log = logging.getLogger("catdog")
@@ -136,13 +135,7 @@ class Page:
         summary = gr.Markdown(MANY_HINT)
         download = gr.HTML(elem_id="download")
         gallery = make_gallery(label="Answers", columns=6, height="auto", object_fit="cover", elem_id="gallery")
-        table = gr.Dataframe(
-            label="Table",
-            headers=headings,
-            column_widths=["190px", "270px", "100px", "100px", "300px"],
-            **TABLE,
-            elem_id="table",
-        )
+        table = _make_table("Table", headings, 190, 270, 100, 100, 300)
         outputs = [summary, download, gallery, table]
         files.upload(self.show_many, files, outputs, api_visibility="private", **ONE_AT_A_TIME)
         files.clear(lambda: (MANY_HINT, "", [], {"headers": headings, "data": []}), None, outputs, **PRIVATE)
@@ -153,10 +146,7 @@ class Page:
     def _build_model(self) -> list[Any]:
         problem = gr.HTML(elem_id="refusal")
         card = gr.Markdown(elem_id="card")
-        headings = ["number", "which", "until"]
-        history = gr.Dataframe(
-            label="Former champions", headers=headings, column_widths=["100px", "610px", "250px"], **TABLE
-        )
+        history = _make_table("Former champions", ["number", "which", "until"], 100, 610, 250)
         with gr.Row(visible=False):  # for the API only
             text = "Return the header of the model in service."
             gr.Button().click(self.model, None, gr.JSON(), api_name="model", api_description=text)
@@ -255,11 +245,16 @@ class Page:
             return render.ImageReply(file, None, file.problem)
         try:
             reply = self.service.classify(file.content)
-            return render.ImageReply(
-                file, reply, thumbnail=render.image_url(decode_preview(file.content, THUMBNAIL_SIZE))
-            )
+            thumbnail = render.image_url(decode_preview(file.content, THUMBNAIL_SIZE))
+            return render.ImageReply(file, reply, thumbnail=thumbnail)
         except (ValueError, UnavailableError) as problem:
             return render.ImageReply(file, None, str(problem))
         except Exception:  # the other images are answered all the same
             log.exception("one of many images had no answer")
             return render.ImageReply(file, None, "it could not be answered; try again")
+
+
+def _make_table(label: str, headings: list[str], *widths: int) -> gr.Dataframe:
+    """Return a table with columns of fixed widths in pixels, because relative ones break words on a phone."""
+    options: dict[str, Any] = {"interactive": False, "wrap": True, "column_widths": [f"{width}px" for width in widths]}
+    return gr.Dataframe(label=label, headers=headings, elem_id=label.rpartition(" ")[2].lower(), **options)
