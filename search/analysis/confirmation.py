@@ -31,8 +31,6 @@ from search.space.space import Goal, Parameters
 from search.study.shared_study import SharedStudy
 from search.study.trials import CONFIRMS, REPEAT, parameters_of
 
-__all__ = ["OUTCOMES", "Candidate", "candidates_of", "gain_over_baseline", "print_candidates", "read_outcomes"]
-
 Standing = Literal["best mean", "tied", "tied, weights worse", "worse", "not compared"]
 
 OUTCOMES = "outcomes.npz"  # in a trial's folder: a column's value per validation image, at the epoch that counts
@@ -163,16 +161,8 @@ def _standing(one: _Confirmed, best: _Confirmed, noise: SeedNoise, goal: Goal) -
 def _unconfirmed(study: SharedStudy, trial: FrozenTrial, cost: Callable[[Parameters], float]) -> Candidate:
     outcomes = read_outcomes(study.sweep.trial_folder(trial.number), study.sweep.space.goal.column)
     value = _value(trial)
-    return Candidate(
-        trial=trial.number,
-        runs=(),
-        values=(value,),
-        mean=value,
-        interval=None if outcomes is None else mean_interval(outcomes),
-        cost=cost(parameters_of(trial)),
-        standing="best mean",
-        best_run=None,
-    )
+    interval = None if outcomes is None else mean_interval(outcomes)
+    return Candidate(trial.number, (), (value,), value, interval, cost(parameters_of(trial)), "best mean", None)
 
 
 def _value(trial: FrozenTrial) -> float:
@@ -223,10 +213,8 @@ def _gain(folder: Path, candidates: Sequence[Candidate], column: str) -> Gain | 
     if baseline is None or found[0] is None or found[0].shape[1] != len(baseline):
         return None
     noise = seed_noise([outcomes for outcomes in found if outcomes is not None and len(outcomes) > 1])
-    return Gain(
-        mean=float(found[0].mean() - baseline.mean()),
-        interval=configuration_difference(found[0], baseline[None], noise),
-    )
+    interval = configuration_difference(found[0], baseline[None], noise)
+    return Gain(float(found[0].mean() - baseline.mean()), interval)
 
 
 def _outcomes_of(folder: Path, candidate: Candidate, column: str) -> np.ndarray | None:

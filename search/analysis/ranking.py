@@ -18,8 +18,6 @@ from search.formatting import cell
 from search.space.space import Goal
 from search.study.trials import ordered, parameters_of, state_of, value_of
 
-__all__ = ["WIDE", "Ranked", "parameter_names", "print_ranking", "rank", "winner_of", "write_ranking"]
-
 WIDE = 260  # columns assumed for a file or a pipe
 
 

@@ -11,20 +11,6 @@ from typing import Literal
 
 import numpy as np
 
-__all__ = [
-    "Comparison",
-    "Interval",
-    "Outcomes",
-    "SeedNoise",
-    "accuracy_interval",
-    "compare",
-    "configuration_difference",
-    "configuration_interval",
-    "mean_interval",
-    "model_difference",
-    "seed_noise",
-]
-
 Interval = tuple[float, float]  # low, high
 Verdict = Literal["better", "tied", "worse"]
 

@@ -130,7 +130,7 @@ def confusion_matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]], tit
         )
     )
     figure.data[0].colorscale = "Blues"
-    figure.update_layout(title=title, yaxis={"autorange": "reversed"}, width=420, height=360)
+    figure.update_layout(title=title, yaxis={"autorange": "reversed"}, width=340, height=320)
     return figure
 
 

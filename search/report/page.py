@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from threading import Event, Thread
@@ -25,13 +24,6 @@ SHARE = 0.01  # of one core, for writing while the sweep runs
 ENOUGH = 20  # complete trials; of fewer the best tenth is one or two
 SHOWN = "Complete trials whose parameters lie in the space."
 CONFIG = {"displaylogo": False, "responsive": True}  # of plotly
-
-
-@dataclass(frozen=True)
-class _Section:
-    title: str
-    text: str
-    html: str
 
 
 def write_page(folder: Path, champion: Mapping[str, Any] | None = None) -> Path:
@@ -94,8 +86,8 @@ def _render(record: Record, champion: Mapping[str, Any] | None) -> str:
     )
 
 
-def _sections(record: Record) -> Iterator[_Section]:
-    """Yield the figures of the trials, each with its title and its caption."""
+def _sections(record: Record) -> Iterator[tuple[str, str, str]]:
+    """Yield the title, the caption and the HTML of each figure of the trials."""
     from search.report import figures  # noqa: PLC0415 - plotly, slow to import
 
     trials, goal = record.trials, record.goal
@@ -110,10 +102,8 @@ def _sections(record: Record) -> Iterator[_Section]:
     yield _section("Timeline", text, figures.timeline(trials, record.runs))
 
 
-def _section(title: str, text: str, figure: Any) -> _Section:
-    if figure is None:
-        return _Section(title, "Too few trials so far.", "")
-    return _Section(title, text, _html(figure, title))
+def _section(title: str, text: str, figure: Any) -> tuple[str, str, str]:
+    return (title, "Too few trials so far.", "") if figure is None else (title, text, _html(figure, title))
 
 
 def _caution(trials: Sequence[FrozenTrial]) -> str:

@@ -4,6 +4,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -59,40 +60,24 @@ def simulate(sweep: Sweep, costs: Sequence[TrialCost], num_workers: int, confirm
     `costs` are those of the first trials. Each further trial gets one of them at random, the baseline's excluded. The
     `confirm` best trials are trained `repeats` times again, unpruned, by workers that have no trial left.
     """
-    random = np.random.default_rng(sweep.space.seed)
-    num_rounds = max(1, min(MAX_ROUNDS, MAX_EPOCHS // (sweep.num_trials * sweep.epochs)))
-    durations = [_simulate_once(sweep, costs, num_workers, confirm, repeats, random) for _ in range(num_rounds)]
+    random, first = np.random.default_rng(sweep.space.seed), sweep.space.first_proposed
+    durations = []
+    for _ in range(max(1, min(MAX_ROUNDS, MAX_EPOCHS // (sweep.num_trials * sweep.epochs)))):
+        picked = random.integers(min(first, len(costs) - 1), len(costs), sweep.num_trials - len(costs))
+        drawn = [*costs, *(costs[index] for index in picked)]
+        luck, gain = math.sqrt(1 - GAIN**2) * random.normal(size=len(drawn)), GAIN * _sizes(drawn)
+        value = partial(_noisy, (luck - gain).tolist(), random)
+        epochs = list(simulate_search(sweep.title, sweep.make_pruner(), drawn, value, num_workers))
+        ends = [epoch for epoch in epochs if epoch.state != TrialState.RUNNING]
+        searched = max((end.seconds for end in ends), default=0.0)
+        gain[:first] = 0  # the baseline starts like others of its size, but its hyperparameters are not tuned
+        confirmed = simulate_confirmation(ends, drawn, (luck - gain).tolist(), num_workers, confirm, repeats)
+        durations.append(Duration(searched, max(0.0, confirmed - searched)))
     return sorted(durations, key=lambda duration: duration.total)
 
 
-def _simulate_once(
-    sweep: Sweep,
-    costs: Sequence[TrialCost],
-    num_workers: int,
-    confirm: int,
-    repeats: int,
-    random: np.random.Generator,
-) -> Duration:
-    first = sweep.space.first_proposed
-    picked = random.integers(min(first, len(costs) - 1), len(costs), sweep.num_trials - len(costs))
-    drawn = [*costs, *(costs[index] for index in picked)]
-    luck, gain = math.sqrt(1 - GAIN**2) * random.normal(size=len(drawn)), GAIN * _sizes(drawn)
-    values = (luck - gain).tolist()
-    noisy = lambda trial, _: values[trial] + NOISE * float(random.normal())  # noqa: E731
-    epochs = list(simulate_search(sweep.title, sweep.make_pruner(), drawn, noisy, num_workers))
-    ends = [epoch for epoch in epochs if epoch.state != TrialState.RUNNING]
-    searched = max((end.seconds for end in ends), default=0.0)
-    gain[:first] = 0  # the baseline starts like others of its size, but its hyperparameters are not tuned
-    confirmed = simulate_confirmation(ends, drawn, (luck - gain).tolist(), num_workers, confirm, repeats)
-    return Duration(searched, max(0.0, confirmed - searched))
-
-
 def simulate_search(
-    name: str,
-    pruner: BasePruner,
-    costs: Sequence[TrialCost],
-    value: Callable[[int, int], float],
-    num_workers: int,
+    name: str, pruner: BasePruner, costs: Sequence[TrialCost], value: Callable[[int, int], float], num_workers: int
 ) -> Iterator[SimulatedEpoch]:
     """Train trials of these costs in the study `name`; yield each epoch as it ends.
 
@@ -162,6 +147,10 @@ def simulate_confirmation(
         steps = [now + cost.fixed + cost.epoch * epoch for epoch in range(1, cost.epochs + 1)]
         heapq.heappush(free, next((end for end in steps if run[0] not in best(end)), steps[-1]))
     return done
+
+
+def _noisy(values: Sequence[float], random: np.random.Generator, trial: int, _: int) -> float:
+    return values[trial] + NOISE * float(random.normal())
 
 
 def _sizes(costs: Sequence[TrialCost]) -> np.ndarray:

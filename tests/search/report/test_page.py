@@ -136,3 +136,18 @@ def test_command_refuses_what_holds_no_sweep(tmp_path, monkeypatch, capsys, name
     with pytest.raises(SystemExit, match="2"):
         main()
     assert capsys.readouterr().err == f"{message}\n"
+
+
+def test_command_refuses_a_champion_that_is_not_whole(tmp_path, monkeypatch, capsys):
+    from search.study.create import create_study
+
+    folder = tmp_path / "runs/one"
+    study = create_study(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
+    study.optuna.set_user_attr("promotion", {})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "best_model").mkdir()
+    (tmp_path / "best_model/model.safetensors").write_bytes(b"torn")
+    monkeypatch.setattr(sys, "argv", ["report", "one"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "best_model/model.safetensors is not a whole safetensors file" in capsys.readouterr().err
