@@ -72,14 +72,14 @@ def test_plain_http_takes_one_request(server):
     assert server.classify(GOOD["jpeg"])["label"] in ("cat", "dog")
 
 
-def test_lines_of_the_readme_work(server, tmp_path):
-    """What the README tells programs, against this server."""
-    readme = (ROOT / "README.md").read_text()
+def test_lines_of_the_docs_work(server, tmp_path):
+    """Run the examples of docs/serving.md against this server."""
+    page = (ROOT / "docs/serving.md").read_text()
     (tmp_path / "cat.jpg").write_bytes(GOOD["jpeg"])
     with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
         archive.writestr("one.png", GOOD["png"])
-    (python,) = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "gradio_client" in code]
-    (shell,) = [code for code in re.findall(r"```bash\n(.*?)```", readme, re.DOTALL) if "curl" in code]
+    (python,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "gradio_client" in code]
+    (shell,) = [code for code in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "curl" in code]
     for command, code in (([sys.executable, "-c"], python), (["bash", "-ec"], shell)):
         patient = f'"{server.url}", httpx_kwargs={{"timeout": {HANG}}})'  # httpx waits for 5 seconds by itself
         here = code.replace('"http://127.0.0.1:7860")', patient).replace("http://127.0.0.1:7860", server.url)

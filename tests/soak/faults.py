@@ -165,7 +165,7 @@ FAULTS = {
     "a worker stopped, sometimes another killed, then woken": Injector.stop_worker,
     "everything stopped, then woken": Injector.stop_all,
     "no memory for a worker": Injector.refuse_memory,
-    "a disk without room": Injector.fill_disk,
+    "a full disk": Injector.fill_disk,
     "all killed, a checkpoint torn": Injector.tear_checkpoint,
     "the study locked": Injector.lock_ledger,
     "the study read-only as a worker starts": Injector.protect_ledger,
