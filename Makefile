@@ -2,35 +2,35 @@
 .PHONY: help sweep test test-avx2 test-slow soak app check bench
 PYTHON := .venv/bin/python
 
-help:  ## this list
+help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /make \1	/p' Makefile | expand -t 18
 
-sweep: .venv/installed  ## 12 trials on drawn pictures: a ranked table and a promoted model in a few minutes
+sweep: .venv/installed  ## search, confirm and promote on drawn images: a few minutes
 	$(PYTHON) run_sweep.py configs/quick.json --image-size 64 --epochs 4 --no-baseline
 
-app: .venv/installed  ## the champion as a web page, at http://127.0.0.1:7860
+app: .venv/installed  ## serve the champion at http://127.0.0.1:7860
 	$(PYTHON) -m catdog.app
 
-test: .venv/installed  ## the tests; COVERAGE=yes: with the coverage of our own lines, which takes half as long again
+test: .venv/installed  ## run the tests; COVERAGE=yes: also measure coverage, in 1.5 times the time
 	$(PYTHON) -m pytest -n 4 --dist worksteal -m "not slow" $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=90)
 
-test-avx2: .venv/installed  ## the tests of catdog/, but for the app's, as on a CPU with AVX2 and nothing newer
+test-avx2: .venv/installed  ## run the tests of catdog/, except the app's, as on a CPU with AVX2 and nothing newer
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTHON) -m pytest -n 4 --dist worksteal -m "not slow" \
-	  $(filter-out tests/catdog/test_app.py tests/catdog/serving/test_ui.py,$(OF_CATDOG)) tests/catdog/test_bit_exact.py
+	  tests/catdog --ignore tests/catdog/test_app.py --ignore tests/catdog/serving/test_ui.py
 
-test-slow: .venv/installed  ## the tests that take minutes: all that Comet can do to a sweep, the app under load
+test-slow: .venv/installed  ## run the tests that take minutes: faults of Comet, the app under load, commands of the docs
 	$(PYTHON) -m pytest -n 4 --dist worksteal -m slow
 
-soak: .venv/installed  ## 200 random faults over real sweeps, then the same faults on what others do
+soak: .venv/installed  ## inject 200 random faults into real sweeps, then the same kinds into other programs
 	$(PYTHON) -m tests.soak
 	$(PYTHON) -m tests.soak --compare
 
-check: .venv/installed  ## style, formatting, types
+check: .venv/installed  ## check style, format and types
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-bench: .venv/installed  ## most tables of the README; beside each is its own command
+bench: .venv/installed  ## run most benchmarks; benchmarks/README.md has the command of each
 	$(PYTHON) benchmarks/training.py
 	$(PYTHON) benchmarks/cores.py
 	$(PYTHON) benchmarks/idle.py
