@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from catdog.checkpoint import load_model
 from catdog.data.synthetic import draw
-from search.study.shared_study import MAX_DEATHS
+from search.study.deaths import MAX_DEATHS
 from search.study.sweep import CHOSEN, load_confirmation, load_study
 from search.study.trials import counted
 from tests.search.workers.test_supervisor import workers_of
