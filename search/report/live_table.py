@@ -118,7 +118,7 @@ class _Screen:
         self.shown: tuple[object, float] = (None, 0.0)  # the trials, and when
 
     def show(self) -> None:
-        trials, now = self.study.trials(), time.monotonic()  # the same list while nobody writes to the study
+        trials, now = self.study.trials(), time.monotonic()  # the same list while the study is unchanged
         if trials is not self.shown[0] or now - self.shown[1] > CLOCK_SECONDS:
             self.shown = trials, now
             self.live.update(_table(self.study, trials, self.clock), refresh=True)
@@ -135,7 +135,7 @@ class _Lines:
 
     def show(self) -> None:
         trials = self.study.trials()
-        if trials is self.shown:  # the same list while nobody writes to the study
+        if trials is self.shown:  # the same list while the study is unchanged
             return
         self.shown = trials
         self.clock.observe()

@@ -32,7 +32,7 @@ BASELINE = {"body_width": 512, "share_body": True, "dropout": 0.0, "learning_rat
 REASONS = ["diverged in epoch 2: training loss is nan", "RuntimeError: <b>no memory</b>"]
 
 
-def make_finished_sweep(folder, num_trials, num_pictures=600):
+def make_finished_sweep(folder, num_trials, num_images=600):
     """Write study and files of a sweep with pruned, failed and unfinished trials, confirmed and promoted."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_suffix(".json")
@@ -43,15 +43,15 @@ def make_finished_sweep(folder, num_trials, num_pictures=600):
         {"goal": {"metric": "best_val_loss", "direction": "minimize"}},
     )
     random = np.random.default_rng(3)
-    difficulty = random.exponential(0.35, num_pictures)
+    difficulty = random.exponential(0.35, num_images)
     study.optuna.add_trials([_trial(number, space, random) for number in range(num_trials)])
     for trial in study.trials():
         if trial.intermediate_values:
-            losses = difficulty + min(trial.intermediate_values.values()) - 0.35 + random.normal(0, 0.1, num_pictures)
+            losses = difficulty + min(trial.intermediate_values.values()) - 0.35 + random.normal(0, 0.1, num_images)
             _write_files(study.sweep.trial_folder(trial.number), losses)
     runs = begin_confirmation(study, 3, 2)
     while claim := acquire(runs, 0, "cpu"):
-        losses = difficulty - 0.1 + random.normal(0, 0.1, num_pictures)
+        losses = difficulty - 0.1 + random.normal(0, 0.1, num_images)
         _write_files(runs.sweep.trial_folder(claim.trial.number), losses)
         runs.report(claim.trial, 1, losses.mean())
         runs.note(claim.trial, seconds=20.0)

@@ -35,7 +35,7 @@ def study(tmp_path):
 
 
 def end(study, value, state=TrialState.COMPLETE, losses=None):
-    """Take a trial and end it, with outcomes per picture where there are some."""
+    """Take a trial and end it, with outcomes per image where there are some."""
     claim = acquire(study, 0, "cpu")
     if losses is not None:
         np.savez(study.sweep.trial_folder(claim.trial.number) / OUTCOMES, loss=losses)
@@ -107,7 +107,7 @@ def test_among_tied_ones_the_cheapest_wins(study):
     assert next(line for line in lines if line.strip().startswith("2 ")).rstrip().endswith("best mean")
 
 
-def test_outcomes_per_picture_sharpen_the_comparison(study):
+def test_outcomes_per_image_sharpen_the_comparison(study):
     random = np.random.default_rng(0)
     difficulty = random.uniform(0, 1, 500)
     runs = begin_confirmation(study, 2, 2)
@@ -124,14 +124,8 @@ def test_a_tie_of_configurations_does_not_promote_weights_that_are_seen_to_be_wo
     random = np.random.default_rng(0)
     difficulty = random.uniform(0, 1, 500)
     runs = begin_confirmation(study, 3, 2)
-    for shift in (
-        0.0,
-        0.05,
-        0.1,
-        0.0,
-        0.05,
-        0.4,
-    ):  # the third one's seeds lie so far apart that nobody can be told apart
+    # The seeds of the third one differ so much that all are tied.
+    for shift in (0.0, 0.05, 0.1, 0.0, 0.05, 0.4):
         losses = difficulty + shift + random.normal(0, 0.1, 500)
         end(runs, losses.mean(), losses=losses)
     costs = {parameters_of(study.trials()[n])["x"]: cost for n, cost in ((1, 9.0), (2, 1.0), (3, 5.0))}
@@ -234,7 +228,7 @@ def test_complete_run_of_a_displaced_configuration_is_kept_and_ignored_until_it_
     assert pairs(more.counted(more.trials())) == [(2, 1), (3, 1), (0, 1)]
 
 
-def test_displaced_run_that_was_left_behind_is_ended_by_whoever_meets_it_and_made_anew_if_it_is_chosen(searching):
+def test_displaced_run_that_was_left_behind_is_ended_by_the_next_worker_and_made_anew_if_it_is_chosen(searching):
     study, last = searching
     runs = create_confirmation(study, 2, 1)
     acquire(runs, 0, "cpu")
@@ -262,7 +256,7 @@ def test_choice_ends_what_was_enqueued_or_left_behind_and_is_surplus(searching):
     assert runs.report(claims[2].trial, 1, 0.1)  # a third repeat, which an earlier command wanted
 
 
-def test_ledger_that_was_confirmed_before_runs_were_made_ahead_counts_them_all(study):
+def test_study_that_was_confirmed_before_runs_were_made_ahead_counts_them_all(study):
     runs, _ = confirmed(study, 0.3, 0.2)
     with runs.storage.engine.begin() as connection:
         connection.execute(sqlalchemy.text("DELETE FROM study_user_attributes WHERE key = 'chosen'"))
@@ -305,7 +299,7 @@ def test_sweep_that_confirms_ahead_finds_what_one_that_does_not_finds(tmp_path):
     assert strip[0] == strip[1]
 
 
-def test_worker_that_dies_as_it_confirms_ahead_costs_its_run_an_epoch_and_nobody_else_anything(tmp_path):
+def test_worker_that_dies_as_it_confirms_ahead_costs_its_own_run_an_epoch_and_other_runs_nothing(tmp_path):
     folder = tmp_path / "runs/died"
     arguments = ("3", "2", "--confirm", "1", "--pruner", "none", "--lengths", "1,1,8")
     process = start(folder, *arguments)

@@ -50,7 +50,7 @@ def test_complete_trials_come_first_and_a_pruned_one_never_wins(study):
     assert winner_of(ranking).trial == 1
 
 
-def test_without_a_complete_trial_nobody_wins(study):
+def test_without_a_complete_trial_there_is_no_winner(study):
     unfinished = [trial for trial in study.trials() if trial.state != TrialState.COMPLETE]
     assert winner_of(rank(unfinished, LOSS)) is None
     assert winner_of([]) is None

@@ -84,7 +84,7 @@ def test_trial_that_is_taken_over_is_said_to_go_on(study):
 def test_trial_is_said_to_start_once(study):
     console = Console(file=io.StringIO(), width=160)
     with live_view(study, console) as show:
-        study.optuna.ask()  # it runs, and nobody has noted yet that it is theirs
+        study.optuna.ask()  # it runs, and its worker is not noted yet
         show()
         assert acquire(study, 0, "cpu").trial.number == 0
         show()

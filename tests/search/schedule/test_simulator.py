@@ -45,7 +45,7 @@ def test_pruner_saves_time_but_never_the_last_epoch(make):
     assert playing(make(20, "hyperband"), [TrialCost(2.0, 10.0, 1)] * 20, 1)[0] == 20 * 12
 
 
-def test_simulation_draws_the_trials_that_nobody_knows_and_confirms_the_best(make):
+def test_simulation_draws_the_unknown_trials_and_confirms_the_best(make):
     (only,) = {(d.search, d.confirmation) for d in simulate(make(6), [WHOLE, WHOLE], 2, confirm=3, repeats=2)}
     assert only == (3 * 42, 3 * 42)
     baseline, other = TrialCost(0.0, 1000.0, 1), TrialCost(0.0, 1.0, 1)
