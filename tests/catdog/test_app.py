@@ -23,11 +23,11 @@ from catdog.checkpoint import read_header
 from catdog.data.synthetic import draw
 from catdog.predict import Classifier
 from catdog.serving.server import MAX_CALL_BODY, MAX_UPLOAD
+from tests.catdog.data.test_decode import GOOD, bomb_of, saved
 from tests.catdog.serving.test_service import asked_all_the_time
-from tests.catdog.serving.test_uploads import GOOD, bomb_of, saved
 from tests.conftest import ROOT
 from tests.search.comet.test_comet import GUARD
-from tests.servers.app_server import HANG, AppServer, client_of, picture, request
+from tests.servers.app_server import HANG, AppServer, client_of, image_payload, request
 from tests.servers.comet_server import CometServer
 from tests.servers.processes import wait_until
 
@@ -39,7 +39,7 @@ def client(server):
 
 @pytest.fixture
 def files(tmp_path):
-    """Picture files: three good ones, a broken one, an archive with two more."""
+    """Image files: three good ones, a broken one, an archive with two more."""
     for name in ("jpeg", "png", "webp"):
         (tmp_path / f"one.{name}").write_bytes(GOOD[name])
     (tmp_path / "broken.jpg").write_text("words")
@@ -179,7 +179,7 @@ def test_bad_input_is_an_answer_or_one_sentence_and_the_server_lives(server, cli
 
 
 @pytest.mark.slow
-def test_many_large_pictures_at_the_same_time_do_not_fill_the_memory(server):
+def test_many_large_images_at_the_same_time_do_not_fill_the_memory(server):
     content = saved(Image.new("RGBA", (7000, 7000), (0, 128, 0, 200)), "PNG")
     with ThreadPoolExecutor(8) as pool:
         assert all("probabilities" in answer for answer in pool.map(server.classify, [content] * 8))
@@ -205,8 +205,8 @@ def test_no_file_of_the_server_is_served(server, secret):
 
 @pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}])
 @pytest.mark.parametrize("name", ["classify", "show_one", "many", "show_many"])
-def test_no_picture_of_the_server_is_read(server, tmp_path, name, meta):
-    """Whoever knows the path of a picture, a pipe or an endless file gets neither picture nor answer."""
+def test_no_image_of_the_server_is_read(server, tmp_path, name, meta):
+    """Whoever knows the path of an image, a pipe or an endless file gets neither image nor answer."""
     (tmp_path / "private.png").write_bytes(GOOD["png"])
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "private.png", tmp_path / "pipe", "/dev/zero", tmp_path / "none.png", ""):
@@ -223,14 +223,14 @@ def test_no_picture_of_the_server_is_read(server, tmp_path, name, meta):
             assert not any(word in told for word in ("data:image", "probabilities"))
 
 
-def test_emptied_picture_changes_nothing_as_the_pasted_one_may_be_there_before_the_answer(server):
+def test_emptied_image_changes_nothing_as_the_pasted_one_may_be_there_before_the_answer(server):
     def show(content):
         body = json.dumps({"data": [content], "session_hash": "of one page"}).encode()
         kind = {"Content-Type": "application/json"}
         return json.loads(request(f"{server.url}/gradio_api/run/show_one", body, kind)[1])["data"]
 
     assert not any("value" in part for part in show(None))
-    shown, _, heat, facts = show(picture(GOOD["jpeg"]))
+    shown, _, heat, facts = show(image_payload(GOOD["jpeg"]))
     assert shown["url"].startswith("data:image/webp")
     assert heat["url"].startswith("data:image/webp")
     assert "Answered in" in facts
@@ -286,7 +286,7 @@ def test_password_is_asked_for_and_a_wrong_one_refused(tmp_path, champion, files
     with AppServer(tmp_path, "--auth", tmp_path / "password") as server:
         for path in ("/config", "/gradio_api/info", "/gradio_api/file=/etc/passwd", "/gradio_api/openapi.json"):
             assert server.get(path)[0] == 401, path
-        assert server.run("classify", picture(GOOD["jpeg"]), False)[0] == 401
+        assert server.run("classify", image_payload(GOOD["jpeg"]), False)[0] == 401
         assert request(f"{server.url}/gradio_api/upload", b"x")[0] == 401
         assert request(f"{server.url}/gradio_api/queue/join", b"{}", {"Content-Type": "application/json"})[0] == 401
         assert b"someone" not in server.get("/")[1]
@@ -399,7 +399,7 @@ def animals(number, cats=0.5, seed=20_000):
 @pytest.mark.parametrize("kind", ["usual", "one class", "noise"])
 def test_alerts_reach_page_metrics_and_comet(tmp_path, champion, kind):
     rng = np.random.default_rng(0)
-    pictures = {
+    images = {
         "usual": lambda: animals(300),
         "one class": lambda: animals(300, cats=1),
         "noise": lambda: [
@@ -414,7 +414,7 @@ def test_alerts_reach_page_metrics_and_comet(tmp_path, champion, kind):
             wait_until(lambda: server.get("/health")[0] == 200)
             version = json.loads(server.get("/health")[1])["version"]
             with ThreadPoolExecutor(8) as pool:
-                assert all("probabilities" in answer for answer in pool.map(server.classify, pictures))
+                assert all("probabilities" in answer for answer in pool.map(server.classify, images))
 
             def alerts():
                 return {

@@ -65,8 +65,8 @@ class AppServer:
         return status, json.loads(content)
 
     def classify(self, content, heat=False):
-        """Return the answer to a picture, or the sentence of the refusal."""
-        status, answer = self.run("classify", picture(content), heat)
+        """Return the answer to an image, or the error sentence."""
+        status, answer = self.run("classify", image_payload(content), heat)
         return answer["data"][0] if status == 200 else answer["error"]
 
     def megabytes(self):
@@ -80,7 +80,7 @@ def client_of(server, **options):
     return Client(server.url, verbose=False, httpx_kwargs={"timeout": HANG}, **options)
 
 
-def picture(content):
+def image_payload(content):
     return {"url": f"data:image/jpeg;base64,{b64encode(content).decode()}"}
 
 

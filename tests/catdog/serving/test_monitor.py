@@ -29,7 +29,7 @@ def monitor():
 
 
 def show(monitor, number, *, cats=0.5, margins=(0.5, 5.5), strange=0.02, seed=0):
-    """Let the monitor see pictures of that kind."""
+    """Let the monitor see images of that kind."""
     rng = np.random.default_rng(seed)
     for _ in range(number):
         label = "cat" if rng.random() < cats else "dog"
@@ -42,7 +42,7 @@ def alerts(monitor):
     return set(monitor.summary()["alerts"])
 
 
-def test_pictures_like_validations_raise_no_alert(monitor):
+def test_images_like_validations_raise_no_alert(monitor):
     for seed in range(20):
         show(monitor, 150, seed=seed)
         assert alerts(monitor) == set()

@@ -27,7 +27,7 @@ def test_reference_is_what_validation_showed_and_fits_a_header(reference):
     assert set(reference["thresholds"]) == {"class_psi", "confidence_psi", "abstained", "errors"}
 
 
-def test_known_answers_are_readable_pictures_with_probabilities(reference):
+def test_known_answers_are_readable_images_with_probabilities(reference):
     files, answers, distances = known_answers(reference)
     assert len(distances) == 8
     assert len(files) == len(answers) == 8
@@ -52,13 +52,13 @@ def test_index_is_zero_for_equal_shares_and_known_for_others():
     assert shares_of([0, 9]) == [0.05, 0.95]
 
 
-@pytest.mark.parametrize("pictures", [180, 1200, 5000])
+@pytest.mark.parametrize("num_images", [180, 1200, 5000])
 @pytest.mark.parametrize("bins", [2, 10])
-def test_threshold_is_crossed_by_less_than_one_honest_window_in_a_thousand(bins, pictures):
+def test_threshold_is_crossed_by_less_than_one_honest_window_in_a_thousand(bins, num_images):
     rng, even = np.random.default_rng(0), np.full(bins, 1 / bins)
     crossed = sum(
-        psi(shares_of(rng.multinomial(300, even)), shares_of(rng.multinomial(pictures, even)))
-        > psi_threshold(bins, 300, pictures)
+        psi(shares_of(rng.multinomial(300, even)), shares_of(rng.multinomial(num_images, even)))
+        > psi_threshold(bins, 300, num_images)
         for _ in range(4000)
     )
     assert crossed <= 4

@@ -12,7 +12,7 @@ from catdog.checkpoint import load_model, save_model
 from catdog.predict import Classifier
 from catdog.serving.monitor import Monitor
 from catdog.serving.service import Service, UnavailableError
-from tests.catdog.serving.test_uploads import saved
+from tests.catdog.data.test_decode import saved
 from tests.servers.processes import wait_until
 
 
@@ -55,15 +55,15 @@ def asked_all_the_time(ask):
 def test_answers_are_those_of_the_classifier(service, champion, drawn_files):
     put(champion(), service)
     service.reload_if_changed()
-    pictures = [picture for label in (0, 1) for picture in drawn_files[label]]
-    expected = Classifier(champion())(pictures)
+    images = [image for label in (0, 1) for image in drawn_files[label]]
+    expected = Classifier(champion())(images)
     with ThreadPoolExecutor(8) as pool:
-        replies = list(pool.map(service.classify, pictures))
+        replies = list(pool.map(service.classify, images))
     given = np.array([[*reply.answer.probabilities.values()] for reply in replies])
     assert given == pytest.approx(expected, abs=0.01)
     assert {reply.version for reply in replies} == {Classifier(champion()).version}
     assert all(reply.answer.saliency.size == 0 for reply in replies)
-    assert service.classify(pictures[0], saliency=True).answer.saliency.max() == pytest.approx(1)
+    assert service.classify(images[0], saliency=True).answer.saliency.max() == pytest.approx(1)
     assert service.monitor.summary()["counts"]["cat"] > 0
 
 
@@ -151,7 +151,7 @@ def test_model_that_was_never_promoted_is_served(service, champion):
     assert service.classify(saved(Image.new("RGB", (8, 8)), "PNG")).answer.familiar
 
 
-def test_strange_picture_is_probably_neither(service, champion):
+def test_strange_image_is_probably_neither(service, champion):
     put(champion(), service)
     wait_until(lambda: service.classifier)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -159,7 +159,7 @@ def test_strange_picture_is_probably_neither(service, champion):
     assert not service.classify(saved(Image.fromarray(noise), "PNG")).answer.familiar
 
 
-def test_broken_picture_is_the_senders_fault_and_stops_nobody(service, champion, drawn_files):
+def test_broken_image_is_the_senders_fault_and_stops_nobody(service, champion, drawn_files):
     put(champion(), service)
     wait_until(lambda: service.classifier)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.catdog.data.test_decode import GOOD
 from tests.catdog.serving.test_service import altered
-from tests.catdog.serving.test_uploads import GOOD
 from tests.catdog.test_app import animals
 from tests.servers.app_server import HANG, AppServer
 
@@ -75,41 +75,41 @@ def open_tab(page, name):
     settle(page)
 
 
-def has_picture(page, place):
+def has_image(page, place):
     image = page.locator(f"{place} img").first
     image.wait_for()
     page.wait_for_function(f"document.querySelector('{place} img').naturalWidth > 0")
     return image.get_attribute("src").startswith("data:image/webp")
 
 
-def test_chosen_picture_is_answered_with_heat(visit, server, cat_file):
+def test_chosen_image_is_answered_with_heat(visit, server, cat_file):
     page = visit(server)
     page.set_input_files("#picture input[type=file]", cat_file)
     label, facts = answer_of(page)
     assert label in ("cat", "dog") or label.startswith("probably neither")
     assert re.search(r"cat \d+\.\d%, dog \d+\.\d%.* Answered in \d+ ms by model [0-9a-f]{12}", facts)
-    assert has_picture(page, "#heat")
-    assert has_picture(page, "#picture")
+    assert has_image(page, "#heat")
+    assert has_image(page, "#picture")
     page.get_by_label("Clear").or_(page.get_by_label("Remove Image")).first.click()
     page.locator("#facts", has_text="Answered in").wait_for(state="hidden")
 
 
-def test_pasted_picture_is_answered(visit, server):
+def test_pasted_image_is_answered(visit, server):
     page = visit(server, permissions=["clipboard-read", "clipboard-write"])
     page.evaluate(COPY, b64encode(GOOD["png"]).decode())
     page.get_by_label("Paste from clipboard").click()
     answer_of(page)
-    assert has_picture(page, "#heat")
+    assert has_image(page, "#heat")
 
 
 def test_drawn_example_is_answered_by_a_click(visit, server):
     page = visit(server)
     page.locator(".gallery-item, .gallery button").first.click()
     answer_of(page)
-    assert has_picture(page, "#picture")
+    assert has_image(page, "#picture")
 
 
-def test_strange_picture_is_said_to_be_neither(visit, server, tmp_path):
+def test_strange_image_is_said_to_be_neither(visit, server, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     page = visit(server)
@@ -119,7 +119,7 @@ def test_strange_picture_is_said_to_be_neither(visit, server, tmp_path):
     assert "unlike the training images" in facts
 
 
-def test_broken_picture_is_one_sentence_on_the_page(visit, server, tmp_path):
+def test_broken_image_is_one_sentence_on_the_page(visit, server, tmp_path):
     (tmp_path / "text.jpg").write_text("words")
     page = visit(server)
     page.set_input_files("#picture input[type=file]", tmp_path / "text.jpg")
@@ -140,7 +140,7 @@ def test_many_at_once_with_a_broken_one(visit, server, tmp_path):
     assert page.get_by_text("1 without an answer").count() == 1
     assert page.locator("#gallery img").count() == 5
     assert page.locator("#gallery").get_by_text(": animal0.jpg").count() == 1
-    assert has_picture(page, "#gallery")
+    assert has_image(page, "#gallery")
     assert page.locator("#table").get_by_text("this file is not an image that can be read").count() >= 1
     link = page.locator("#download a")
     lines = b64decode(link.get_attribute("href").partition(",")[2]).decode().splitlines()
