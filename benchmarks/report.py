@@ -2,7 +2,7 @@
 
     python benchmarks/report.py
 
-A made-up sweep of 500 trials (no network is trained), whole process, median of 3; beside it six pictures that Optuna
+A made-up sweep of 500 trials (no network is trained), whole process, median of 3; beside it six figures that Optuna
 draws of the same study by itself, each written to a page of its own.
 """
 
@@ -43,8 +43,8 @@ def main():
         folder = Path(home) / "runs/sweep"
         make_finished_sweep(folder, NUM_TRIALS)
         commands = {
-            "this project: report.html": [sys.executable, "-m", "search.report.page", "sweep"],
-            "Optuna's six pictures": [sys.executable, "-c", PEER],
+            "this project: report.html": [sys.executable, "-m", "search.report", "sweep"],
+            "Optuna's six figures": [sys.executable, "-c", PEER],
         }
         times = {name: [] for name in commands}
         for _ in range(ROUNDS):
