@@ -24,11 +24,11 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline import cli
+from pipeline.cli import parse
+from pipeline.console import NUM_SHOWN
 from pipeline.forecast import forecast
-from pipeline.plan import make_plan, parse
+from pipeline.plan import make_plan
 from pipeline.profiling import peak_memory_of
-from search.study.warm_start import first_proposals
 
 QUICK = [str(ROOT / "configs/quick.json"), "--image-size", "64", "--epochs", "4", "--no-baseline"]
 
@@ -60,8 +60,7 @@ def watched(command):
 def predict(options):
     """The process of a dry run: print seconds and bytes."""
     plan = make_plan(parse([*options, "--dry-run"]), print)
-    proposals = first_proposals(plan.sweep.space, min(cli.NUM_SHOWN, plan.sweep.num_trials))
-    outlook = forecast(plan, proposals, lambda _: None)
+    outlook = forecast(plan, plan.proposals(NUM_SHOWN), lambda _: None)
     print(outlook.seconds, outlook.low, outlook.high, outlook.memory, outlook.search, outlook.confirmation)
 
 

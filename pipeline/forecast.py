@@ -1,4 +1,4 @@
-"""What a sweep will cost: a few networks are probed, and the whole sweep is played through with what they cost."""
+"""The dry run: forecast the cost of a sweep by profiling a few networks and simulating the sweep with their costs."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,133 +9,170 @@ from optuna.trial import FrozenTrial
 
 from catdog.data.dataset import Data, load_data, locate
 from catdog.device import gpu_memory
-from pipeline.plan import Plan
-from pipeline.profiling import Profile, network_of, num_judged, probe
-from pipeline.task import configure
-from search.formatting import duration
+from pipeline.console import NUM_SHOWN, console, say, say_note, show_plan
+from pipeline.plan import Plan, settings
+from pipeline.profiling import Network, Profile, evaluation_batch, network_of, profile_networks
+from pipeline.stages import with_measured_workers
+from pipeline.task import TrainTrial, configure
+from search.formatting import count, duration
 from search.schedule.simulator import TrialCost, simulate
 from search.space.space import Parameters
+from search.study.create import load_begun_study, require_settings
 from search.task import EpochMetrics
 
-__all__ = ["Forecast", "describe_forecast", "forecast"]
+REMEDY = "use fewer --workers or a smaller --image-size"
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a sweep will cost: the mean of what chance may make of it."""
+    """The cost of a sweep, as a mean over simulated sweeps."""
 
     seconds: float  # from the command to its end
     search: float  # seconds of it, from the first trial to the last
     confirmation: float  # seconds of it, from the last trial on
-    low: float  # seconds; chance makes one sweep in ten shorter
-    high: float  # seconds; chance makes one sweep in ten longer
-    memory: int  # bytes, the peak of `probe.private_memory`
+    low: float  # seconds, the 10 % quantile
+    high: float  # seconds, the 90 % quantile
+    memory: int  # bytes, the peak of `profiling.private_memory`
     device_memory: Mapping[str, int]  # bytes of tensors at most, by GPU
-    faults: tuple[str, ...]  # why a network could not be probed, one sentence each
+    faults: tuple[str, ...]  # why a network could not be profiled, one sentence each
+
+
+def dry_run(plan: Plan) -> int:
+    """Print the plan and the forecast of its cost. Keep nothing."""
+    _show_begun(plan)
+    plan = with_measured_workers(plan)
+    show_plan(plan)
+    say("profiling the first networks for a few seconds each to forecast the cost of the sweep; nothing is kept")
+    with console.status("decoding images") as status:
+        expected = forecast(plan, plan.proposals(NUM_SHOWN), status.update)
+    for sentence in describe_forecast(expected, plan):
+        say(sentence)
+    return 0
 
 
 def forecast(plan: Plan, proposals: Sequence[Parameters], show: Callable[[str], None]) -> Forecast:
-    """Profile the networks of `proposals`, a sweep's first trials, and play the sweep through with what they cost.
+    """Profile the networks of `proposals`, a sweep's first trials, and simulate the sweep with their costs.
 
-    Decodes the pictures where that was not done yet, as the sweep would, and leaves nothing else. Raises what a
-    sweep raises, and ValueError where no network could be probed.
+    Decodes the images if the cache does not hold them, as the sweep would. Raises the errors of a sweep, and
+    ValueError if no network could be profiled.
     """
-    plan = replace(plan, source=locate(plan.source))
-    data = load_data(plan.source, plan.fixed["image_size"])
+    source = locate(plan.source)
+    data = load_data(source, plan.fixed["image_size"])
+    task = TrainTrial(plan.sweep, source, plan.fixed, data.fingerprint, {})
     networks = list(dict.fromkeys(map(network_of, proposals)))
-    probed = probe(plan, data, networks, show)
-    costs = {
-        network: _cost(trial, rows, data, probed.num_trained, configure(dict(network), plan.fixed)[0].image_size)
-        for network, trial, rows in zip(networks, probed.trials, probed.rows, strict=True)
-        if len(rows) > 1
-    }
+    profile = profile_networks(task, plan.slots, networks, show, plan.limits, is_tracked=plan.tracking != "off")
+    costs = _costs(plan, data, profile)
     if not costs:
-        raise ValueError(f"no network could be probed: {next(iter(probed.faults.values()))}")
+        raise ValueError(f"no network could be profiled: {next(iter(profile.faults.values()))}")
     known = [
         replace(costs[network_of(parameters)], epochs=configure(parameters, plan.fixed)[1].epochs)
         for parameters in proposals
         if network_of(parameters) in costs
     ]
     durations = simulate(plan.sweep, known, len(plan.slots), plan.confirm, plan.confirm_seeds)
-    low, high = (durations[int(share * len(durations))] for share in (0.1, 0.9))
+    low, high = (durations[int(share * len(durations))].total for share in (0.1, 0.9))
     search, confirmation = fmean(d.search for d in durations), fmean(d.confirmation for d in durations)
-    around = _around(probed)
+    overhead = _overhead(profile)
     return Forecast(
-        seconds=search + confirmation + around,
+        seconds=search + confirmation + overhead,
         search=search,
         confirmation=confirmation,
-        low=low.total + around,
-        high=high.total + around,
-        memory=probed.memory,
-        device_memory=_device_memory(probed),
-        faults=tuple(probed.faults.values()),
+        low=low + overhead,
+        high=high + overhead,
+        memory=profile.memory,
+        device_memory=_device_memory(profile),
+        faults=tuple(profile.faults.values()),
     )
 
 
 def describe_forecast(forecast: Forecast, plan: Plan) -> Iterator[str]:
-    """Say what a sweep will cost, and what speaks against it."""
-    around = forecast.seconds - forecast.search - forecast.confirmation
+    """Describe the cost of a sweep, and what it lacks, in sentences."""
     parts = f"trials {duration(forecast.search)}"
     if plan.confirm:
         parts += f", confirmation {duration(forecast.confirmation)} more"
-    parts += f", start and end {duration(around)}"
+    parts += f", start and end {duration(forecast.seconds - forecast.search - forecast.confirmation)}"
     memory = f"; peak memory about {_gigabytes(forecast.memory)}" if forecast.memory else ""
     workers = "this worker" if len(plan.slots) == 1 else f"these {len(plan.slots)} workers"
     yield f"expected: about {duration(forecast.seconds)} on {workers} ({parts}){memory}"
     if duration(forecast.low) != duration(forecast.high):
         yield (
-            f"as luck has it {duration(forecast.low)} to {duration(forecast.high)}: nobody knows yet whom the pruner "
-            "stops, which trials are confirmed, and what is proposed once results are in"
+            f"in 8 of 10 sweeps {duration(forecast.low)} to {duration(forecast.high)}: it depends on the trials that "
+            "the pruner stops, on those that are confirmed, and on the proposals that follow from results"
         )
     if plan.engine == "comet":
-        yield "note: Comet proposes when it is asked; networks drawn from its space stand for what it will propose"
+        yield "note: Comet's proposals are not known in advance; the forecast draws networks from its space instead"
     for fault in forecast.faults:
-        yield f"note: a network could not be probed: {fault}"
-    remedy = "take fewer --workers or a smaller --image-size"
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if forecast.memory > there:
-        yield f"note: that is more than the {_gigabytes(there)} of this machine; {remedy}"
+        yield f"note: a network could not be profiled: {fault}"
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if forecast.memory > total:
+        yield f"note: that is more than the {_gigabytes(total)} of this machine; {REMEDY}"
     for device, needed in forecast.device_memory.items():
         free, _ = gpu_memory(device)
-        verdict = f", which is too little; {remedy}" if needed > free else ""
+        verdict = f", which is too little; {REMEDY}" if needed > free else ""
         yield f"{device}: tensors of {_gigabytes(needed)}, {_gigabytes(free)} are free{verdict}"
 
 
-def _cost(trial: FrozenTrial, rows: Sequence[EpochMetrics], data: Data, num_trained: int, image_size: int) -> TrialCost:
-    """Tell a trial's fixed cost from that of a whole epoch. The first epoch, which prepares kernels, is not typical."""
+def _show_begun(plan: Plan) -> None:
+    """Say how far a sweep of that name is. Raises ValueError if it was made with other settings."""
+    if not (study := load_begun_study(plan.sweep)):
+        return
+    data = load_data(locate(plan.source), plan.fixed["image_size"])
+    require_settings(plan.sweep, study, settings(plan, data), plan.prior)
+    num_ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    say_note(f"{plan.sweep.name} was begun before and {count(num_ended, 'trial')} of it ended; this is about all of it")
+
+
+def _costs(plan: Plan, data: Data, profile: Profile) -> dict[Network, TrialCost]:
+    """Return the cost of each network that trained for at least two epochs."""
+    costs = {}
+    num_trained = min(len(data.training), profile.num_images)
+    for network, trial, epochs in zip(profile.networks, profile.trials, profile.epochs, strict=True):
+        if len(epochs) > 1:
+            image_size = configure(dict(network), plan.fixed)[0].image_size
+            num_validated = min(len(data.validation), evaluation_batch(image_size))
+            costs[network] = _cost(trial, epochs, data, num_trained, num_validated)
+    return costs
+
+
+def _cost(
+    trial: FrozenTrial, epochs: Sequence[EpochMetrics], data: Data, num_trained: int, num_validated: int
+) -> TrialCost:
+    """Split the time of a trial into a fixed cost and that of a whole epoch.
+
+    The first epoch prepares kernels and is left out.
+    """
     assert trial.duration, "the miniature has ended"
-    judged = min(len(data.validation), num_judged(image_size))
-    trained = fmean(num_trained / row["images_per_second"] for row in rows[1:])
-    whole = fmean(row["seconds"] for row in rows[1:])
-    with_files = (rows[-1]["ended"] - rows[0]["ended"]) / (len(rows) - 1)
+    trained = fmean(num_trained / epoch["images_per_second"] for epoch in epochs[1:])
+    whole = fmean(epoch["seconds"] for epoch in epochs[1:])
+    with_files = (epochs[-1]["ended"] - epochs[0]["ended"]) / (len(epochs) - 1)
     return TrialCost(
-        fixed=max(0.0, trial.duration.total_seconds() - len(rows) * with_files),
+        fixed=max(0.0, trial.duration.total_seconds() - len(epochs) * with_files),
         epoch=trained / num_trained * len(data.training)
-        + (whole - trained) / judged * len(data.validation)
+        + (whole - trained) / num_validated * len(data.validation)
         + (with_files - whole),
-        epochs=0,  # not the probe's to say
+        epochs=0,  # depends on the proposal
     )
 
 
-def _around(probed: Profile) -> float:
-    """Return the seconds of a sweep outside of its trials, from those of the miniature."""
-    trials = probed.trials
-    start = min(trial.datetime_start.timestamp() for trial in trials if trial.datetime_start) - probed.began
+def _overhead(profile: Profile) -> float:
+    """Return the seconds of a sweep outside of its trials, estimated from the miniature."""
+    trials = profile.trials
+    start = min(trial.datetime_start.timestamp() for trial in trials if trial.datetime_start) - profile.began
     last = max(trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete)
-    end = probed.began + probed.seconds - last
-    # The program starts as its workers do; the test pictures, card and report at the end take about as long again.
+    end = profile.began + profile.seconds - last
+    # The command starts as its workers do; test images, card and report at the end take about as long again.
     return 3 * start + end
 
 
-def _device_memory(probed: Profile) -> dict[str, int]:
-    """Add up, for each GPU, what its workers held at most."""
-    most: dict[tuple[str, int], int] = {}
-    for trial, rows in zip(probed.trials, probed.rows, strict=True):
+def _device_memory(profile: Profile) -> dict[str, int]:
+    """Return the peak memory of each GPU, summed over its workers."""
+    peaks: dict[str, dict[int, int]] = {}
+    for trial, epochs in zip(profile.trials, profile.epochs, strict=True):
         worker = trial.user_attrs["worker"]
-        if rows and worker.get("device", "cpu") != "cpu":
-            slot = worker["device"], worker["slot"]
-            most[slot] = max(most.get(slot, 0), int(rows[-1]["device_memory"]))
-    return {name: sum(most[slot] for slot in most if slot[0] == name) for name in sorted({name for name, _ in most})}
+        if epochs and worker.get("device", "cpu") != "cpu":
+            of_device = peaks.setdefault(worker["device"], {})
+            of_device[worker["slot"]] = max(of_device.get(worker["slot"], 0), int(epochs[-1]["device_memory"]))
+    return {device: sum(peaks[device].values()) for device in sorted(peaks)}
 
 
 def _gigabytes(size: int) -> str:

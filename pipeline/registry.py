@@ -1,71 +1,97 @@
-"""The folder best_model/: one champion, replaced by an atomic rename; those before it are kept, to be had back."""
+"""The folder best_model/: one champion, replaced by an atomic rename, and its predecessors in history/."""
 
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
-__all__ = ["CHAMPION", "HISTORY", "promote", "require_writable", "rollback"]
+from catdog.checkpoint import read_header
 
 CHAMPION, HISTORY, WORK = "model.safetensors", "history", ".work"
 WITHDRAWN = "-withdrawn"  # marks a champion of history/ that a rollback took out of service
+REMEDY = "python -m search.promote --rollback, or --promote always"
 NUM_KEPT = 10  # champions in history/
 
 
-def promote(
-    best_model: Path, judge: Callable[[Path | None, Path], bool], describe: Callable[[Path], object]
-) -> Path | None:
-    """Let `judge(champion, target)` decide what the folder `best_model` is to hold.
+@contextmanager
+def replaceable(best_model: Path, describe: Callable[[Path], object]) -> Iterator[Path]:
+    """Hold the folder alone; yield the path to write a new champion to, for `install`.
 
-    It is given the champion, None where there is none, and writes to `target` the file that is to take its place:
-    True where that is another model, and the champion goes to history/; False where it is the same with more in its
-    header, or nothing was written. `describe(champion)` follows, under the same lock. Returns where the champion
-    before went, if it did. Whoever reads the champion meets the old or the new file, whole, at every moment. Raises
-    whatever `judge` raises, ValueError where the folder cannot be written; the champion is then untouched.
+    When the block ends, `describe(champion)` follows under the same lock. When it raises, the champion is untouched
+    unless `install` returned. Readers of the champion see the old or the new file, whole, at every moment. Raises
+    ValueError if the folder cannot be written.
     """
-    champion, target = best_model / CHAMPION, best_model / WORK / CHAMPION
     with _locked(best_model):
-        before = champion if champion.exists() else None
-        kept = _keep(best_model, "") if judge(before, target) and before else None
-        if target.exists():
-            _replace(champion, target)
-        if champion.exists():
-            describe(champion)
-        _forget(best_model)
+        yield best_model / WORK / CHAMPION
+        if (best_model / CHAMPION).exists():
+            describe(best_model / CHAMPION)
+        for path in _history(best_model)[:-NUM_KEPT]:
+            path.unlink()
+
+
+def install(best_model: Path, new: Path, *, keep: bool) -> Path | None:
+    """Make the file `new` the champion; return where its predecessor is kept in history/, None if it is not.
+
+    Without `keep` the file replaces the same model with another header. Call it within `replaceable`.
+    """
+    kept = _keep(best_model, "") if keep and (best_model / CHAMPION).exists() else None
+    _replace(best_model / CHAMPION, new)
     return kept
 
 
 def rollback(
     best_model: Path, verify: Callable[[Path], object], describe: Callable[[Path], object]
 ) -> tuple[Path, Path | None]:
-    """Make the champion before the present one the champion again; return where both were and are in history/.
+    """Make the champion's predecessor the champion again; return where both were and are in history/.
 
-    The present one is kept there too, marked as withdrawn, so that the next rollback goes further back. Champions that
-    `verify` refuses with ValueError, because they are damaged, are passed over. Raises ValueError where none is left.
+    The present champion is kept there, marked as withdrawn, so that the next rollback goes further back. Predecessors
+    that `verify` refuses with ValueError, because they are damaged, are skipped. Raises ValueError if none is left.
     """
-    with _locked(best_model):
-        before = next((path for path in reversed(_history(best_model)) if _serves(path, verify)), None)
+    with replaceable(best_model, describe):
+        before = next((path for path in reversed(_history(best_model)) if _can_return(path, verify)), None)
         if before is None:
-            raise ValueError(f"{best_model / HISTORY} holds no whole champion to go back to, withdrawn ones left aside")
+            raise ValueError(f"{best_model / HISTORY} holds no whole champion to go back to, apart from withdrawn ones")
         withdrawn = _keep(best_model, WITHDRAWN) if (best_model / CHAMPION).exists() else None
         _replace(best_model / CHAMPION, before)
-        describe(best_model / CHAMPION)
-        _forget(best_model)
     return before, withdrawn
 
 
 def require_writable(best_model: Path) -> None:
-    """Raise ValueError, one sentence, where no champion could be written to `best_model`."""
+    """Raise ValueError, one sentence, if no champion could be written to `best_model`."""
     with _locked(best_model):
         pass
 
 
+def provenance_of(best_model: Path) -> dict[str, Any]:
+    """Return the provenance of the champion, empty if there is none.
+
+    Raises ValueError, one sentence, for a damaged one.
+    """
+    champion = best_model / CHAMPION
+    try:
+        provenance: dict[str, Any] = read_header(champion)["provenance"] if champion.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{error}: {REMEDY}") from error
+    return provenance
+
+
+def count_looks(best_model: Path, fingerprint: str) -> int:
+    """Return how often this test set was used, by the headers of the champion and its predecessors."""
+    looks = 0
+    for path in (best_model / CHAMPION, *(best_model / HISTORY).glob("*.safetensors")):
+        with suppress(ValueError):  # a damaged file counts nothing
+            test = read_header(path)["metrics"].get("test", {})
+            looks = max(looks, test.get("looks", 0) if test.get("fingerprint") == fingerprint else 0)
+    return looks
+
+
 @contextmanager
 def _locked(best_model: Path) -> Iterator[None]:
-    """Hold the folder alone, tidied of what a killed promotion left; its work folder lasts as long."""
+    """Hold the folder alone, without the leftovers of a killed promotion; its work folder lasts as long."""
     work = best_model / WORK
     with ExitStack() as held:
         try:
@@ -82,17 +108,17 @@ def _locked(best_model: Path) -> Iterator[None]:
         held.callback(shutil.rmtree, work, ignore_errors=True)
         for path in _history(best_model)[-1:]:
             if (best_model / CHAMPION).exists() and path.samefile(best_model / CHAMPION):
-                path.unlink()  # the second name of a champion that then stayed
+                path.unlink()  # the second name of a champion that was not replaced
         yield
 
 
 def _history(best_model: Path) -> list[Path]:
-    """Return the champions that were, oldest first."""
+    """Return the predecessors of the champion, oldest first."""
     return sorted((best_model / HISTORY).glob("[0-9][0-9][0-9][0-9]*.safetensors"))
 
 
-def _serves(path: Path, verify: Callable[[Path], object]) -> bool:
-    """Say whether a rollback may go to a champion of before."""
+def _can_return(path: Path, verify: Callable[[Path], object]) -> bool:
+    """Say whether a rollback may make this predecessor the champion."""
     if path.stem.endswith(WITHDRAWN):
         return False
     try:
@@ -109,7 +135,7 @@ def _keep(best_model: Path, mark: str) -> Path:
     kept = best_model / HISTORY / f"{number:04}{mark}.safetensors"
     try:
         os.link(champion, kept)
-    except OSError:  # a file system without second names
+    except OSError:  # a file system without hard links
         copy = best_model / WORK / "copy"
         shutil.copyfile(champion, copy)
         copy.replace(kept)
@@ -122,11 +148,6 @@ def _replace(champion: Path, path: Path) -> None:
     path.replace(champion)
     _sync(path.parent)
     _sync(champion.parent)
-
-
-def _forget(best_model: Path) -> None:
-    for path in _history(best_model)[:-NUM_KEPT]:
-        path.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -1,8 +1,4 @@
-"""What a trial is: parameters of optimizer.json -> a network, trained and kept, with how it did on each picture.
-
-This file, forecast.py, judge.py, plan.py, probe.py and run_sweep.py know both packages: `search` drives what `catdog`
-does.
-"""
+"""The task, cats and dogs: parameters of optimizer.json -> a trained network with its metrics."""
 
 import os
 import platform
@@ -18,19 +14,17 @@ from typing import Any, Literal
 from catdog.checkpoint import save_model
 from catdog.data.dataset import Data, load_data
 from catdog.data.preprocess import preprocessing
-from catdog.device import find_devices, is_out_of_memory, is_process_lost
+from catdog.device import is_out_of_memory, is_process_lost
 from catdog.evaluate import confusion, write_outcomes
-from catdog.model import ModelConfig, build_model, layer_table
-from catdog.train import TrainConfig, train
+from catdog.model import ModelConfig, build_model, count_mult_adds, layer_table
+from catdog.train import Epoch, TrainConfig, train
 from search.analysis.statistics import accuracy_interval
 from search.space.schema import to_boolean
 from search.space.space import Parameters
 from search.study.sweep import Sweep
 from search.task import EpochMetrics, OutOfMemoryError, ProcessLostError, TrialContext
 
-__all__ = ["DEFAULTS", "METRICS", "SEARCHABLE", "TrainTrial", "cast", "configure", "environment_info", "first_device"]
-
-METRICS: dict[str, Literal["minimize", "maximize"]] = {  # what a goal may be, and which way it is better
+METRICS: dict[str, Literal["minimize", "maximize"]] = {  # columns that a goal may name, with their direction
     "val_loss": "minimize",
     "val_accuracy": "maximize",
     "train_loss": "minimize",
@@ -42,15 +36,16 @@ SEARCHABLE = {name: value for name, value in DEFAULTS.items() if name != "classe
 
 @dataclass(frozen=True)
 class TrainTrial:
-    """The task: train one trial, keep the weights of the epoch that counts."""
+    """The task: train a trial's network and keep the weights of its best epoch."""
 
     sweep: Sweep
-    source: str
-    fixed: Parameters
+    source: str  # of images
+    fixed: Parameters  # of every trial, where they are not searched
     fingerprint: str  # of the data that the sweep began with
-    origin: Mapping[str, Any]  # what every trial's provenance shares
+    environment: Mapping[str, Any]  # common entries of every trial's provenance
 
     def __call__(self, context: TrialContext) -> Iterator[EpochMetrics]:
+        """Train a trial. Raises ProcessLostError where only a new process can go on."""
         try:
             yield from self.epochs(context)
         except (RuntimeError, MemoryError) as error:
@@ -60,84 +55,97 @@ class TrainTrial:
             raise
 
     def epochs(self, context: TrialContext) -> Iterator[EpochMetrics]:
-        shape, recipe = configure({**context.parameters, "seed": context.seed}, self.fixed)
-        data = self.load(shape.image_size)
-        model = build_model(shape, recipe.seed)
+        model_config, train_config = configure({**context.parameters, "seed": context.seed}, self.fixed)
+        data = self.load(model_config.image_size)
+        model = build_model(model_config, train_config.seed)
+        (context.folder / "network.txt").write_text(layer_table(model_config))
+        (context.folder / "command.txt").write_text(self.command(context, model_config, train_config) + "\n")
         goal, best = self.sweep.space.goal, None
-        (context.folder / "network.txt").write_text(layer_table(shape))
-        (context.folder / "command.txt").write_text(self.command(context, shape, recipe) + "\n")
-        (training, validation), kept = (data.training, data.validation), context.checkpoint
-        for epoch in train(model, recipe, training, validation, device=context.device, checkpoint=kept):
-            row = epoch.figures()
+        (training, validation), checkpoint = (data.training, data.validation), context.checkpoint
+        for epoch in train(model, train_config, training, validation, device=context.device, checkpoint=checkpoint):
+            metrics = epoch.figures()
             context.check()
-            if goal.replaces(row[goal.column], best):
-                best = row[goal.column]
+            if goal.replaces(metrics[goal.column], best):
+                best = metrics[goal.column]
                 if epoch.logits is not None:
                     write_outcomes(context.folder, data, epoch.logits)
-                    header = self.header(context, data, recipe, row)
-                    header["metrics"]["validation"]["confusion"] = confusion(epoch.logits, data.validation.y)
+                    header = self.header(context, data, train_config, epoch)
                     save_model(model, context.folder / "model.safetensors", header)
-            yield row
-
-    def command(self, context: TrialContext, shape: ModelConfig, recipe: TrainConfig) -> str:
-        """Return the command that trains a trial's network again, by itself: on the same CPU, to the same weights."""
-        goal = self.sweep.space.goal
-        keep = "last" if goal.metric == goal.column else goal.column
-        options = ["--data", self.source, "--device", context.device, "--keep", keep]
-        for config in (shape, recipe):
-            for field in fields(config):
-                value, flag = getattr(config, field.name), field.name.replace("_", "-")
-                if isinstance(value, bool):
-                    options += [f"--{flag}" if value else f"--no-{flag}"] if value != field.default else []
-                elif value != field.default:
-                    options += [f"--{flag}", str(value)]
-        threads = os.environ.get("OMP_NUM_THREADS", "")  # the worker's share
-        return f"OMP_NUM_THREADS={threads} {shlex.join(['python', '-m', 'catdog.train', *options])}"
+            yield metrics
 
     def load(self, image_size: int) -> Data:
-        """Load the sweep's data. Raises OSError where it has gone or changed: no trial is to blame for that."""
+        """Load the sweep's data. Raises OSError if it is gone or changed, for which no trial is to blame."""
         try:
             data = load_data(self.source, image_size)
         except ValueError as error:
             raise OSError(str(error)) from error
         if data.fingerprint != self.fingerprint:
-            raise OSError(f"the pictures of {self.source} are not those that the sweep began with; give another --name")
+            raise OSError(f"the images of {self.source} are not those that the sweep began with; give another --name")
         return data
 
-    def header(self, context: TrialContext, data: Data, recipe: TrainConfig, row: EpochMetrics) -> dict[str, Any]:
+    def command(self, context: TrialContext, model_config: ModelConfig, train_config: TrainConfig) -> str:
+        """Return the command that trains this network again by itself; on the same CPU, to the same weights."""
+        goal = self.sweep.space.goal
+        keep = "last" if goal.metric == goal.column else goal.column
+        options = ["--data", self.source, "--device", context.device, "--keep", keep]
+        for config in (model_config, train_config):
+            for field in fields(config):
+                value, flag = getattr(config, field.name), field.name.replace("_", "-")
+                if value == field.default:
+                    continue
+                if isinstance(value, bool):
+                    options.append(f"--{flag}" if value else f"--no-{flag}")
+                else:
+                    options += [f"--{flag}", str(value)]
+        threads = os.environ.get("OMP_NUM_THREADS", "")  # the worker's share
+        return f"OMP_NUM_THREADS={threads} {shlex.join(['python', '-m', 'catdog.train', *options])}"
+
+    def header(self, context: TrialContext, data: Data, train_config: TrainConfig, epoch: Epoch) -> dict[str, Any]:
+        """Return the header of the model file, but for the architecture."""
+        assert epoch.logits is not None, "the weights are this epoch's"
         size = len(data.validation)
-        interval = accuracy_interval(row["val_accuracy"], size)
-        validation = {"epoch": row["epoch"], "loss": row["val_loss"], "accuracy": row["val_accuracy"]}
+        validation = {
+            "epoch": epoch.epoch,
+            "loss": epoch.val_loss,
+            "accuracy": epoch.val_accuracy,
+            "accuracy_interval": accuracy_interval(epoch.val_accuracy, size),
+            "pictures": size,
+            "confusion": confusion(epoch.logits, data.validation.y),
+        }
         return {
             "classes": data.classes,
             "preprocessing": preprocessing(data.training.images.shape[1]),
-            "metrics": {"validation": {**validation, "accuracy_interval": interval, "pictures": size}},
+            "metrics": {"validation": validation},
             "provenance": {
-                **self.origin,
+                **self.environment,
                 "run": self.sweep.name,
                 "trial": context.number if context.confirms is None else context.confirms,
                 **({} if context.confirms is None else {"confirmation": context.number}),
                 "parameters": dict(context.parameters),
-                "training": asdict(recipe),
-                "seeds": {"sweep": self.sweep.space.seed, "trial": recipe.seed},
+                "training": asdict(train_config),
+                "seeds": {"sweep": self.sweep.space.seed, "trial": train_config.seed},
                 "data": {"source": self.source, "fingerprint": data.fingerprint},
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         }
 
+    def cost(self, parameters: Mapping[str, Any]) -> float:
+        """Return the mult-adds of one prediction with a trial's parameters."""
+        return count_mult_adds(configure(parameters, self.fixed)[0])
+
 
 def configure(parameters: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
-    """Turn parameters of optimizer.json into configurations. Raises ValueError for what no trial could use."""
+    """Turn parameters of optimizer.json into configurations. Raises ValueError for values that no trial could use."""
     values = {name: cast(name, value) for name, value in {**fixed, **parameters}.items()}
 
-    def those_of(kind: type) -> dict[str, Any]:
-        return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+    def of(config: type) -> dict[str, Any]:
+        return {field.name: values[field.name] for field in fields(config) if field.name in values}
 
-    return ModelConfig(**those_of(ModelConfig)), TrainConfig(**those_of(TrainConfig))
+    return ModelConfig(**of(ModelConfig)), TrainConfig(**of(TrainConfig))
 
 
 def cast(name: str, value: Any) -> Any:
-    """Give a parameter the type that its field has; optimizer.json knows numbers and texts only."""
+    """Convert a parameter to the type of its field: optimizer.json knows numbers and texts only."""
     kind = type(DEFAULTS[name])
     if kind is bool and (boolean := to_boolean(value)) is not None:
         return boolean
@@ -151,15 +159,14 @@ def cast(name: str, value: Any) -> Any:
     raise ValueError(f"{name} is {value!r}; it must be {wanted}")
 
 
-def first_device() -> str:
-    """Return the first GPU that this process may use, else the CPU."""
-    return find_devices("auto")[0]
-
-
 def environment_info() -> dict[str, Any]:
-    """Say which code and versions train, for the header of every model."""
+    """Return commit and versions, for the header of every model."""
     git = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
     )
-    versions = {name: version(name) for name in ("torch", "torchvision", "optuna", "numpy", "pillow")}
-    return {"commit": git.stdout.strip() or None, "versions": {"python": platform.python_version(), **versions}}
+    return {"commit": git.stdout.strip() or None, "versions": library_versions()}
+
+
+def library_versions() -> dict[str, str]:
+    libraries = ("torch", "torchvision", "optuna", "numpy", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import parse
 from pipeline.forecast import Forecast, describe_forecast, forecast
-from pipeline.plan import make_plan, parse
+from pipeline.plan import make_plan
 
 TINY = {"stem_width": 2, "body_width": 4, "batch_size": 8}
 HOPELESS = {"stem_width": 2, "body_width": 300_000}  # weights of 3 TB
@@ -17,10 +18,10 @@ def plan(tmp_path, monkeypatch, write_space, photographs):
     return make_plan(parse([str(write_space()), "--data", str(photographs), *options]), print)
 
 
-def test_each_network_is_probed_once_and_one_that_does_not_fit_is_no_obstacle(plan):
+def test_each_network_is_profiled_once_and_one_that_does_not_fit_is_no_obstacle(plan):
     before, shown = {*Path().iterdir(), Path("cache")}, []
     outlook = forecast(plan, [TINY, HOPELESS, {**TINY, "learning_rate": 0.002}], shown.append)
-    assert shown[-1] == "probing networks: 2 of 2"
+    assert shown[-1] == "profiling networks: 2 of 2"
     assert len(outlook.faults) == 1
     assert "allocate" in outlook.faults[0]
     assert 0 < outlook.low <= outlook.seconds <= outlook.high
@@ -37,9 +38,11 @@ def test_what_a_sweep_costs_is_said_in_a_few_sentences(plan):
         "expected: about 3 min 10 s on this worker (trials 2 min 20 s, confirmation 0 min 40 s more, "
         "start and end 0 min 10 s); peak memory about 2.1 GB"
     )
-    assert second.startswith("as luck has it 2 min 40 s to 3 min 50 s: nobody knows yet whom the pruner stops")
+    assert second.startswith(
+        "in 8 of 10 sweeps 2 min 40 s to 3 min 50 s: it depends on the trials that the pruner stops"
+    )
     greedy = replace(outlook, memory=10**15, faults=("RuntimeError: too large",))
     *_, fault, memory = describe_forecast(greedy, replace(plan, confirm=0, engine="comet", slots=plan.slots * 2))
-    assert fault == "note: a network could not be probed: RuntimeError: too large"
+    assert fault == "note: a network could not be profiled: RuntimeError: too large"
     assert memory.startswith("note: that is more than the ")
-    assert memory.endswith("take fewer --workers or a smaller --image-size")
+    assert memory.endswith("use fewer --workers or a smaller --image-size")

@@ -5,41 +5,14 @@ import sys
 import pytest
 from optuna.trial import create_trial
 
-from pipeline.plan import make_plan, parse
-from pipeline.profiling import Profile, deal, network_of, private_memory, rate_of
-
-TINY = {"stem_width": 2, "body_width": 4, "batch_size": 8}
-HOPELESS = {"stem_width": 2, "body_width": 300_000}  # weights of 3 TB
-
-
-@pytest.fixture
-def plan(tmp_path, monkeypatch, write_space, photographs):
-    monkeypatch.chdir(tmp_path)
-    options = ["--image-size", "64", "--epochs", "4", "--workers-per-device", "auto", "--devices", "cpu"]
-    return make_plan(parse([str(write_space()), "--data", str(photographs), *options]), print)
-
-
-@pytest.mark.slow
-def test_workers_are_tried_once_and_share_out_the_cores(plan):
-    networks, said, num_cores = [network_of(TINY), network_of(HOPELESS)], [], len(os.sched_getaffinity(0))
-    found = deal(plan, networks, said.append, print)
-    number = len(found.slots)
-    assert (plan.is_dealt, found.is_dealt) == (False, True)
-    assert said[0] == "workers: trying how many a device is worth, which takes a while"
-    assert said[1] == "workers: 1 to a device train 1.00x as fast together as one"
-    assert said[-1] == f"workers: {number} on cpu"
-    assert [slot.threads for slot in found.slots] == [num_cores // number] * number
-    again = []
-    assert deal(plan, networks, again.append, print) == found
-    (kept,) = again
-    assert kept.startswith(f"{said[-1]}, as was found before; without {os.environ['CATDOG_CACHE']}/workers-")
+from pipeline.profiling import Profile, private_memory, rate_of
 
 
 def rows_of(seconds, ended):
     return [{"seconds": seconds, "ended": moment, "device_free": 0, "device_total": 0} for moment in ended]
 
 
-def made(networks, rows, attributes=({},), memory=0):
+def profile_of(networks, rows, attributes=({},), memory=0):
     trials = [create_trial(value=0.0, user_attrs=dict(entries)) for entries in attributes]
     return Profile(0.0, 1.0, 8, networks, trials, rows, memory)
 
@@ -47,16 +20,16 @@ def made(networks, rows, attributes=({},), memory=0):
 def test_rate_is_that_of_the_epochs_in_which_all_worked():
     late = [*rows_of(1.0, [5]), *rows_of(2.0, [7, 9, 11])]
     early = [*rows_of(9.0, [1, 2, 3, 4]), *rows_of(4.0, [8])]
-    assert rate_of(made([1, 1], [early, late]), [1]) == pytest.approx(1 / 4 + 1 / 2)
+    assert rate_of(profile_of([1, 1], [early, late]), [1]) == pytest.approx(1 / 4 + 1 / 2)
     alone = rows_of(0.5, [1, 2, 3])
-    assert rate_of(made([1, 1, 2], [early, late, alone]), [1, 2]) == pytest.approx((0.75 * 2) ** 0.5)
+    assert rate_of(profile_of([1, 1, 2], [early, late, alone]), [1, 2]) == pytest.approx((0.75 * 2) ** 0.5)
 
 
 def test_network_without_memory_beside_others_is_a_fault_though_it_was_trained_in_the_end():
     rows = [rows_of(1.0, [1, 2])] * 2 + [[]]
     attributes = [{}, {"last_words": ["worker", "out of memory", True]}, {"reason": "RuntimeError: too large"}]
     faults = {2: "out of memory", 3: "RuntimeError: too large"}
-    assert made([1, 2, 3], rows, attributes).faults == faults
+    assert profile_of([1, 2, 3], rows, attributes).faults == faults
 
 
 @pytest.mark.parametrize(
@@ -72,7 +45,7 @@ def test_network_without_memory_beside_others_is_a_fault_though_it_was_trained_i
 )
 def test_more_workers_are_tried_where_as_much_memory_is_left(total, free, memory, is_room):
     row = {"device_free": free, "device_total": total}
-    assert made([1], [[row, row]], memory=memory).leaves_room == is_room
+    assert profile_of([1], [[row, row]], memory=memory).leaves_room == is_room
 
 
 def test_private_memory_is_that_of_all_processes():

@@ -15,8 +15,8 @@ from catdog.data.preprocess import preprocessing
 from catdog.model import ModelConfig, build_model
 from catdog.predict import Classifier
 from catdog.serving.reference import known_answers
-from pipeline.promotion import champion_of, holder_of, promote_weights, record_of, restore, sentences_of
-from pipeline.registry import CHAMPION
+from pipeline.promotion import champion_of, describe_outcome, promote_weights, record_of, restore
+from pipeline.registry import CHAMPION, provenance_of
 from search.promote import main
 from search.study.create import create_study
 from search.study.queue import acquire
@@ -84,21 +84,21 @@ def test_better_challenger_wins_and_worse_one_is_kept_out(bench, good):
     outcome = bench(good[0], 1)
     assert outcome.promoted
     assert outcome.comparison["verdict"] == "better"
-    assert "trial 1 of one is better beside the champion, trial 0 of one: accuracy +" in outcome.reason
+    assert "trial 1 of one is better than the champion, trial 0 of one: accuracy +" in outcome.reason
     assert "kept as" in outcome.notes[-1]
     before = load_model(bench.champion)[0]
     outcome = bench(build_model(GOOD, seed=5), 2)
     assert not outcome.promoted
-    assert "is worse beside the champion" in outcome.reason
+    assert "is worse than the champion" in outcome.reason
     model, header = load_model(bench.champion)
     assert torch.equal(model.head[2].weight, before.head[2].weight)
     assert header["provenance"]["trial"] == 1
     assert header["metrics"]["test"]["looks"] == 3  # one for each attempt, whoever won
-    said = "\n".join(sentences_of(outcome))
+    said = "\n".join(describe_outcome(outcome))
     assert re.search(
         r"challenger: trial 2 of one, test accuracy \d.*\nchampion: trial 1 of one, test accuracy \d", said
     )
-    assert "looked at 3 times" in said
+    assert "used 3 times" in said
     assert len(list((bench.champion.parent / "history").iterdir())) == 1
 
 
@@ -123,7 +123,7 @@ def test_tied_challenger_wins_where_it_is_cheaper(bench, good, cheaper_is_challe
     outcome = bench(second, 1)
     assert outcome.comparison["verdict"] == "tied"
     assert outcome.promoted is cheaper_is_challenger
-    assert ("is tied and cheaper" if cheaper_is_challenger else "is no better and no cheaper") in outcome.reason
+    assert ("is tied with and cheaper" if cheaper_is_challenger else "is no better and no cheaper") in outcome.reason
 
 
 def test_the_same_weights_again_are_no_challenger_and_cost_no_look(bench, good):
@@ -131,7 +131,7 @@ def test_the_same_weights_again_are_no_challenger_and_cost_no_look(bench, good):
     before = bench.champion.read_bytes()
     outcome = bench(good[0], 3)
     assert not outcome.promoted
-    assert outcome.reason == "trial 3 of one is the champion already: the very same weights"
+    assert outcome.reason == "trial 3 of one is already the champion (identical weights)"
     assert bench.champion.read_bytes() == before
 
 
@@ -143,15 +143,15 @@ def test_champion_of_other_data_or_classes_is_no_opponent(bench, good):
     before = bench.champion.read_bytes()
     outcome = bench(build_model(GOOD), 1)
     assert not outcome.promoted
-    assert "was made on other data or classes and is no opponent" in outcome.reason
+    assert "was trained on other data or classes and cannot be compared" in outcome.reason
     assert bench.champion.read_bytes() == before
     outcome = bench(build_model(GOOD), 1, always=True)
     assert outcome.promoted
-    assert "without a comparison, as --promote always asks" in outcome.reason
+    assert "without a comparison, because of --promote always" in outcome.reason
 
 
-def test_model_of_other_pictures_is_not_judged_by_these(bench, good):
-    with pytest.raises(ValueError, match="the pictures of synthetic are not those that trial 0 of one was trained on"):
+def test_model_of_other_images_is_not_tested_on_these(bench, good):
+    with pytest.raises(ValueError, match="the images of synthetic are not those that trial 0 of one was trained on"):
         bench(good[0], 0, data="of other pictures")
     assert not bench.champion.exists()
 
@@ -166,14 +166,14 @@ def test_altered_champion_is_refused_and_replaced_only_on_demand(bench, good):
     assert bench.champion.read_bytes() == content
     outcome = bench(build_model(GOOD), 1, always=True)
     assert outcome.promoted
-    assert "without a comparison, as --promote always asks" in outcome.reason
+    assert "without a comparison, because of --promote always" in outcome.reason
 
 
 def test_rollback_restores_the_champion_before(bench, good):
     bench(build_model(GOOD), 0)
     bench(good[0], 1)
     assert "is trial 0 of one again" in restore(bench.champion.parent)
-    assert holder_of(bench.champion.parent)["trial"] == 0
+    assert provenance_of(bench.champion.parent)["trial"] == 0
     assert "Trial 0 of the sweep `one`" in (bench.champion.parent / "README.md").read_text()
     with pytest.raises(ValueError, match="holds no whole champion to go back to"):
         restore(bench.champion.parent)
@@ -228,6 +228,16 @@ def promote_command(monkeypatch, *arguments):
     main()
 
 
+@pytest.fixture
+def withdrawn(bench, good, tmp_path):
+    """Trial 0 of one, which a rollback to trial 0 of another sweep withdrew."""
+    bench(build_model(GOOD), 0, run="other")
+    bench(good[0], 0)
+    restore(bench.champion.parent)
+    ended(create_study(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    return bench
+
+
 def test_command_needs_a_sweep_or_rollback(monkeypatch, capsys):
     for arguments in ([], ["one", "--rollback"], ["--rollback", "--trial", "3"]):
         with pytest.raises(SystemExit, match="2"):
@@ -277,44 +287,32 @@ def test_best_model_that_cannot_be_written_is_one_sentence(bench, good, tmp_path
     assert "best_model/ cannot be written (Not a directory)" in capsys.readouterr().err
 
 
-def test_trial_is_promoted_by_hand_and_told(bench, good, tmp_path, monkeypatch, capsys):
-    bench(build_model(GOOD), 0, run="other")
-    bench(good[0], 0)
-    restore(bench.champion.parent)
-    ended(create_study(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+def test_trial_is_promoted_by_hand_and_told(withdrawn, good, tmp_path, monkeypatch, capsys):
     promote_command(monkeypatch, "one", "--trial", "0")
     said = capsys.readouterr().out
     assert "challenger: trial 0 of one, test accuracy" in said
-    assert "promoted: trial 0 of one is better beside the champion, trial 0 of other" in said
+    assert "promoted: trial 0 of one is better than the champion, trial 0 of other" in said
     assert load_study(tmp_path / "runs/one").user_attrs[PROMOTION]["trials/0000"]["promoted"]
-    bench(good[0], 0, run="third", always=True)
+    withdrawn(good[0], 0, run="third", always=True)
     promote_command(monkeypatch, "one", "--trial", "0")
-    assert "is the champion already: the very same weights" in capsys.readouterr().out
+    assert "is already the champion (identical weights)" in capsys.readouterr().out
     promote_command(monkeypatch, "--rollback")
     assert "is trial 0 of other again" in capsys.readouterr().out
 
 
-def test_pictures_that_have_moved_can_be_named(bench, good, tmp_path, monkeypatch, capsys):
-    bench(build_model(GOOD), 0, run="other")
-    bench(good[0], 0)
-    restore(bench.champion.parent)
-    before = bench.champion.read_bytes()
-    ended(create_study(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+def test_images_that_have_moved_can_be_named(withdrawn, monkeypatch, capsys):
+    before = withdrawn.champion.read_bytes()
     with pytest.raises(SystemExit, match="2"):
         promote_command(monkeypatch, "one", "--trial", "0", "--data", "nowhere")
     assert "data folder nowhere does not exist" in capsys.readouterr().err
-    assert bench.champion.read_bytes() == before
+    assert withdrawn.champion.read_bytes() == before
 
 
-def test_what_a_rollback_withdrew_can_be_promoted_again(bench, good, tmp_path, monkeypatch, capsys):
-    bench(build_model(GOOD), 0, run="other")
-    bench(good[0], 0)
-    restore(bench.champion.parent)
-    ended(create_study(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+def test_withdrawn_champion_can_be_promoted_again(withdrawn, monkeypatch, capsys):
     promote_command(monkeypatch, "one", "--trial", "0")
     promote_command(monkeypatch, "--rollback")
     promote_command(monkeypatch, "one", "--trial", "0")
-    assert holder_of(bench.champion.parent)["run"] == "one"
+    assert provenance_of(withdrawn.champion.parent)["run"] == "one"
     assert "promoted: trial 0 of one is better" in capsys.readouterr().out
 
 

@@ -6,23 +6,21 @@ import pytest
 from catdog.checkpoint import read_header, save_model
 from catdog.model import ModelConfig, build_model
 from catdog.serving.model_card import write_card
-from pipeline.registry import CHAMPION, promote, require_writable, rollback
+from pipeline.registry import CHAMPION, install, replaceable, require_writable, rollback
 from tests.conftest import ROOT
 from tests.servers.processes import start
 
 TINY = ModelConfig(stem_width=1, body_width=2, body_repeats=1, image_size=8)
 
 
-def judge_as(text, *, replaces=True):
-    def judge(champion, target):
-        target.write_text(text)
-        return replaces
-
-    return judge
-
-
 def nothing(_):
     """Describe or verify nothing."""
+
+
+def promote(best, text, *, keep=True):
+    with replaceable(best, nothing) as new:
+        new.write_text(text)
+        return install(best, new, keep=keep)
 
 
 def kept_in(best):
@@ -31,37 +29,39 @@ def kept_in(best):
 
 def test_champion_before_is_kept_under_the_next_number(tmp_path):
     for name in ("one", "two", "three"):
-        promote(tmp_path / "best", judge_as(name), nothing)
+        promote(tmp_path / "best", name)
     assert (tmp_path / "best" / CHAMPION).read_text() == "three"
     assert kept_in(tmp_path / "best") == {"0001.safetensors": "one", "0002.safetensors": "two"}
 
 
 def test_history_keeps_the_last_ten(tmp_path):
     for number in range(15):
-        promote(tmp_path / "best", judge_as(str(number)), nothing)
+        promote(tmp_path / "best", str(number))
     assert list(kept_in(tmp_path / "best").values()) == [str(number) for number in range(4, 14)]
 
 
 def test_champion_that_defended_itself_is_no_new_one(tmp_path):
     best = tmp_path / "best"
-    promote(best, judge_as("one"), nothing)
-    assert promote(best, judge_as("one, looked at twice", replaces=False), nothing) is None
+    promote(best, "one")
+    assert promote(best, "one, looked at twice", keep=False) is None
     assert (best / CHAMPION).read_text() == "one, looked at twice"
-    promote(best, lambda *_: False, nothing)
+    with replaceable(best, nothing):
+        pass
     assert (best / CHAMPION).read_text() == "one, looked at twice"
     assert not kept_in(best)
 
 
-def test_failed_judgement_leaves_the_champion_untouched(tmp_path):
+def test_failed_test_leaves_the_champion_untouched(tmp_path):
     best = tmp_path / "best"
-    promote(best, judge_as("one"), nothing)
+    promote(best, "one")
 
-    def refuse(_, target):
-        target.write_text("half")
-        raise ValueError("weights do not match")
+    def fail():
+        with replaceable(best, nothing) as new:
+            new.write_text("half")
+            raise ValueError("weights do not match")
 
     with pytest.raises(ValueError, match="weights do not match"):
-        promote(best, refuse, nothing)
+        fail()
     assert (best / CHAMPION).read_text() == "one"
     assert sorted(path.name for path in best.iterdir()) == [".lock", "history", CHAMPION]
 
@@ -69,7 +69,7 @@ def test_failed_judgement_leaves_the_champion_untouched(tmp_path):
 def test_rollbacks_go_back_one_by_one_and_lose_nothing(tmp_path):
     best = tmp_path / "best"
     for name in ("one", "two", "three"):
-        promote(best, judge_as(name), nothing)
+        promote(best, name)
     rollback(best, nothing, nothing)
     assert (best / CHAMPION).read_text() == "two"
     rollback(best, nothing, nothing)
@@ -77,7 +77,7 @@ def test_rollbacks_go_back_one_by_one_and_lose_nothing(tmp_path):
     assert kept_in(best) == {"0003-withdrawn.safetensors": "three", "0004-withdrawn.safetensors": "two"}
     with pytest.raises(ValueError, match="holds no whole champion to go back to"):
         rollback(best, nothing, nothing)
-    promote(best, judge_as("four"), nothing)
+    promote(best, "four")
     rollback(best, nothing, nothing)
     assert (best / CHAMPION).read_text() == "one"
 
@@ -85,11 +85,11 @@ def test_rollbacks_go_back_one_by_one_and_lose_nothing(tmp_path):
 def test_two_promotions_at_once_wait_for_each_other(tmp_path):
     code = (
         f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
-        "from pipeline.registry import promote\n"
-        "def judge(champion, target):\n"
-        "    before = champion.read_text() if champion else ''\n"
-        "    target.write_text(before + sys.argv[1]); time.sleep(0.3); return True\n"
-        f"promote(Path({str(tmp_path / 'best')!r}), judge, lambda _: None)"
+        "from pipeline.registry import CHAMPION, install, replaceable\n"
+        f"best = Path({str(tmp_path / 'best')!r})\n"
+        "with replaceable(best, lambda _: None) as new:\n"
+        "    before = (best / CHAMPION).read_text() if (best / CHAMPION).exists() else ''\n"
+        "    new.write_text(before + sys.argv[1]); time.sleep(0.3); install(best, new, keep=True)"
     )
     promotions = [start([sys.executable, "-c", code, name]) for name in "abc"]
     assert [process.wait() for process in promotions] == [0, 0, 0]
@@ -111,25 +111,26 @@ from pathlib import Path
 import torch
 from catdog.serving.model_card import write_card
 from catdog.checkpoint import load_model, read_header, save_model
-from pipeline.registry import CHAMPION, promote, rollback
+from pipeline.registry import CHAMPION, install, replaceable, rollback
 torch.set_num_threads(1)
 best, number = Path({best!r}), 0
 
-def judge(champion, target):
+def promote(number):
     model, header = load_model(Path({challenger!r}))
     header["provenance"]["trial"] = number
-    save_model(model, target, {{key: value for key, value in header.items() if key != "model"}})
-    return number % 3 != 0
+    with replaceable(best, write_card) as new:
+        save_model(model, new, {{key: value for key, value in header.items() if key != "model"}})
+        install(best, new, keep=number % 3 != 0)
 
 for number in (1, 2):
-    promote(best, judge, write_card)
+    promote(number)
 holders = set()
 kills = 0
 while kills < 100 or len(holders) < 2:  # promotions do happen
     child = os.fork()  # a process that has imported everything: what is killed is a promotion
     while not child:
         number += 1
-        promote(best, judge, write_card)
+        promote(number)
         if number % 5 == 4:
             rollback(best, load_model, write_card)
     time.sleep(random.uniform(0, 0.1))
@@ -149,7 +150,8 @@ def test_killed_at_a_hundred_random_moments_the_champion_is_whole(tmp_path):
     code = KILLER.format(root=str(ROOT), best=str(best), challenger=str(challenger))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    promote(best, lambda *_: False, write_card)
+    with replaceable(best, write_card):
+        pass
     assert sorted(path.name for path in best.iterdir()) == [".lock", "README.md", "history", CHAMPION]
     trial = read_header(best / CHAMPION)["provenance"]["trial"]
     assert f"Trial {trial} of" in (best / "README.md").read_text()
@@ -157,27 +159,28 @@ def test_killed_at_a_hundred_random_moments_the_champion_is_whole(tmp_path):
 
 def test_what_a_killed_promotion_left_is_never_promoted(tmp_path):
     best = tmp_path / "best"
-    promote(best, judge_as("one"), nothing)
+    promote(best, "one")
     (best / ".work").mkdir()
     (best / ".work" / CHAMPION).write_text("two, of a promotion that was killed")
-    promote(best, lambda *_: False, nothing)
+    with replaceable(best, nothing):
+        pass
     assert (best / CHAMPION).read_text() == "one"
 
 
 def test_promotion_killed_before_its_rename_leaves_no_second_champion(tmp_path):
     best = tmp_path / "best"
     for name in ("one", "two"):
-        promote(best, judge_as(name), nothing)
+        promote(best, name)
     for mark in ("", "-withdrawn"):
         (best / f"history/0002{mark}.safetensors").hardlink_to(best / CHAMPION)
-        promote(best, judge_as("two, looked at again", replaces=False), nothing)
+        promote(best, "two, looked at again", keep=False)
         assert kept_in(best) == {"0001.safetensors": "one"}
 
 
 def test_rollback_passes_over_a_damaged_champion(tmp_path):
     best = tmp_path / "best"
     for name in ("one", "damaged", "three"):
-        promote(best, judge_as(name), nothing)
+        promote(best, name)
 
     def verify(path):
         if path.read_text() == "damaged":

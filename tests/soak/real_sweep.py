@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import search.workers.liveness
 from catdog import train
-from pipeline import cli
+from pipeline import stages
+from pipeline.cli import main
 from pipeline.task import TrainTrial
 
 
@@ -35,5 +36,5 @@ class Counted(TrainTrial):
 
 if __name__ == "__main__":
     search.workers.liveness.STOPPED_SECONDS = float(os.environ["STOPPED_SECONDS"])
-    cli.TrainTrial = Counted
-    sys.exit(cli.main())
+    stages.TrainTrial = Counted
+    sys.exit(main())

@@ -444,7 +444,7 @@ def test_sweep_whose_patience_ends_says_so_and_goes_on_later(tmp_path, server, e
     options = {"cwd": tmp_path / "home", "env": environment, "capture_output": True, "text": True}
     done = subprocess.run([sys.executable, "-c", code, *arguments], **options, check=False)
     assert done.returncode == 1
-    assert re.fullmatch(r"run_sweep.py: Comet did not answer for .* the same command goes on: .*\n", done.stderr)
+    assert re.fullmatch(r"run_sweep.py: Comet did not answer for .* Progress is saved. Resume with: .*\n", done.stderr)
     server.repair()
     done = subprocess.run([sys.executable, ROOT / "run_sweep.py", *arguments], **options, check=False)
     assert done.returncode == 0, done.stderr

@@ -137,17 +137,18 @@ def test_whole_command_runs_over_the_cluster(cluster, tmp_path, write_space, pho
 
 
 def refused(*options):
-    from pipeline import cli
+    from pipeline.cli import parse
+    from pipeline.plan import make_plan
 
     with pytest.raises(ValueError) as error:
-        cli.make_plan(cli.parse(["--tracking", "off", "--backend", "ray", *options]), print)
+        make_plan(parse(["--tracking", "off", "--backend", "ray", *options]), print)
     return str(error.value)
 
 
 def test_cluster_that_cannot_be_had_is_one_sentence():
     assert refused("--ray-address", "127.0.0.1:1").startswith("--ray-address: nobody answers at 127.0.0.1:1 (")
     assert "takes HOST or HOST:PORT" in refused("--ray-address", "ray://head:10001")
-    assert "on a cluster Ray deals out the GPUs" in refused("--devices", "cpu")
+    assert "on a cluster Ray assigns the GPUs" in refused("--devices", "cpu")
     assert "leave out --backend ray" in refused("--dry-run")
 
 

@@ -1,0 +1,121 @@
+"""Everything that run_sweep.py prints: the plan, the start of a sweep, its results, errors."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from catdog.data.dataset import Data, describe_source
+from catdog.kernels.precision import bfloat16_fault
+from catdog.model import count_mult_adds, count_parameters
+from pipeline.plan import Plan
+from pipeline.task import configure
+from search.analysis.ranking import WIDE
+from search.formatting import count, short
+from search.study.shared_study import SharedStudy
+from search.workers.artifacts import weights_to_remove
+
+NUM_SHOWN = 10  # trials in a dry run
+SIZES = ("stem_width", "body_width", "body_repeats", "image_size")  # the parameters that decide the cost of a network
+
+console = Console(width=None if sys.stdout.isatty() else WIDE)
+
+
+def say(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def say_note(text: str) -> None:
+    say(f"note: {text}")
+
+
+def exit_with_error(status: int, message: str) -> int:
+    """Print one line to standard error and return the exit status."""
+    print(f"run_sweep.py: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def announce(plan: Plan, data: Data, study: SharedStudy) -> None:
+    """Print the data, the notes about this sweep, and the state of a resumed one."""
+    say(f"data: {describe_source(plan.source)}; {len(data.training)} to train, {len(data.validation)} to validate")
+    for note in data.notes:
+        say_note(note)
+    if any(slot.device == "cpu" for slot in plan.slots) and (fault := bfloat16_fault()):
+        say_note(fault)
+    if plan.source == "synthetic":
+        say_note("these images are drawn; for photographs give --data kaggle or --data FOLDER")
+    if plan.notify and plan.tracking != "online":
+        say_note("Comet can only notify with --tracking online")
+    if plan.sweep.space.baseline is None:
+        say_note(_describe_missing_baseline(plan))
+    for sentence in (*_describe_warm_start(study), *_describe_progress(study)):
+        say(sentence)
+
+
+def show_plan(plan: Plan) -> None:
+    """Print the settings of a sweep and the sizes of its first trials."""
+    sweep = plan.sweep
+    proposer = f"{sweep.space.algorithm} by {'the Comet Optimizer' if plan.engine == 'comet' else 'Optuna'}"
+    say(f"sweep {sweep.name}: {count(sweep.num_trials, 'trial')} of at most {count(sweep.epochs, 'epoch')}, {proposer}")
+    say(f"goal: {sweep.space.goal.direction} {sweep.space.goal.metric}; pruner: {sweep.pruner}")
+    runs = f"the best {plan.confirm} again, with {plan.confirm_seeds} fresh seeds each" if plan.confirm else "nothing"
+    say(f"confirmed: {runs}; promote: {plan.promote}")
+    say(f"data: {describe_source(plan.source)}; tracking: {plan.tracking}")
+    workers = [f"{slot.device} ({count(slot.threads, 'thread')})" for slot in plan.slots]
+    say(f"workers: {', '.join(workers)}")
+    table = Table(title="first trials", title_justify="left")
+    for title in ("trial", "parameters", "weights", "mult-adds"):
+        table.add_column(title, justify="left" if title == "parameters" else "right")
+    # Comet's proposals are not known before it is asked; the baseline is.
+    proposals = plan.proposals(sweep.space.first_proposed if plan.engine == "comet" else NUM_SHOWN)
+    for number, parameters in enumerate(proposals):
+        config, _ = configure(parameters, plan.fixed)
+        size, cost = f"{count_parameters(config):,}", short(count_mult_adds(config))
+        table.add_row(str(number), _describe_parameters(parameters), size, cost)
+    if proposals:
+        console.print(table)
+
+
+def _describe_parameters(parameters: Mapping[str, Any]) -> str:
+    texts = {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in parameters.items()}
+    return " ".join(f"{key}={text}" for key, text in texts.items())
+
+
+def _describe_missing_baseline(plan: Plan) -> str:
+    """Say that the README network is not a trial, and what it and the largest of the space cost."""
+    text = "the README network is no trial of this sweep (--no-baseline)"
+    space = plan.sweep.space
+    widest = {name: max(space.values_of(name)) for name in SIZES if space.values_of(name)}
+    try:
+        cost, largest = (count_mult_adds(configure(sizes, plan.fixed)[0]) for sizes in ({}, widest))
+    except ValueError:  # the images are too small for it
+        return text
+    return f"{text}: it takes {short(cost)} mult-adds an image, the largest of this space {short(largest)}"
+
+
+def _describe_warm_start(study: SharedStudy) -> Iterator[str]:
+    if not (prior := study.prior):
+        return
+    first = study.sweep.space.first_proposed
+    again = f"its winner is trained again as trial {first}" if prior.winner else "its winner was the baseline"
+    yield f"warm start: the search uses {len(prior.trials)} trials of {prior.name}; {again}"
+    if others := prior.differences(study.optuna.user_attrs["settings"]):
+        shift = "results are shifted by the median difference on shared configurations"
+        yield f"note: {prior.name} had other settings ({', '.join(others)}); {shift}"
+
+
+def _describe_progress(study: SharedStudy) -> Iterator[str]:
+    """Say how far a resumed sweep is."""
+    trials, num_asked, name = study.trials(), study.sweep.num_trials, study.sweep.name
+    ended = [trial for trial in trials if trial.state.is_finished()]
+    if len(trials) > num_asked:
+        more = f"more than the {num_asked} asked for; those that ended count"
+        yield f"note: {name} has {len(trials)} trials already, {more}"
+    if num_removed := len(weights_to_remove(study.sweep, ended)):
+        yield f"note: --keep {study.sweep.keep} removes the weights of {count(num_removed, 'trial')}"
+    if study.num_unfinished() <= 0:
+        yield f"nothing left to search: all {len(trials)} trials of {name} have ended"
+    elif trials:
+        yield f"resuming {name}: {len(ended)} of {count(num_asked, 'trial')} ended before"

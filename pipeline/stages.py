@@ -1,0 +1,291 @@
+"""The stages of a sweep: search, confirm, promote, report."""
+
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from catdog.data.dataset import Data, load_data, locate
+from catdog.device import describe_device
+from pipeline.console import announce, console, exit_with_error, say, say_note
+from pipeline.placement import measure_workers
+from pipeline.plan import Plan, settings
+from pipeline.profiling import network_of
+from pipeline.promotion import (
+    BEST_MODEL,
+    WEIGHTS,
+    champion_of,
+    describe_outcome,
+    is_settled,
+    model_name,
+    promote_weights,
+    record_key,
+    record_of,
+)
+from pipeline.registry import CHAMPION, provenance_of, require_writable
+from pipeline.task import TrainTrial, environment_info
+from search.analysis.confirmation import Candidate, candidates_of, print_candidates
+from search.analysis.ranking import Ranked, print_ranking, rank, winner_of, write_ranking
+from search.comet.client import wait_for_comet
+from search.comet.optimizer import create_search
+from search.report.live_table import WholeSweep, live_view
+from search.report.page import kept_up_to_date, write_page
+from search.space.space import Parameters
+from search.study.confirmation import choose, create_confirmation
+from search.study.create import create_study
+from search.study.shared_study import SharedStudy
+from search.study.sweep import load_confirmation
+from search.study.trials import CONFIRMS
+from search.workers.artifacts import Artifacts
+from search.workers.supervisor import WorkerPool, sole_owner, worker_pool
+from search.workers.tracking import Model, Tracking, how_to_upload, notify, settle
+
+REGISTERED = "catdog"  # the champions' name in Comet's Model Registry
+NUM_MEASURED = 4  # networks with which the number of workers per device is measured
+
+Parts = Sequence[tuple[SharedStudy, Tracking | None]]
+"""The search and, where there is one, its confirmation."""
+
+
+def launch(plan: Plan) -> int:
+    """Start a sweep, or resume it where an earlier command stopped. Return the exit status."""
+    plan = replace(plan, source=locate(plan.source))
+    data = load_data(plan.source, plan.fixed["image_size"])
+    with sole_owner(plan.sweep.folder, shared=bool(plan.sweep.storage)):
+        _require_promotable(plan)
+        study = _open_study(plan, data)
+        return carry_out(with_measured_workers(plan), data, study)
+
+
+def carry_out(plan: Plan, data: Data, study: SharedStudy) -> int:
+    """Search, confirm, promote, report. Return the exit status. Raises a promotion's ValueError after the report."""
+    announce(plan, data, study)
+    code = {**environment_info(), "sweep": study.uid()}
+    task = TrainTrial(study.sweep, plan.source, plan.fixed, data.fingerprint, code)
+    runs = _open_confirmation(plan, study)
+    parts = [(part, _tracking(plan, part, code)) for part in (study, runs) if part]
+    fault: ValueError | None = None
+    with _notified(*parts[0]):
+        with (
+            kept_up_to_date(study.sweep.folder),
+            worker_pool(parts, task, plan.slots, plan.limits, plan.backend) as pool,
+        ):
+            ranking = search(plan, study, runs, pool)
+            candidates = confirm(plan, study, runs, pool, task.cost) if winner_of(ranking) else []
+        try:
+            champion = promote(plan, study, candidates)
+        except ValueError as error:
+            fault, champion = error, None
+        report(plan, parts, champion, with_model=not fault)
+    if fault:
+        raise fault
+    if candidates:
+        return 0
+    reason = "no configuration could be confirmed" if winner_of(ranking) else "no trial completed"
+    return exit_with_error(1, f"{reason}, so nothing is promoted; the report says why each one ended")
+
+
+def search(plan: Plan, study: SharedStudy, runs: SharedStudy | None, pool: WorkerPool) -> list[Ranked]:
+    """Train trials until the budget is spent. Print and write the ranking, also of a search that is interrupted."""
+    goal, path = study.sweep.space.goal, study.sweep.folder / "ranking.csv"
+    try:
+        with live_view(study, console, _whole(plan, study, runs)) as show:
+            pool.complete(study, show)
+    finally:
+        ranking = rank(study.trials(), goal)
+        write_ranking(path, ranking, goal)
+        print_ranking(console, ranking, goal, path, baseline=study.sweep.space.baseline is not None)
+    _fetch_files(study)
+    return ranking
+
+
+def confirm(
+    plan: Plan,
+    study: SharedStudy,
+    runs: SharedStudy | None,
+    pool: WorkerPool,
+    cost: Callable[[Parameters], float],
+) -> list[Candidate]:
+    """Train the best configurations again with fresh seeds; return the candidates for promotion, the winner first."""
+    confirmed: Sequence[FrozenTrial] = []
+    if runs:
+        choose(runs)
+        chosen = runs.counted(runs.trials())
+        if num_left := sum(not run.state.is_finished() for run in chosen):
+            say(f"confirming the best configurations with fresh seeds: {num_left} of {len(chosen)} runs left")
+        with live_view(runs, console, _whole(plan, study, runs)) as show:
+            pool.complete(runs, show)
+        _fetch_files(runs)
+        confirmed = runs.counted(runs.trials())
+        for run in confirmed:
+            if run.state == TrialState.FAIL:
+                reason, trial = run.user_attrs.get("reason"), run.user_attrs[CONFIRMS]
+                say(f"{runs.sweep.label(run)} failed: {reason}; trial {trial} is no candidate")
+    candidates = candidates_of(study, confirmed, cost)
+    study.note_candidates([asdict(candidate) for candidate in candidates])
+    print_candidates(console, candidates, study.sweep.space.goal)
+    return candidates
+
+
+def promote(plan: Plan, study: SharedStudy, candidates: Sequence[Candidate]) -> dict[str, Any] | None:
+    """Test the winner against the champion, once, and promote it if it is better; return the champion's header."""
+    for winner in candidates[:1]:
+        weights = winner.folder(plan.sweep.folder) / WEIGHTS
+        if plan.promote == "never":
+            say(f"winner: trial {winner.trial}, not promoted because of --promote never; {weights}")
+        elif not weights.exists():
+            remedy = "; promote it where it was trained, or give --artifacts" if plan.sweep.storage else ""
+            say(f"winner: trial {winner.trial}, not promoted: its weights are not here ({weights}){remedy}")
+        else:
+            say(f"winner: trial {winner.trial}")
+            for sentence in _test_once(plan, study, weights):
+                say(sentence)
+    return None if plan.promote == "never" else champion_of(study.optuna, BEST_MODEL)
+
+
+def report(plan: Plan, parts: Parts, champion: dict[str, Any] | None, *, with_model: bool) -> None:
+    """Write the report. Send Comet what it lacks: results for its Optimizer, experiments, the promoted model."""
+    search = parts[0][0]
+    say(f"report: {write_page(search.sweep.folder, champion)}")
+    for study, tracking in parts:
+        trials = study.trials()
+        if not trials:
+            continue
+        if study.sweep.search_id and study.budget() < study.sweep.num_trials:
+            say(f"Comet's search ended after {study.budget()} trials; it has nothing more to propose")
+        if num_left := study.report_left():
+            say(f"Comet's Optimizer has not taken {num_left} results yet; the same command sends them")
+        if tracking:
+            model = _registered_model(study, search.uid()) if with_model else None
+            own = [trial for trial in trials if not study.sweep.storage or study.ran_here(trial)]
+            outcome = settle(tracking, own, model, lambda text: say(f"Comet: {text}"))
+            say(f"Comet: {study.sweep.title}: {outcome}")
+    if plan.tracking == "offline" and (archives := how_to_upload(search.sweep)):
+        say(f"Comet: {archives}")
+
+
+def with_measured_workers(plan: Plan) -> Plan:
+    """Measure the number of workers that a device is worth, if the user asks for it."""
+    if not plan.is_measured:
+        return plan
+    source = locate(plan.source)
+    data = load_data(source, plan.fixed["image_size"])
+    task = TrainTrial(plan.sweep, source, plan.fixed, data.fingerprint, {})
+    networks = dict.fromkeys(map(network_of, plan.proposals(NUM_MEASURED)))
+    with console.status("measuring the number of workers per device") as status:
+        devices = [slot.device for slot in plan.slots]
+        slots = measure_workers(task, devices, list(networks), plan.limits, say, status.update)
+    return replace(plan, slots=slots, is_measured=False)
+
+
+def _require_promotable(plan: Plan) -> None:
+    """Raise ValueError before the sweep if its winner could not be promoted."""
+    if plan.promote != "never":
+        require_writable(BEST_MODEL)
+    if plan.promote == "if-better":
+        provenance_of(BEST_MODEL)
+
+
+def _open_study(plan: Plan, data: Data) -> SharedStudy:
+    """Open the study. Comet proposes in the search noted there, else in the one to join, else in a new one."""
+    sweep = plan.sweep
+    study = create_study(sweep, settings(plan, data), say_note, plan.prior)
+    if plan.engine != "comet":
+        return study
+    search_id = study.search_id()
+    if sweep.search_id and search_id not in ("", sweep.search_id):
+        raise ValueError(f"{sweep.folder} belongs to Comet's search {search_id}; give another --name")
+    if not search_id:
+        # Twice the budget: Comet counts a proposal whose answer is lost on its way, and a sweep may be extended.
+        max_combo = 0 if sweep.space.algorithm == "grid" else 2 * sweep.num_trials
+        content = {**sweep.space.content, "name": sweep.name}
+        search_id = sweep.search_id or wait_for_comet(lambda: create_search(content, max_combo), sweep.patience, say)
+        study.note_search(search_id)
+    say(f"search at Comet: {search_id}")
+    return SharedStudy(replace(sweep, search_id=search_id))
+
+
+def _open_confirmation(plan: Plan, study: SharedStudy) -> SharedStudy | None:
+    """Open the confirmation's study, if anything is to be confirmed or was: earlier runs count."""
+    if not (plan.confirm or load_confirmation(study.sweep.folder)):
+        return None
+    return create_confirmation(study, plan.confirm, plan.confirm_seeds)
+
+
+def _tracking(plan: Plan, study: SharedStudy, code: Mapping[str, Any]) -> Tracking | None:
+    """Return the destination of experiments, None if there are none."""
+    if plan.tracking == "off":
+        return None
+    facts = {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "devices": ", ".join(dict.fromkeys(describe_device(slot.device) for slot in plan.slots)),
+        "commit": code["commit"],
+        **code["versions"],
+    }
+    return Tracking(plan.tracking, study.sweep, study.uid(), facts, plan.notify)
+
+
+@contextmanager
+def _notified(study: SharedStudy, tracking: Tracking | None) -> Iterator[None]:
+    """Have Comet notify the user, if wanted, when the sweep has ended or why it stopped."""
+    before = _num_ended(study)
+    news = f"sweep {study.sweep.name} has ended"
+    try:
+        yield
+    except BaseException as error:
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        news = f"sweep {study.sweep.name} stopped: {reason}"
+        raise
+    finally:
+        if tracking and _num_ended(study) > before:
+            notify(tracking, study.trials(), news)
+
+
+def _num_ended(study: SharedStudy) -> int:
+    """Count the ended trials of search and confirmation."""
+    runs = load_confirmation(study.sweep.folder)
+    trials = [*study.trials(), *(runs.get_trials(deepcopy=False) if runs else [])]
+    return sum(trial.state.is_finished() for trial in trials)
+
+
+def _whole(plan: Plan, study: SharedStudy, runs: SharedStudy | None) -> WholeSweep:
+    """Return both parts of a sweep, for the estimate of its time left."""
+    return WholeSweep(study.trials, runs.trials if runs else list, plan.confirm, plan.confirm_seeds, len(plan.slots))
+
+
+def _fetch_files(study: SharedStudy) -> None:
+    """Fetch the files of other machines from the store, if there is one."""
+    if study.sweep.artifacts:
+        Artifacts(study.sweep.artifacts).fetch_all(study)
+
+
+def _test_once(plan: Plan, study: SharedStudy, weights: Path) -> list[str]:
+    """Promote these weights if they are better, unless an earlier command tested them; return sentences about it."""
+    before, always = study.promotion(record_key(weights)), plan.promote == "always"
+    if not always and is_settled(before):
+        champion = f"{BEST_MODEL / CHAMPION} holds {model_name(provenance_of(BEST_MODEL))}"
+        verdict = f"tested on {before['time']}: {before['reason']}; now {champion}"
+        return [verdict, f"to test it again: python -m search.promote {study.sweep.name}"]
+    outcome = promote_weights(weights, BEST_MODEL, plan.source, plan.device, always=always)
+    study.note_promotion(record_key(weights), record_of(outcome, before))
+    return describe_outcome(outcome)
+
+
+def _registered_model(study: SharedStudy, uid: str) -> Model | None:
+    """Return the entry of Comet's Model Registry for this part of the sweep `uid`, if the champion is its own."""
+    champion = provenance_of(BEST_MODEL)
+    is_search = study.sweep.part == "search"
+    number = champion.get("trial" if is_search else "confirmation")
+    if champion.get("sweep") != uid or number is None or ("confirmation" in champion) == is_search:
+        return None
+    time = datetime.fromisoformat(champion["time"])
+    version = f"{time.year}.{time.month * 100 + time.day}.{time.hour * 10000 + time.minute * 100 + time.second}"
+    return Model(number, BEST_MODEL / CHAMPION, REGISTERED, version)

@@ -1,0 +1,37 @@
+import pytest
+
+from pipeline.cli import main, parse
+from pipeline.plan import make_plan
+
+
+def test_space_of_small_networks_takes_small_images(home, small, write_space):
+    depths = {"type": "integer", "min": 2, "max": 3}
+    config = str(write_space(parameters={"body_repeats": depths, "body_width": [4, 8]}))
+    options = [config, *small[1:], "--image-size", "32"]
+    assert make_plan(parse(options), print).fixed["image_size"] == 32
+    depths["max"] = 4
+    write_space(parameters={"body_repeats": depths})
+    with pytest.raises(ValueError, match=r"\.json: image_size 32 is too small for body_repeats 4"):
+        make_plan(parse(options), print)
+    write_space(parameters={"body_width": [4, 8], "schedule": ["linear"]})
+    with pytest.raises(ValueError, match=r"\.json: parameters\.schedule: schedule is 'linear'"):
+        make_plan(parse(options), print)
+
+
+def test_search_at_comet_has_no_warm_start(home, small, capsys, monkeypatch):
+    monkeypatch.setenv("COMET_API_KEY", "nobody's")
+    assert main([*small, "--engine", "comet", "--warm-start", "earlier"]) == 2
+    assert "a Comet search takes no results of another sweep" in capsys.readouterr().err
+    assert not list(home.iterdir())
+
+
+def test_no_budget_in_file_or_command_is_refused(home, small, write_space, capsys):
+    path = write_space(spec={"metric": "best_val_loss"})
+    assert main([str(path), *small[1:]]) == 2
+    assert "spec.maxCombo is 0; set it, or give --trials" in capsys.readouterr().err
+
+
+def test_searched_field_cannot_be_given_on_the_command_line_too(home, small, write_space, capsys):
+    path = write_space(parameters={"epochs": [1, 2]})
+    assert main([str(path), *small[1:]]) == 2
+    assert "epochs is searched; leave out --epochs" in capsys.readouterr().err
