@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from catdog import device
-from catdog.data.preprocess import normalize
 from catdog.device import find_devices
 from catdog.evaluate import confusion, evaluate, losses
 from catdog.model import ModelConfig, build_model
@@ -23,13 +22,6 @@ def test_images_are_judged_alone_whatever_the_batch(subset, monkeypatch):
     whole = evaluate(build_model(SHAPE), subset, precision="float32").logits
     monkeypatch.setattr("catdog.evaluate.BATCH_PIXELS", 7 * 32 * 32)
     assert torch.allclose(whole, evaluate(build_model(SHAPE), subset, precision="float32").logits, atol=1e-5)
-
-
-def test_normalised_images_are_channels_last_floats(subset):
-    x = normalize(subset.images[:4])
-    assert (x.shape, x.dtype) == ((4, 3, 32, 32), torch.float32)
-    assert x.is_contiguous(memory_format=torch.channels_last)
-    assert normalize(torch.zeros(1, 2, 2, 3, dtype=torch.uint8)).unique().item() == -2
 
 
 def test_confusion_counts_true_classes_in_rows():

@@ -11,7 +11,6 @@ import torch
 from catdog.data import dataset as data
 from catdog.data.cache import build_once
 from catdog.data.dataset import describe_source, load_data, load_test
-from catdog.data.preprocess import preprocessing
 from tests.servers.processes import wait_until
 
 
@@ -211,10 +210,6 @@ def test_sources_are_described_without_decoding(photographs, cache):
     assert describe_source("synthetic") == "synthetic (1200 drawn images to train, 1000 to test)"
     assert describe_source(str(photographs)).endswith("(40 images to train, 8 to test)")
     assert not [path for path in cache.glob("*") if path.is_dir()]
-
-
-def test_preprocessing_names_every_step():
-    assert set(preprocessing(64)) == {"image_size", "resize", "color", "mean", "std"}
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")

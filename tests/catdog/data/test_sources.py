@@ -1,10 +1,5 @@
-import io
-
-import numpy as np
 import pytest
-from PIL import Image
 
-from catdog.data.decode import read_image
 from catdog.data.sources import list_images
 
 
@@ -85,46 +80,3 @@ def test_unusable_folder_is_refused_in_one_sentence(tmp_path, names, message):
 def test_missing_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nowhere does not exist; give --data"):
         list_images(tmp_path / "nowhere")
-
-
-def encoded(image, form, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
-def test_format_is_told_by_content(form):
-    image = read_image(encoded(Image.new("RGB", (90, 40), (200, 30, 30)), form), 32)
-    assert (image.mode, image.size) == ("RGB", (32, 32))
-    assert np.abs(np.asarray(image).mean((0, 1)) - (200, 30, 30)).max() < 6
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "P", "L", "LA", "1", "I;16", "CMYK"])
-def test_every_mode_becomes_rgb(mode):
-    form = "JPEG" if mode == "CMYK" else "PNG"
-    assert read_image(encoded(Image.new("RGB", (40, 40), "white").convert(mode), form), 32).mode == "RGB"
-
-
-def test_sixteen_bits_are_scaled_not_clipped():
-    grey = Image.fromarray(np.full((40, 40), 128 * 256, dtype=np.uint16))
-    assert np.asarray(read_image(encoded(grey, "PNG"), 32)).mean() == pytest.approx(128, abs=1)
-
-
-def test_transparent_pixels_are_white():
-    assert np.asarray(read_image(encoded(Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "PNG"), 32)).min() == 255
-
-
-def test_palette_with_transparency_is_read_without_a_warning():
-    image = Image.new("RGBA", (40, 40), (0, 0, 0, 0)).convert("P")
-    assert read_image(encoded(image, "PNG", transparency=b"\x00\x10"), 32).mode == "RGB"
-
-
-def test_exif_orientation_is_applied():
-    image = Image.new("RGB", (64, 64), "black")
-    image.paste("white", (0, 0, 64, 32))  # white above
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    upright = np.asarray(read_image(encoded(image, "JPEG", exif=exif), 64))
-    assert upright[:20].mean() < 10
-    assert upright[-20:].mean() > 240
