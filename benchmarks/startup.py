@@ -36,7 +36,7 @@ WATCHED = {
     "search.workers.worker": ["work"],
     "search.study.queue": ["acquire"],
     "catdog.model": ["build_model", "layer_table"],
-    "catdog.train": ["_Run.__init__", "_Run._step"],
+    "catdog.train": ["_Trainer.__init__", "_Trainer._step"],
 }
 LINES = {  # of the table: whose note, of what
     "command: interpreter": ("command", "python", 0),
@@ -51,8 +51,8 @@ LINES = {  # of the table: whose note, of what
     "worker: trial taken": ("worker", "acquire", 1),
     "worker: pictures": ("worker", "load_data", 1),
     "worker: network": ("worker", "layer_table", 1),
-    "worker: first step begins": ("worker", "_Run._step", 0),
-    "worker: first step done": ("worker", "_Run._step", 1),
+    "worker: first step begins": ("worker", "_Trainer._step", 0),
+    "worker: first step done": ("worker", "_Trainer._step", 1),
 }
 
 HOOK = """
@@ -148,7 +148,7 @@ def started(options):
 
 def stepped(notes):
     """Return the files of processes that have taken a training step."""
-    return [path for path in notes.iterdir() if '"_Run._step", 1' in path.read_text()]
+    return [path for path in notes.iterdir() if '"_Trainer._step", 1' in path.read_text()]
 
 
 def moments(notes, command, began):

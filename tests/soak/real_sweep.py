@@ -18,7 +18,7 @@ from pipeline.task import TrainTrial
 
 class Counted(TrainTrial):
     def epochs(self, context):
-        epoch = train._Run.epoch
+        epoch = train._Trainer.run_epoch
 
         def counted(run, number):
             log = "epochs.log" if context.confirms is None else "confirmation.log"
@@ -27,11 +27,11 @@ class Counted(TrainTrial):
                 file.write(f"{context.number} {number} seed={context.seed} {parameters}\n")
             return epoch(run, number)
 
-        train._Run.epoch = counted
+        train._Trainer.run_epoch = counted
         try:
             yield from super().epochs(context)
         finally:
-            train._Run.epoch = epoch
+            train._Trainer.run_epoch = epoch
 
 
 if __name__ == "__main__":
