@@ -40,7 +40,7 @@ def seconds_of(mode, num_trials, environment):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         seconds = time.perf_counter() - began
         archives = len(list(Path(folder).glob("runs/timed/comet/*.zip")))
-        assert (archives, "are in Comet" in done.stdout) == {
+        assert (archives, "trials in Comet" in done.stdout) == {
             "off": (0, False),
             "offline": (num_trials, False),
             "online": (0, True),
