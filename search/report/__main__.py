@@ -1,6 +1,7 @@
 """Write report.html and ranking.csv of a sweep, and print its ranking: python -m search.report NAME."""
 
 import argparse
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -42,19 +43,23 @@ def main() -> None:
 def _champion_of(study: optuna.Study) -> dict[str, Any] | None:
     """Return the header of the champion, if a trial of the study was ever compared with one.
 
-    The report quotes the header only, so it needs neither torch nor the check of the weights. Raises ValueError for
-    a file that is not a model.
+    It is read and its hash checked without torch. Raises ValueError for a file that is torn, altered or no model.
     """
     if PROMOTION not in study.user_attrs or not CHAMPION.exists():
         return None
     try:
         with safe_open(CHAMPION, framework="numpy") as file:
-            header = {name: json.loads(text) for name, text in (file.metadata() or {}).items() if name != "sha256"}
+            metadata = dict(file.metadata() or {})
+            tensors = [(name, file.get_tensor(name)) for name in sorted(file.keys())]
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{CHAMPION} is not a whole safetensors file; restore or promote it again") from error
-    if missing := {"metrics", "provenance"} - header.keys():
-        raise ValueError(f"{CHAMPION} lacks {', '.join(sorted(missing))} in its header; train it again")
-    return header
+    claimed = metadata.pop("sha256", None)
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())  # as catdog/checkpoint.py computes it
+    for name, array in tensors:
+        digest.update(f"{name} torch.{array.dtype} {array.shape} ".encode() + array.tobytes())
+    if claimed != digest.hexdigest():
+        raise ValueError(f"{CHAMPION} was altered: its sha256 does not match; restore or promote it again")
+    return {name: json.loads(text) for name, text in metadata.items()}
 
 
 if __name__ == "__main__":

@@ -151,3 +151,21 @@ def test_command_refuses_a_champion_that_is_not_whole(tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "best_model/model.safetensors is not a whole safetensors file" in capsys.readouterr().err
+
+
+def test_command_reads_the_champion_as_it_was_saved_and_refuses_an_altered_one(tmp_path, monkeypatch):
+    from catdog.checkpoint import read_header, save_model
+    from catdog.model import ModelConfig, build_model
+    from search.report.__main__ import CHAMPION, _champion_of
+    from search.study.create import create_study
+
+    study = create_study(make_sweep(tmp_path / "runs/one", 3), {"goal": {"metric": "best_loss"}}).optuna
+    study.set_user_attr("promotion", {})
+    monkeypatch.chdir(tmp_path)
+    CHAMPION.parent.mkdir()
+    header = {"classes": ["cat", "dog"], "preprocessing": {}, "metrics": {}, "provenance": {"run": "one"}}
+    save_model(build_model(ModelConfig(2, 4, 2, image_size=32)), CHAMPION, header)
+    assert _champion_of(study) == {name: entry for name, entry in read_header(CHAMPION).items() if name != "sha256"}
+    CHAMPION.write_bytes(CHAMPION.read_bytes().replace(b'\\"one\\"', b'\\"two\\"'))
+    with pytest.raises(ValueError, match="was altered: its sha256 does not match"):
+        _champion_of(study)
