@@ -23,7 +23,7 @@ catdog.kernels
 catdog.model catdog.checkpoint catdog.evaluate catdog.train catdog.explain catdog.predict
 catdog.serving
 catdog.app
-search.formatting search.files search.retry search.task
+search.formatting search.durable search.task
 search.space
 search.comet
 search.study

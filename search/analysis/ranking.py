@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from search.files import write_text
+from search.durable import write_text
 from search.formatting import cell
 from search.space.space import Goal
 from search.study.trials import ordered, parameters_of, state_of, value_of

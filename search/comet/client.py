@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from search.retry import retry_while_unreachable
+from search.durable import retry_while_unreachable
 
 # Nothing is sent, printed or patched that we did not ask for: no telemetry, no probes of clouds, no hooks in torch.
 ENVIRONMENT = {

@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock
 
 from search.comet.client import api_key
-from search.files import write_text
+from search.durable import write_text
 
 NOTE = "comet.json"
 PROJECT = "catdog"  # if the user configured none

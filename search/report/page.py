@@ -12,7 +12,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.files import write_text
+from search.durable import write_text
 from search.formatting import count
 from search.report.record import Record, read_record
 from search.report.summary import cards, sentences, status

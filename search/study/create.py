@@ -8,8 +8,7 @@ from typing import Any
 
 import optuna
 
-from search.files import write_text
-from search.retry import retry_while_unreachable
+from search.durable import retry_while_unreachable, write_text
 from search.study.shared_study import COMET_SEARCH, Owner, SharedStudy, locks_of
 from search.study.storage import StorageError, is_passing, note_storage, open_storage
 from search.study.sweep import TASK, Sweep, find_study, settings_of

@@ -20,7 +20,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.comet.optimizer import CometSampler
-from search.retry import retry_while_unreachable
+from search.durable import retry_while_unreachable
 from search.study.locks import WORKER, FileLocks, Locks, SectionLostError
 from search.study.postgres_locks import PostgresLocks
 from search.study.quota import ConfirmationQuota, Quota, SearchQuota

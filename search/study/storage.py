@@ -13,7 +13,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-from search.files import write_text
+from search.durable import write_text
 
 StorageError = StorageInternalError
 

@@ -13,7 +13,7 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import FrozenTrial
 
-from search.files import write_text
+from search.durable import write_text
 from search.study.queue import AcquiredTrial
 from search.study.shared_study import SharedStudy
 from search.study.sweep import Sweep

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from search.files import write_text
+from search.durable import write_text
 from search.task import EpochMetrics
 
 HISTORY = "history.csv"

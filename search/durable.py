@@ -1,14 +1,35 @@
-"""Ask a service again while it is out of reach."""
+"""Operations that survive faults: atomic writes of files, retries while a service is unreachable."""
 
 import math
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
-
-__all__ = ["retry_while_unreachable"]
 
 PAUSE_SECONDS = 1.0  # before the first retry
 T = TypeVar("T")
+
+
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o666, concurrent: bool = False) -> None:
+    """Write a file beside `path` and rename it. `mode`: permissions of a new file, before the umask.
+
+    Set `concurrent` where several processes may write `path` at once: each then writes a partial file of its own.
+    """
+    owner = f".{os.getpid()}" if concurrent else ""
+    partial = path.with_name(f".{path.name}{owner}.partial")
+    try:
+        partial.touch(mode)
+        partial.write_bytes(content)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str, *, mode: int = 0o666, concurrent: bool = False) -> None:
+    """Write text as UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode(), mode=mode, concurrent=concurrent)
 
 
 def retry_while_unreachable(
