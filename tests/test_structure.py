@@ -37,7 +37,7 @@ pipeline
 run_sweep
 """
 RANKS = {name: rank for rank, line in enumerate(LAYERS.split("\n")) for name in line.split()}
-MAX_ENTRIES, MAX_FUNCTION, MAX_FILE = 13, 60, 520
+MAX_ENTRIES, MAX_FUNCTION, MAX_FILE = 13, 40, 300
 FOLDERS = ("catdog", "search", "pipeline", "tests")
 KNOW_COMET = {
     "catdog/serving/comet.py",
