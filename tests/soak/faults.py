@@ -162,15 +162,15 @@ FAULTS = {
     "the whole process group killed (-9)": Injector.kill_group,
     "SIGINT or SIGTERM": Injector.interrupt_once,
     "SIGINT or SIGTERM, twice": Injector.interrupt_twice,
-    "a worker stopped, sometimes another killed, then woken": Injector.stop_worker,
-    "everything stopped, then woken": Injector.stop_all,
+    "a worker suspended, sometimes another killed, then continued": Injector.stop_worker,
+    "everything suspended, then continued": Injector.stop_all,
     "no memory for a worker": Injector.refuse_memory,
     "a full disk": Injector.fill_disk,
-    "all killed, a checkpoint torn": Injector.tear_checkpoint,
+    "all killed, a checkpoint truncated": Injector.tear_checkpoint,
     "the study locked": Injector.lock_ledger,
     "the study read-only as a worker starts": Injector.protect_ledger,
     "the clock set back": Injector.set_clock_back,
-    "the same command started beside it": Injector.start_again,
+    "the command started twice": Injector.start_again,
 }
 FOR_PEERS = {  # what can be done to any program, with nothing known of its files
     name: FAULTS[name]
@@ -179,8 +179,8 @@ FOR_PEERS = {  # what can be done to any program, with nothing known of its file
         "the parent killed (-9)",
         "the whole process group killed (-9)",
         "SIGINT or SIGTERM",
-        "a worker stopped, sometimes another killed, then woken",
-        "everything stopped, then woken",
+        "a worker suspended, sometimes another killed, then continued",
+        "everything suspended, then continued",
     )
 }
 
