@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["EpochMetrics", "OutOfMemoryError", "ProcessLostError", "Task", "TrialContext", "WorkerSlot"]
-
 EpochMetrics = Mapping[str, float]
 """Metrics of one epoch by name, among them the goal's column; `seconds` and `epoch` (from 1) where they are known."""
 

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from catdog.data.dataset import ImageSubset
 
-__all__ = ["batches", "prefetch"]
-
 Batch = tuple[Tensor, Tensor]  # (B, S, S, 3) uint8 images, (B,) int64 labels
 
 NUM_PREFETCHED = 3  # batches that are read during a training step

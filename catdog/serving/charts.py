@@ -9,8 +9,6 @@ import plotly.graph_objects as go
 
 from catdog.serving.monitor import FIGURES, Interval
 
-__all__ = ["draw_charts"]
-
 GREY, BLUE, ORANGE, GREEN, RED = "#8b8b94", "#3b82f6", "#f59e0b", "#10b981", "#dc2626"
 COLOURS = {"class_psi": BLUE, "confidence_psi": ORANGE, "abstained": GREEN, "errors": RED}
 MIN_SPAN_SECONDS = 600.0  # of the time axis

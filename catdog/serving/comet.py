@@ -18,8 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CometReporter", "has_api_key"]
-
 REPORT_SECONDS = 15.0  # between two reports without an alert
 RETRY_SECONDS = 60.0  # after Comet could not be reached
 PROJECT = "catdog"  # if the user has configured none

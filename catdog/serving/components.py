@@ -12,9 +12,6 @@ from gradio.utils import get_upload_folder
 from catdog.data.decode import MAX_BYTES
 from catdog.serving import render
 
-__all__ = ["UNCHANGED", "error", "make_files", "make_gallery", "make_image", "uploaded"]
-
-
 # Output of an image that stays. After gr.skip(), Gradio makes the component anew, without the methods replaced here.
 UNCHANGED = object()
 

@@ -8,8 +8,6 @@ from catdog.checkpoint import read_header
 from catdog.files import write_file
 from catdog.model import ModelConfig, count_mult_adds, count_parameters
 
-__all__ = ["headline", "model_card", "write_card"]
-
 USAGE = """## Usage
 
 ```python

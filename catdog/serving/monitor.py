@@ -15,8 +15,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from catdog.serving.reference import psi, shares_of
 
-__all__ = ["FIGURES", "Interval", "Monitor"]
-
 INTERVAL_SECONDS = 10.0  # of a point in the plots
 NUM_INTERVALS = 360  # an hour
 FIGURES = {  # figures with a threshold, and their names on the page

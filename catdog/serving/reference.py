@@ -21,8 +21,6 @@ from catdog.data.synthetic import draw
 from catdog.explain import OODDetector, extract_features, margin_of
 from catdog.model import CNN
 
-__all__ = ["known_answers", "make_reference", "psi", "shares_of"]
-
 NUM_USUAL = 1000  # training images that the detector is fitted to
 ABSTAINED = 0.02  # share of the validation images that are called neither
 NUM_BINS = 10  # of the confidence, with equally many validation images each

@@ -25,8 +25,6 @@ from catdog.serving.monitor import Monitor
 from catdog.serving.service import Service
 from catdog.serving.uploads import MAX_TOTAL
 
-__all__ = ["listen", "serve"]
-
 MAX_UPLOAD = 2 * MAX_BYTES  # bytes of one uploaded file: an archive may be larger than an image
 MAX_UPLOAD_BODY = MAX_TOTAL + MAX_UPLOAD
 MAX_CALL_BODY = 3 * MAX_BYTES // 2  # of an API call, which may hold an image in base64

@@ -17,8 +17,6 @@ from catdog.serving.comet import CometReporter
 from catdog.serving.monitor import Monitor
 from catdog.serving.reference import known_answers
 
-__all__ = ["Reply", "Service", "UnavailableError"]
-
 MAX_BATCH = {"cpu": 4, "cuda": 64}  # images computed together; a CPU is no faster with more
 POLL_SECONDS = 0.5  # between two looks at the model file
 TOLERANCE = 0.05  # of a probability in the self-test: bfloat16 and devices differ

@@ -21,8 +21,6 @@ from catdog.serving.model_card import headline, model_card
 from catdog.serving.service import Service, UnavailableError
 from catdog.serving.uploads import MAX_IMAGES, ImageFile, unpack
 
-__all__ = ["Page"]
-
 PREVIEW_SIZE, THUMBNAIL_SIZE = 640, 160  # pixels, at most
 STATE_SECONDS, PLOT_SECONDS = 2, 5  # between two updates of an open page
 UPLOAD_LIFETIME_SECONDS = 300.0  # seconds; requests in the queue need their uploads

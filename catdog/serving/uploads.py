@@ -7,8 +7,6 @@ from pathlib import Path
 
 from catdog.data.decode import MAX_BYTES
 
-__all__ = ["MAX_IMAGES", "MAX_TOTAL", "ImageFile", "unpack"]
-
 MAX_IMAGES = 500  # of one request, those in archives included
 MAX_TOTAL = 512 * 2**20  # unpacked bytes of one request
 
