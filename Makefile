@@ -1,5 +1,5 @@
 
-.PHONY: help sweep test test-avx2 test-slow soak app check bench
+.PHONY: help sweep test test-avx2 test-slow test-benchmarks soak app check bench
 PYTHON := .venv/bin/python
 
 help:  ## list the targets
@@ -12,7 +12,7 @@ app: .venv/installed  ## serve the champion at http://127.0.0.1:7860
 	$(PYTHON) -m catdog.app
 
 test: .venv/installed  ## run the tests; COVERAGE=yes: also measure coverage, in 1.5 times the time
-	$(PYTHON) -m pytest -n 4 --dist worksteal -m "not slow" $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=90)
+	$(PYTHON) -m pytest -n 4 --dist worksteal -m "not slow and not benchmark" $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=90)
 
 test-avx2: .venv/installed  ## run the tests of catdog/, except the app's, as on a CPU with AVX2 and nothing newer
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTHON) -m pytest -n 4 --dist worksteal -m "not slow" \
@@ -20,6 +20,9 @@ test-avx2: .venv/installed  ## run the tests of catdog/, except the app's, as on
 
 test-slow: .venv/installed  ## run the tests that take minutes: faults of Comet, the app under load, commands of the docs
 	$(PYTHON) -m pytest -n 4 --dist worksteal -m slow
+
+test-benchmarks: .venv/installed  ## every benchmark in a small form: a quarter of an hour
+	$(PYTHON) -m pytest -n 2 --dist worksteal -m benchmark
 
 soak: .venv/installed  ## inject 200 random faults into real sweeps, then the same kinds into other programs
 	$(PYTHON) -m tests.soak

@@ -29,7 +29,6 @@ class Here:
 
     options: str = ""  # appended; of an option that is given twice, the last one counts
     instead: str = ""  # the command, with its words in capitals filled in
-    slow: bool = False  # more than 20 seconds
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ PUSH = By("tests.search.panels.test_panels:test_push_installs_panel_and_view_and
 CURL = By("tests.catdog.test_app:test_lines_of_the_docs_work")
 
 COMMANDS = {
-    "make sweep": Here(slow=True),
+    "make sweep": Here(),
     "make app": APP,
     "make check": CI,
     "make check test": CI,
@@ -95,15 +94,13 @@ COMMANDS = {
     "curl -s http://127.0.0.1:7860/health": CURL,
     "curl -s http://127.0.0.1:7860/metrics": CURL,
     "python -m tests.test_structure": Here(),
-    "python -m tests.soak --compare": Here("--trials 2 --workers 2 --each 1 --python ''", slow=True),
+    "python -m tests.soak --compare": Here("--trials 2 --workers 2 --each 1 --python ''"),
     # headings and tables of docs/cli.md
     "python run_sweep.py [CONFIG]": Here(f"--image-size 64 {ON_PHOTOGRAPHS}", "python run_sweep.py configs/quick.json"),
     "python -m search.report NAME": Here(instead="python -m search.report photos"),
     "python -m catdog.app": APP,
     "python -m catdog.predict IMAGE...": Here(instead="python -m catdog.predict cat.jpg dog.jpg"),
-    "python -m catdog.train": Here(
-        "--image-size 32 --epochs 1 --stem-width 2 --body-width 4 --body-repeats 1", slow=True
-    ),
+    "python -m catdog.train": Here("--image-size 32 --epochs 1 --stem-width 2 --body-width 4 --body-repeats 1"),
     "python -m catdog.model": Here(),
     "python -m catdog.train --help": Here(),
     # benchmarks
@@ -116,25 +113,25 @@ COMMANDS = {
     "python benchmarks/sweep.py --data FOLDER": By(
         "tests.benchmarks.test_sweep:test_small_form_measures_ours_and_the_tutorial"
     ),
-    "python benchmarks/convolutions.py": Here("--rounds 1", slow=True),
-    "python benchmarks/cores.py": Here("--rounds 1", slow=True),
-    "python benchmarks/decoding.py [--data FOLDER]": Here("--rounds 1", "python benchmarks/decoding.py", slow=True),
-    "python benchmarks/forecast.py": Here(f"--rounds 1 configs/quick.json --image-size 64 {SMALL}", slow=True),
-    "python benchmarks/idle.py": Here("--rounds 1 --scale 0.01", slow=True),
-    "python benchmarks/larger.py": Here("--rounds 1 --pictures 2000", slow=True),
-    "python benchmarks/memory.py": Here("--numbers 100", slow=True),
+    "python benchmarks/convolutions.py": Here("--rounds 1"),
+    "python benchmarks/cores.py": Here("--rounds 1"),
+    "python benchmarks/decoding.py [--data FOLDER]": Here("--rounds 1", "python benchmarks/decoding.py"),
+    "python benchmarks/forecast.py": Here(f"--rounds 1 configs/quick.json --image-size 64 {SMALL}"),
+    "python benchmarks/idle.py": Here("--rounds 1 --scale 0.01"),
+    "python benchmarks/larger.py": Here("--rounds 1 --pictures 2000"),
+    "python benchmarks/memory.py": Here("--numbers 100"),
     "python benchmarks/overhead.py": Here(
-        "--trials 4 --bayes-trials '' --workers 2 --storages sqlite --libraries ours,optuna --rounds 1", slow=True
+        "--trials 4 --bayes-trials '' --workers 2 --storages sqlite --libraries ours,optuna --rounds 1"
     ),
-    "python benchmarks/overhead.py --parent-only": Here("--trials 4 --rounds 1", slow=True),
-    "python benchmarks/promotion.py": Here("--sweeps 3", slow=True),
-    "python benchmarks/replay.py": Here("--orders 2", slow=True),
-    "python benchmarks/report.py": Here(slow=True),
-    "python benchmarks/serving.py": Here("--seconds 0.5 --rounds 1 --swaps 2", slow=True),
-    "python benchmarks/startup.py": Here("--rounds 1", slow=True),
-    "python benchmarks/strange.py": Here("--data FOLDER", slow=True),
-    "python benchmarks/tracking.py": Here("--rounds 1 --trials 2", slow=True),
-    "python benchmarks/training.py": Here("--rounds 1 --networks '32/128 64 px'", slow=True),
+    "python benchmarks/overhead.py --parent-only": Here("--trials 4 --rounds 1"),
+    "python benchmarks/promotion.py": Here("--sweeps 3"),
+    "python benchmarks/replay.py": Here("--orders 2"),
+    "python benchmarks/report.py": Here(),
+    "python benchmarks/serving.py": Here("--seconds 0.5 --rounds 1 --swaps 2"),
+    "python benchmarks/startup.py": Here("--rounds 1"),
+    "python benchmarks/strange.py": Here("--data FOLDER"),
+    "python benchmarks/tracking.py": Here("--rounds 1 --trials 2"),
+    "python benchmarks/training.py": Here("--rounds 1 --networks '32/128 64 px'"),
 }
 
 
@@ -208,10 +205,15 @@ def run(folder, command):
     return done
 
 
+def mark_of(command):
+    takes_minutes = "benchmarks/" in command or "soak" in command
+    return pytest.mark.benchmark if takes_minutes else pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(f"{way.instead or command} {way.options}", id=command, marks=[pytest.mark.slow] * way.slow)
+        pytest.param(f"{way.instead or command} {way.options}", id=command, marks=mark_of(command))
         for command, way in COMMANDS.items()
         if isinstance(way, Here)
     ],
@@ -220,11 +222,13 @@ def test_command_runs(home, command):
     assert run(home, command).returncode == 0
 
 
+@pytest.mark.slow
 def test_python_of_the_quickstart_runs(home):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/quickstart.md").read_text(), re.DOTALL)
     assert run(home, f"python -c {shlex.quote(code)}").stdout.startswith("('cat', 'dog')")
 
 
+@pytest.mark.slow
 def test_run_of_an_older_version_resumes_after_the_rename(home):
     study = home / "runs/photos/study.db"
     study.rename(study.with_name("ledger.db"))
@@ -234,6 +238,7 @@ def test_run_of_an_older_version_resumes_after_the_rename(home):
     assert "nothing left to search" in run(home, f"{command} {SMALL}").stdout
 
 
+@pytest.mark.slow
 def test_sweep_with_its_study_on_a_server(home, postgres):
     (command,) = (text for text, way in COMMANDS.items() if way is POSTGRES)
     for word, value in (("postgresql://USER@HOST/DATABASE", postgres.url), ("/shared/store", "store")):
@@ -241,9 +246,14 @@ def test_sweep_with_its_study_on_a_server(home, postgres):
     assert run(home, f"{command} --image-size 64 {SMALL}").returncode == 0
 
 
+@pytest.mark.slow
 def test_app_is_served(home):
     recipe = subprocess.run(
-        ["make", "-n", "-o", ".venv/installed", "app"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "--no-print-directory", "-o", ".venv/installed", "app"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert recipe.stdout.split() == [".venv/bin/python", "-m", "catdog.app"]
     with AppServer(home) as server:
