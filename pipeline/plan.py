@@ -48,7 +48,7 @@ class Plan:
     source: str  # of images
     fixed: Parameters  # of every trial: epochs, image_size
     slots: list[WorkerSlot]
-    is_measured: bool  # whether the number of workers per device is to be measured first
+    must_measure: bool  # whether the number of workers per device is to be measured first
     backend: Backend
     device: str  # of this machine, where the winner is tested
     engine: Engine
@@ -84,7 +84,7 @@ def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
         source=options.data,
         fixed=fixed,
         slots=slots,
-        is_measured=options.workers_per_device == AUTO,
+        must_measure=options.workers_per_device == AUTO,
         backend=backend,
         device=devices[0],
         engine=engine,

@@ -151,8 +151,8 @@ def promote(plan: Plan, study: SharedStudy, candidates: Sequence[Candidate]) -> 
 
 def report(plan: Plan, parts: Parts, champion: dict[str, Any] | None, *, with_model: bool) -> None:
     """Write the report. Send Comet what it lacks: results for its Optimizer, experiments, the promoted model."""
-    search = parts[0][0]
-    say(f"report: {write_page(search.sweep.folder, champion)}")
+    main_study = parts[0][0]
+    say(f"report: {write_page(main_study.sweep.folder, champion)}")
     for study, tracking in parts:
         trials = study.trials()
         if not trials:
@@ -162,17 +162,17 @@ def report(plan: Plan, parts: Parts, champion: dict[str, Any] | None, *, with_mo
         if num_left := study.report_left():
             say(f"Comet's Optimizer has not taken {num_left} results yet; the same command sends them")
         if tracking:
-            model = _registered_model(study, search.uid()) if with_model else None
+            model = _registered_model(study, main_study.uid()) if with_model else None
             own = [trial for trial in trials if not study.sweep.storage or study.ran_here(trial)]
             outcome = settle(tracking, own, model, lambda text: say(f"Comet: {text}"))
             say(f"Comet: {study.sweep.title}: {outcome}")
-    if plan.tracking == "offline" and (archives := how_to_upload(search.sweep)):
+    if plan.tracking == "offline" and (archives := how_to_upload(main_study.sweep)):
         say(f"Comet: {archives}")
 
 
 def with_measured_workers(plan: Plan) -> Plan:
     """Measure the number of workers that a device is worth, if the user asks for it."""
-    if not plan.is_measured:
+    if not plan.must_measure:
         return plan
     source = locate(plan.source)
     data = load_data(source, plan.fixed["image_size"])
@@ -181,7 +181,7 @@ def with_measured_workers(plan: Plan) -> Plan:
     with console.status("measuring the number of workers per device") as status:
         devices = [slot.device for slot in plan.slots]
         slots = measure_workers(task, devices, list(networks), plan.limits, say, status.update)
-    return replace(plan, slots=slots, is_measured=False)
+    return replace(plan, slots=slots, must_measure=False)
 
 
 def _require_promotable(plan: Plan) -> None:

@@ -26,7 +26,7 @@ def test_workers_are_measured_once_and_share_the_cores(plan):
     task = TrainTrial(plan.sweep, plan.source, plan.fixed, load_data(plan.source, 64).fingerprint, {})
     slots = measure_workers(task, ["cpu"], networks, plan.limits, said.append, print)
     number = len(slots)
-    assert plan.is_measured
+    assert plan.must_measure
     assert said[0] == "workers: measuring how many to run on a device, which takes a while"
     assert said[1] == "workers: 1 per device train 1.00x as fast together as one"
     assert said[-1] == f"workers: {number} on cpu"
