@@ -103,13 +103,12 @@ def count_mult_adds(config: ModelConfig) -> int:
     return total + (width * size**2 + 1) * config.classes
 
 
-def layer_table(config: ModelConfig) -> str:
+def layer_table(model: CNN) -> str:
     """Return torchinfo's table of the layers for one image."""
     from torchinfo import summary  # noqa: PLC0415 - used by few commands
 
-    with torch.device("meta"):  # shapes alone, nothing is computed
-        model = CNN(config)
-    table = summary(model, input_size=(1, 3, config.image_size, config.image_size), device="meta", verbose=0)
+    size = model.config.image_size
+    table = summary(model, input_size=(1, 3, size, size), verbose=0)
     return re.sub(r"\(Units\.(.)\w+\)", r"(\1)", str(table))  # torchinfo prints its enum's name since Python 3.11
 
 
@@ -146,7 +145,7 @@ def main() -> None:
         config = config_from(parser.parse_args(), ModelConfig)
     except ValueError as error:
         parser.exit(2, f"{error}\n")
-    print(layer_table(config))
+    print(layer_table(build_model(config)))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class TrainTrial:
         model_config, train_config = configure({**context.parameters, "seed": context.seed}, self.fixed)
         data = self.load(model_config.image_size)
         model = build_model(model_config, train_config.seed)
-        (context.folder / "network.txt").write_text(layer_table(model_config))
+        (context.folder / "network.txt").write_text(layer_table(model))
         (context.folder / "command.txt").write_text(self.command(context, model_config, train_config) + "\n")
         goal, best = self.sweep.space.goal, None
         (training, validation), checkpoint = (data.training, data.validation), context.checkpoint

@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules."""
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one_cycle"]
 
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+COMPILED = ("step", "zero_grad", "state_dict", "load_state_dict", "add_param_group")  # methods that import the compiler
 WARM_UP = 0.25  # share of the steps in which one_cycle rises to the learning rate
 
 
@@ -30,9 +33,17 @@ def make_optimizer(
         "fused": True,
     }
     if kind == "sgd":
-        return torch.optim.SGD([group], momentum=0.9, nesterov=True, **settings)
-    optimizer = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
-    return optimizer([group], capturable=graph, **settings)
+        settings |= {"momentum": 0.9, "nesterov": True}
+    else:
+        settings |= {"capturable": graph}
+    optimizer: torch.optim.Optimizer = _uncompiled(OPTIMIZERS[kind])([group], **settings)
+    return optimizer
+
+
+def _uncompiled(kind: type[torch.optim.Optimizer]) -> Any:
+    """Derive a class that does not import PyTorch's compiler: it takes two seconds, and nothing here is compiled."""
+    methods = {name: torch.no_grad()(inspect.unwrap(getattr(kind, name))) for name in COMPILED}
+    return type(kind.__name__, (kind,), methods)
 
 
 def make_scheduler(kind: Schedule, optimizer: torch.optim.Optimizer, num_steps: int, steps_done: int) -> LambdaLR:

@@ -203,18 +203,18 @@ def test_process_that_is_frozen_where_it_must_not_be_is_cut_off(postgres, tmp_pa
 
 
 def test_processes_that_wait_for_many_quick_ones_cut_nobody_off(postgres, tmp_path, opened, monkeypatch):
-    monkeypatch.setattr("search.study.storage.LOCK_SECONDS", 1)
+    monkeypatch.setattr("search.study.storage.LOCK_SECONDS", 4)
     first = opened(create_study(server_sweep(postgres, tmp_path / "runs/one"), {}))
-    studies = [first, *(opened(SharedStudy(first.sweep)) for _ in range(3))]
+    studies = [first, *(opened(SharedStudy(first.sweep)) for _ in range(7))]
 
     def hold(study):
-        for _ in range(3):
-            with study.locks.exclusively("claim"):
-                time.sleep(0.45)
+        with study.locks.exclusively("claim"):  # the last one waits for seven others, longer than LOCK_SECONDS
+            for _ in range(8):
+                time.sleep(0.1)
                 study.locks.check()
 
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(hold, studies)) == [None] * 4
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(hold, studies)) == [None] * 8
 
 
 def test_address_that_nobody_answers_is_not_kept(tmp_path):
