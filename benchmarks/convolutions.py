@@ -2,7 +2,7 @@
 
     python benchmarks/convolutions.py [--rounds 5]
 
-Shapes are those of networks at 64 px, batch 32, and of one picture that is asked about. Each way runs in turn in every
+Shapes are those of networks at 64 px, batch 32, and of one image that is asked about. Each way runs in turn in every
 round, with one thread; printed is the fastest call's CPU time, which other programs hardly disturb.
 catdog/kernels/winograd.py has its limits from here.
 """
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from catdog.device import keep_freed_memory
 from catdog.kernels.winograd import Conv2d, convolve
 
-SHAPES = [  # pictures, channels in and out, pixels
+SHAPES = [  # images, channels in and out, pixels
     *((32, 16, 64, 32), (32, 32, 64, 32), (32, 32, 128, 32), (32, 64, 256, 32), (32, 64, 512, 32)),
     *((32, 32, 32, 16), (32, 64, 64, 16), (32, 128, 128, 16), (32, 256, 256, 16), (32, 512, 512, 16)),
     *((32, 64, 64, 8), (32, 128, 128, 8), (32, 512, 512, 8), (32, 128, 128, 4), (32, 512, 512, 4), (64, 512, 512, 4)),

@@ -1,4 +1,4 @@
-"""Pictures per second of a machine: a worker on each core beside one worker on all of them, in turn, in one run.
+"""Images per second of a machine: a worker on each core beside one worker on all of them, in turn, in one run.
 
     python benchmarks/cores.py [--rounds N]
 
@@ -25,12 +25,12 @@ def main() -> None:
     num_rounds, num_cores = parser.parse_args().rounds, len(os.sched_getaffinity(0))
     print(describe_machine())
     splits = {f"{num_cores} x 1 thread": (num_cores, 1), f"1 x {num_cores} threads": (1, num_cores)}
-    print(f"{'':15}" + "".join(f"{split:>16}" for split in splits) + f"   pictures/s, median of {num_rounds} rounds")
+    print(f"{'':15}" + "".join(f"{split:>16}" for split in splits) + f"   images/s, median of {num_rounds} rounds")
     images, labels = synthetic(BATCH * max(batches for _, batches in NETWORKS.values()), JPEG_SIZE, seed=0)
     for name, (config, num_batches) in NETWORKS.items():
-        pictures = resized(torch.from_numpy(images), config.image_size), torch.from_numpy(labels).long()
+        data = resized(torch.from_numpy(images), config.image_size), torch.from_numpy(labels).long()
         with ExitStack() as stack:
-            teams = [start(stack, *split, (config, *pictures, num_batches)) for split in splits.values()]
+            teams = [start(stack, *split, (config, *data, num_batches)) for split in splits.values()]
             rounds = [[rate(team) for team in teams] for _ in range(num_rounds)]
         print(f"{name:15}" + "".join(f"{statistics.median(rates):16.1f}" for rates in zip(*rounds, strict=True)))
 

@@ -1,10 +1,10 @@
-"""Decoded pictures per second: ours beside what the usual tutorial does in each epoch, on one core and on all.
+"""Decoded images per second: ours beside what the usual tutorial does in each epoch, on one core and on all.
 
     python benchmarks/decoding.py [--rounds 5] [--data FOLDER] [--size 64]
 
 Ours is load_data with an empty cache: JPEG files are decoded at a part of their size, on a thread for each core, and
 written to the cache, the hashes of their contents included. The tutorial is ImageFolder, Resize, ToTensor and a
-DataLoader with a process for each core (none for one core). The files are 2,400, of 200 drawn JPEG pictures of 384 px
+DataLoader with a process for each core (none for one core). The files are 2,400, of 200 drawn JPEG images of 384 px
 where no FOLDER of photographs is given. Both take turns, each in a new process; medians over rounds.
 """
 
@@ -64,8 +64,8 @@ def main():
     with tempfile.TemporaryDirectory() as drawn:
         folder = multiplied(options.data, Path(drawn)) if options.data else draw(Path(drawn))
         number = len(list_images(folder).training)
-        print(f"{number} pictures of {options.data.name if options.data else 'drawn cats and dogs'}", end="")
-        print(f" to {options.size} px{'':6}tutorial{'':6}ours{'':5}ratio   pictures/s")
+        print(f"{number} images of {options.data.name if options.data else 'drawn cats and dogs'}", end="")
+        print(f" to {options.size} px{'':6}tutorial{'':6}ours{'':5}ratio   images/s")
         for cores in sorted({1, os.cpu_count()}):
             pairs = [
                 [seconds(code, folder, options.size, cores) for code in (TUTORIAL, OURS)] for _ in range(options.rounds)

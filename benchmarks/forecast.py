@@ -2,7 +2,7 @@
 
     python benchmarks/forecast.py [--rounds 3] [OPTIONS OF run_sweep.py]
 
-In each round one dry run and then the sweep, `make sweep`'s (12 trials of 4 epochs at 64 px on drawn pictures, 6 runs
+In each round one dry run and then the sweep, `make sweep`'s (12 trials of 4 epochs at 64 px on drawn images, 6 runs
 to confirm) where no other options are given; give paths in full, it runs in an empty folder. Seconds are those of the
 whole command. Memory is anonymous pages (RssAnon in /proc) of the command and all that it started, the workers'
 Comet writers included, summed every 0.05 seconds: what cannot be dropped when memory runs short. Other programs disturb

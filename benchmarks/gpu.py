@@ -6,7 +6,7 @@ Needs torch, torchvision, numpy, Pillow, safetensors and filelock alone. Section
 each within a limit of its own and all within `--seconds`; one that fails says so and the next begins. The JSON file is
 written after each. `--small` is the same on tiny networks, for any machine.
 
-Share of peak: pictures/s x multiply-adds of a picture (catdog.model.count_mult_adds) x 2 operations x 3 (forward, and
+Share of peak: images/s x multiply-adds of an image (catdog.model.count_mult_adds) x 2 operations x 3 (forward, and
 twice as much backward), over the operations/s of a square bfloat16 matrix product measured in the same run.
 """
 
@@ -49,7 +49,7 @@ class Scale:
     plain_epochs: int = 2  # the first is not timed
     sizes: tuple[int, ...] = (64, 128, 224)  # pixels, for workers and steps
     counts: tuple[int, ...] = (1, 2, 4)  # workers on one GPU
-    num_pictures: int = 1024  # of an epoch of workers and steps
+    num_images: int = 1024  # of an epoch of workers and steps
     worker_seconds: float = 4.0
     sweep_size: int = 128
     stems: tuple[int, ...] = (32, 64)
@@ -62,7 +62,7 @@ class Scale:
 
 SMALL = Scale(
     network=ModelConfig(stem_width=4, body_width=8, body_repeats=2, image_size=64),
-    epochs=2, batch_size=8, num_seeds=2, matrix=128, sizes=(64,), counts=(1, 2), num_pictures=16, worker_seconds=0.2,
+    epochs=2, batch_size=8, num_seeds=2, matrix=128, sizes=(64,), counts=(1, 2), num_images=16, worker_seconds=0.2,
     sweep_size=64, stems=(4,), bodies=(8,), repeats=(2, 3), rungs=(1, 2), most_epochs=3, most_trials=4,
 )  # fmt: skip
 

@@ -1,11 +1,11 @@
-"""Training on more pictures than memory holds, beside as many that it does.
+"""Training on more images than memory holds, beside as many that it does.
 
-    python benchmarks/larger.py [--pictures 100000] [--rounds 3]
+    python benchmarks/larger.py [--images 100000] [--rounds 3]
 
-A file of random pictures of 64 px is mapped as the decoded ones are, and a narrow network is trained for an epoch on a
+A file of random images of 64 px is mapped as the decoded ones are, and a narrow network is trained for an epoch on a
 random fifth of them, in a process of its own in a memory cgroup (root and Linux): once with room for all, read before,
 and once where its cgroup has room for a third of the file beside the process itself, none of it read before. In turn;
-pictures per second, medians.
+images per second, medians.
 """
 
 import argparse
@@ -31,7 +31,7 @@ ROWS = ("all in memory", "a third of them")
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -40,15 +40,15 @@ def main():
     print(f"{os.cpu_count()} cores, {platform.machine()}, python {platform.python_version()}, torch {version('torch')}")
     with tempfile.TemporaryDirectory(dir=ROOT) as folder:
         path = Path(folder, "images.npy")
-        draw(path, options.pictures)
+        draw(path, options.images)
         size = path.stat().st_size
-        print(f"{options.pictures:,} pictures, {size / 1e6:,.0f} MB; {options.rounds} rounds in turn")
+        print(f"{options.images:,} images, {size / 1e6:,.0f} MB; {options.rounds} rounds in turn")
         rates = [
             [measure(path, OWN + 4 * size, warm=True), measure(path, OWN + size // 3)] for _ in range(options.rounds)
         ]
     whole, part = (statistics.median(rate) for rate in zip(*rates, strict=True))
-    print(f"{ROWS[0]:16} {whole:8.0f} pictures/s")
-    print(f"{ROWS[1]:16} {part:8.0f} pictures/s, {statistics.median(b / a for a, b in rates):.2f}x")
+    print(f"{ROWS[0]:16} {whole:8.0f} images/s")
+    print(f"{ROWS[1]:16} {part:8.0f} images/s, {statistics.median(b / a for a, b in rates):.2f}x")
     return 0
 
 
@@ -62,7 +62,7 @@ def draw(path, number):
 
 
 def measure(path, limit, *, warm=False):
-    """Train in a process that may have `limit` bytes, pages of files included; return its pictures per second."""
+    """Train in a process that may have `limit` bytes, pages of files included; return its images per second."""
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     with cgroup(limit) as group:
@@ -92,7 +92,7 @@ def cgroup(limit):
 
 
 def train_on(path):
-    """Print the pictures per second of one epoch."""
+    """Print the images per second of one epoch."""
     import torch
 
     from catdog.data.dataset import ImageSubset

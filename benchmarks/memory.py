@@ -1,11 +1,11 @@
-"""Peak memory of the command and of a process that trains, with more and more pictures.
+"""Peak memory of the command and of a process that trains, with more and more images.
 
     python benchmarks/memory.py [--numbers 1000 10000 100000]
 
 Small JPEG files, drawn and all different, are decoded at 64 px by the command (run_sweep.py with one worker, ended at
 its first trial) and then again taken from the cache by a second one; then `python -m catdog.train` trains a narrow
-network for one epoch and judges it. Memory is anonymous pages (RssAnon in /proc), looked at every 10 ms: what cannot
-be dropped when memory runs short. The mapped pictures are not in it. Seconds of the second command until it starts its
+network for one epoch and evaluates it. Memory is anonymous pages (RssAnon in /proc), sampled every 10 ms: they cannot
+be dropped when memory runs short. The mapped images are not in it. Seconds of the second command until it starts its
 worker are printed too.
 """
 
@@ -39,7 +39,7 @@ def main():
     numbers = parser.parse_args().numbers
     print(f"{os.cpu_count()} cores, {platform.machine()}, python {platform.python_version()}, ", end="")
     print(f"torch {version('torch')}; one run each")
-    print(f"{'pictures':>9}{'decoded':>10}{'command, decoding':>20}{'from the cache':>17}{'until workers':>16}", end="")
+    print(f"{'images':>9}{'decoded':>10}{'command, decoding':>20}{'from the cache':>17}{'until workers':>16}", end="")
     print(f"{'training':>11}")
     for number in numbers:
         with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +56,7 @@ def main():
 
 
 def draw(folder, number):
-    """Write `number` files of two classes; what follows the end of a JPEG picture makes each of them different."""
+    """Write `number` files of two classes; what follows the end of a JPEG image makes each of them different."""
     images, labels = synthetic(NUM_DRAWN, SIZE, seed=0)
     contents = []
     for image in images:

@@ -2,13 +2,13 @@
 
     python benchmarks/promotion.py
 
-Simulated sweeps over equal configurations. Each takes the best few of its trials by validation pictures, confirms them
-with fresh seeds and compares the winner with a champion on sealed test pictures, all with the project's own functions;
+Simulated sweeps over equal configurations. Each takes the best few of its trials by validation images, confirms them
+with fresh seeds and compares the winner with a champion on held-out test images, all with the project's own functions;
 beside it stands what is usual: take the best trial, believe its validation accuracy, replace the champion, which was
 chosen in the same way, if that is higher.
 
-Every picture's outcome is drawn from what networks did on real photographs that differ in their seed alone:
-real_outcomes.npz holds the winner's mean logit margin of each validation picture, and its deviation between the seeds
+Every image's outcome is drawn from what networks did on real photographs that differ in their seed alone:
+real_outcomes.npz holds the winner's mean logit margin of each validation image, and its deviation between the seeds
 of the same configuration. `--record runs/NAME` writes it anew from a sweep that was confirmed.
 """
 
@@ -43,21 +43,21 @@ REAL = Path(__file__).with_name("real_outcomes.npz")
 
 @dataclass(frozen=True)
 class World:
-    """Pictures, and networks of which each answers in its own way."""
+    """Images, and networks of which each answers in its own way."""
 
-    margins: np.ndarray  # of each real picture: mean logit of the true class less the other's
+    margins: np.ndarray  # of each real image: mean logit of the true class less the other's
     deviation: np.ndarray  # of it between networks
 
-    def pictures(self, num, random):
+    def images(self, num, random):
         return random.integers(0, len(self.margins), num)
 
-    def ask(self, pictures, random, shift=0.0):
-        """Outcomes of a fresh network: its margin on each picture is drawn anew, `shift` makes it a better one."""
-        margin = self.margins[pictures] + shift + self.deviation[pictures] * random.standard_normal(len(pictures))
+    def ask(self, images, random, shift=0.0):
+        """Outcomes of a fresh network: its margin on each image is drawn anew, `shift` makes it a better one."""
+        margin = self.margins[images] + shift + self.deviation[images] * random.standard_normal(len(images))
         return Outcomes(np.logaddexp(0, -margin), margin > 0)
 
     def truth(self, shift=0.0):
-        """Accuracy and loss of such a network over all pictures there could be: exactly, and by quadrature."""
+        """Accuracy and loss of such a network over all images there could be: exactly, and by quadrature."""
         margins = self.margins + shift
         accuracy = np.mean([NormalDist().cdf(m / d) for m, d in zip(margins, self.deviation, strict=True)])
         nodes, weights = np.polynomial.hermite_e.hermegauss(40)
@@ -75,7 +75,7 @@ class World:
 
 def sweep(world, random, gain):
     """One sweep of equal configurations, all better than the champion by `gain`; what was claimed and done."""
-    validation, test = world.pictures(NUM_VALIDATION, random), world.pictures(NUM_TEST, random)
+    validation, test = world.images(NUM_VALIDATION, random), world.images(NUM_TEST, random)
     trials = [world.ask(validation, random, gain) for _ in range(NUM_TRIALS)]
     champion = world.ask(test, random)
     champions_best = max(world.ask(validation, random).correct.mean() for _ in range(NUM_TRIALS))
@@ -103,7 +103,7 @@ def sweep(world, random, gain):
 def record(folder):
     """Keep of a confirmed sweep what the simulation needs."""
     candidates = load_study(folder).user_attrs[CANDIDATES]
-    margins = []  # of each configuration: (seeds, pictures)
+    margins = []  # of each configuration: (seeds, images)
     for candidate in candidates:
         losses = [np.load(folder / f"confirmation/{run:04}/outcomes.npz")["val_loss"] for run in candidate["runs"]]
         likely = np.clip(np.exp(-np.array(losses, dtype=np.float64)), 1e-7, 1 - 1e-7)  # what the true class was given
@@ -137,7 +137,7 @@ def main():
     console = Console(width=110)
     console.print(
         f"{num} sweeps of {NUM_TRIALS} trials; true accuracy {accuracy:.2%}, one point more {better_accuracy:.2%}; "
-        f"{NUM_VALIDATION} validation and {NUM_TEST} test pictures"
+        f"{NUM_VALIDATION} validation and {NUM_TEST} test images"
     )
     table = Table("", "this project", "take the best")
     table.add_row(

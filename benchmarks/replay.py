@@ -1,7 +1,7 @@
 """Which pruner finds the best model soonest: recorded learning curves, replayed under many.
 
     python run_sweep.py space.json --name curves --pruner none --confirm 0 --promote never --tracking off ...
-    python benchmarks/replay.py --record runs/curves --output benchmarks/curves.json    # numbers alone, no pictures
+    python benchmarks/replay.py --record runs/curves --output benchmarks/curves.json    # numbers alone, no images
     python benchmarks/replay.py benchmarks/curves_*.json [--trials 16] [--workers 2] [--orders 300]
 
 Every trial of a recorded sweep was trained to its end. A replay draws some of them in a random order, the baseline
@@ -130,7 +130,7 @@ def main():
     parser.add_argument("--orders", type=int, default=300)
     parser.add_argument("--record", type=Path, metavar="RUN")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--about", default="", help="what was recorded: pictures, size, machine")
+    parser.add_argument("--about", default="", help="what was recorded: images, size, machine")
     options = parser.parse_args()
     if options.record:
         lines = ",\n".join(json.dumps(trial) for trial in record(options.record))

@@ -35,7 +35,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-WIDTH, HEIGHT, NUM_PICTURES = 500, 375, 32
+WIDTH, HEIGHT, NUM_IMAGES = 500, 375, 32
 CLIENTS = (1, 8, 50)
 NUM_FOR_MEMORY, NUM_SETTLED = 2000, 200
 
@@ -46,7 +46,7 @@ def drawn_jpegs():
     from catdog.data.synthetic import draw
 
     files = []
-    for seed in range(NUM_PICTURES):
+    for seed in range(NUM_IMAGES):
         file = BytesIO()
         draw(seed % 2, WIDTH, seed).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
         files.append(file.getvalue())
@@ -186,7 +186,7 @@ def load(server, num_clients, files, seconds=None, num_requests=None):
 
 
 def decode_and_forward(path, files, num=40):
-    """Milliseconds to decode one picture and to pass it through the network, in a process that does nothing else."""
+    """Milliseconds to decode one image and to pass it through the network, in a process that does nothing else."""
     code = f"""
 import sys, time; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
@@ -274,7 +274,7 @@ def report(taken, rates, failures, alone):
     print(f"torch {version('torch')}, gradio {version('gradio')}; README network, 224 px")
     print(f"decoding and one forward pass: median {statistics.median(alone):.1f} ms, ", end="")
     print(f"p95 {np.quantile(alone, 0.95):.1f} ms (n = {len(alone)})")
-    heads = ("requests", "p50 ms", "p95 ms", "p99 ms", "pictures/s", "failed")
+    heads = ("requests", "p50 ms", "p95 ms", "p99 ms", "images/s", "failed")
     print(f"{'clients':>8}  {'app':10}" + "".join(f"{head:>11}" for head in heads))
     for num_clients in CLIENTS:
         for name in ("ours", "tutorial"):
@@ -287,7 +287,7 @@ def report(taken, rates, failures, alone):
             print(f"{len(failures[key]):11}")
         ratios = [a / b for a, b in zip(rates["ours", num_clients], rates["tutorial", num_clients], strict=True)]
         spread = f"(rounds {min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"{'':10}ratio of pictures/s: {statistics.median(ratios):.2f} {spread}")
+        print(f"{'':10}ratio of images/s: {statistics.median(ratios):.2f} {spread}")
     one = 1000 * np.quantile(taken["ours", 1], 0.95)
     print(f"one client: p95 is {one / statistics.median(alone):.2f} times decoding and one forward pass")
 

@@ -1,8 +1,8 @@
-"""Where the time goes from the command to the first training steps of two workers, with pictures decoded before.
+"""Where the time goes from the command to the first training steps of two workers, with images decoded before.
 
     python benchmarks/startup.py [--rounds 5] [OPTIONS OF run_sweep.py]
 
-The command is the real one, at 64 px on drawn pictures with two workers where no other options are given. A
+The command is the real one, at 64 px on drawn images with two workers where no other options are given. A
 sitecustomize.py, which every one of its Python processes reads, notes when chosen functions begin and end: nothing of
 the product knows of it. When both workers have taken a step the command is ended. The table has the median over rounds
 of the seconds since the command was given; a line is the moment at which what it names was over. Other programs
@@ -42,14 +42,14 @@ LINES = {  # of the table: whose note, of what
     "command: interpreter": ("command", "python", 0),
     "command: imports": ("command", "make_plan", 0),
     "command: plan": ("command", "make_plan", 1),
-    "command: pictures, from the cache": ("command", "load_data", 1),
+    "command: images, from the cache": ("command", "load_data", 1),
     "command: study": ("command", "create_study", 1),
     "command: both workers asked for": ("command", "WorkerPool._start", 1),
     "worker: interpreter": ("worker", "python", 0),
     "worker: imports": ("worker", "work", 0),
     "worker: study": ("worker", "open_shared_study", 1),
     "worker: trial taken": ("worker", "acquire", 1),
-    "worker: pictures": ("worker", "load_data", 1),
+    "worker: images": ("worker", "load_data", 1),
     "worker: network": ("worker", "layer_table", 1),
     "worker: first step begins": ("worker", "_Trainer._step", 0),
     "worker: first step done": ("worker", "_Trainer._step", 1),
@@ -108,7 +108,7 @@ def main():
     options = options or OPTIONS
     print(f"{os.cpu_count()} cores, {platform.machine()}, python {platform.python_version()}, ", end="")
     print(f"torch {version('torch')}, optuna {version('optuna')}; {' '.join(options)}; {chosen.rounds} rounds")
-    started(options)  # pictures are decoded, files read from the disk
+    started(options)  # images are decoded, files read from the disk
     rounds, others = zip(*(started(options) for _ in range(chosen.rounds)), strict=True)
     print(f"{'seconds since the command':36}{'first worker':>14}{'last worker':>14}{'slowest round':>15}{'CPU':>8}")
     for line in LINES:

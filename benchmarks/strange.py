@@ -1,8 +1,8 @@
-"""How often a promoted model calls what is no animal "probably neither", and how often its own test pictures.
+"""How often a promoted model calls what is no animal "probably neither", and how often its own test images.
 
     python benchmarks/strange.py [--model best_model/model.safetensors] [--data synthetic]
 
-300 pictures of each strange kind are made here; `--data` is what the model was trained on. Beside the share that is
+300 images of each strange kind are made here; `--data` is what the model was trained on. Beside the share that is
 called neither stands the share of which the network is at least 90 % sure: what a threshold on the probability would
 let pass.
 """
@@ -53,12 +53,12 @@ def main():
     options = parser.parse_args()
     classify, rng = Classifier(options.model), np.random.default_rng(0)
     test = load_test(options.data, classify.image_size).subset
-    pictures = {"its test pictures": test.images[test.rows].numpy()}
+    sets = {"its test images": test.images[test.rows].numpy()}
     for kind, make in strange(classify.image_size, rng).items():
-        pictures[kind] = np.stack([make(index) for index in range(NUM)])
+        sets[kind] = np.stack([make(index) for index in range(NUM)])
     print(f"model {classify.version}, {classify.image_size} px, trained on {options.data}")
-    print(f"{'pictures':20}{'number':>8}{'called neither':>16}{'90 % sure':>11}")
-    for kind, images in pictures.items():
+    print(f"{'images':20}{'number':>8}{'called neither':>16}{'90 % sure':>11}")
+    for kind, images in sets.items():
         answers = [one for batch in np.array_split(images, -(-len(images) // BATCH)) for one in classify.answer(batch)]
         neither = np.mean([not one.familiar for one in answers])
         sure = np.mean([max(one.probabilities.values()) > SURE for one in answers])

@@ -1,6 +1,6 @@
 """A whole sweep beside what people would use instead: time to finish, time to the loss that every one of them reaches.
 
-    python benchmarks/sweep.py --data FOLDER [--rounds 3] [--peers a,b,c,d,e,f] [--pictures N] [--epochs N] [--small]
+    python benchmarks/sweep.py --data FOLDER [--rounds 3] [--peers a,b,c,d,e,f] [--images N] [--epochs N] [--small]
 
 Six commands search the same space (peers/space.json) with the same number of trials, epochs at most, photographs,
 split, pixels and two cores, two trials at a time, a thread each, one command after another, round by round:
@@ -57,16 +57,16 @@ QUIET = {  # no connection but those to loopback
 }
 
 
-def lay_out(source, folder, num_pictures):
+def lay_out(source, folder, num_images):
     """Link a stratified part of the photographs into train/, validation/ and test/, split as ours splits.
 
-    The test part is there because ours would else take validation/ for it; nobody opens its pictures.
+    The test part is there because ours would else take validation/ for it; nobody opens its images.
     """
     from catdog.data.dataset import load_data
     from catdog.data.sources import list_images
 
     listing, subset = list_images(Path(source)), folder / "subset"
-    link(subset / "train", [p for label in (0, 1) for p in some_of(listing.training, label, num_pictures // 2)])
+    link(subset / "train", [p for label in (0, 1) for p in some_of(listing.training, label, num_images // 2)])
     link(subset / "test", [p for label in (0, 1) for p in some_of(listing.test or listing.training, label, 4)])
     data, paths = load_data(str(subset), IMAGE_SIZE), list_images(subset).training
     link(folder / "data/train", [paths[row] for row in data.training.rows])
@@ -128,7 +128,7 @@ def parse():
     parser.add_argument("--data", required=True, help="a folder of photographs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", type=lambda words: words.split(","), default=list(PEERS), help="default: all")
-    parser.add_argument("--pictures", type=int, default=1500, help="of the training part (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=1500, help="of the training part (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=8, help="at most, for each trial (default: %(default)s)")
     parser.add_argument(
         "--small", action="store_true", help="4 trials of 2 epochs, networks of a few channels: a check"
@@ -148,7 +148,7 @@ def main():
     with contextlib.ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sweep")))
         os.environ["CATDOG_CACHE"] = str(home / "cache")
-        sizes = lay_out(options.data, home, options.pictures)
+        sizes = lay_out(options.data, home, options.images)
         epochs, trials = (2, 4) if options.small else (options.epochs, 16)
         task = Task(str(home / "data"), "", "", epochs, trials, IMAGE_SIZE)
         print(describe(task, sizes, len(os.sched_getaffinity(0))))

@@ -2,7 +2,7 @@
 
     python benchmarks/training.py [--rounds N] [--networks "README 64 px" ...]
 
-Both train the same network on the same drawn pictures with Adam on every core. The tutorial reads JPEG files with
+Both train the same network on the same drawn images with Adam on every core. The tutorial reads JPEG files with
 ImageFolder and a DataLoader of two processes, in float32, channels first. The limit is the network's convolutions and
 nothing else: forward and backward, to weights and, but for the first, to data, in the precision of ours. For each layer
 and direction it takes the fastest way: channels first, channels last, with prepacked weights (forward alone), which are
@@ -73,7 +73,7 @@ def main() -> None:
             ratio, first, second = (statistics.median(r[1] / r[other] for r in rounds) for other in (0, 2, 3))
             shares = f"{onednn:9.1f} {first:7.1%} {limit:9.1f} {second:7.1%}"
             print(f"{name:15} {slow:9.1f} {fast:9.1f} {ratio:6.2f}x {shares}", flush=True)
-    print(f"pictures/s, median of {options.rounds} rounds; ratio and shares are medians of each round's")
+    print(f"images/s, median of {options.rounds} rounds; ratio and shares are medians of each round's")
 
 
 def describe_machine() -> str:
@@ -88,7 +88,7 @@ def describe_machine() -> str:
 
 
 def prepare(folder: Path, count: int) -> tuple[Tensor, Tensor]:
-    """Draw `count` pictures, write them as the tutorial's JPEG files, and return them with their labels."""
+    """Draw `count` images, write them as the tutorial's JPEG files, and return them with their labels."""
     images, labels = synthetic(count, JPEG_SIZE, seed=0)
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         path = folder / ("cat", "dog")[label] / f"{index}.jpg"
@@ -126,8 +126,8 @@ def tutorial_rates(model: CNN, folder: Path, num_batches: int) -> Iterator[float
 
 
 def prepare_ours(config: ModelConfig, images: Tensor, labels: Tensor, num_batches: int) -> None:
-    pictures = ImageSubset(images, labels, torch.arange(len(images)))
-    state["ours"] = our_rates(build_model(config), pictures, num_batches)
+    subset = ImageSubset(images, labels, torch.arange(len(images)))
+    state["ours"] = our_rates(build_model(config), subset, num_batches)
     state["oneDNN"] = limit_rates(config, num_batches, winograd=False)
     state["limit"] = limit_rates(config, num_batches, winograd=not uses_bfloat16(torch.device("cpu")))
 
@@ -136,10 +136,10 @@ def next_of(which: str) -> float:
     return next(state[which])
 
 
-def our_rates(model: CNN, pictures: ImageSubset, num_batches: int) -> Iterator[float]:
+def our_rates(model: CNN, subset: ImageSubset, num_batches: int) -> Iterator[float]:
     """Yield one rate a round; the first, in which oneDNN prepares its kernels, is not counted."""
-    training = ImageSubset(pictures.images, pictures.labels, pictures.rows[: num_batches * BATCH])
-    validation = ImageSubset(pictures.images, pictures.labels, pictures.rows[:BATCH])
+    training = ImageSubset(subset.images, subset.labels, subset.rows[: num_batches * BATCH])
+    validation = ImageSubset(subset.images, subset.labels, subset.rows[:BATCH])
     epochs = train(model, TrainConfig(epochs=1000, batch_size=BATCH), training, validation)
     next(epochs)
     for epoch in epochs:

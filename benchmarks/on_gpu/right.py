@@ -46,10 +46,10 @@ def stepping(way):
         catdog.train.STEP = before
 
 
-def few(pictures, number):
-    """Every k-th picture, so that both classes are there."""
-    step = max(1, len(pictures) // number)
-    return replace(pictures, rows=pictures.rows[::step][:number])
+def few(images, number):
+    """Every k-th image, so that both classes are there."""
+    step = max(1, len(images) // number)
+    return replace(images, rows=images.rows[::step][:number])
 
 
 def tiny_sides(bench):

@@ -108,7 +108,7 @@ def search(*arguments):
 def workers_that_pay(bench):
     """The fastest number of workers of those measured at the sweep's size; 2 where none was."""
     scale, rows = bench.scale, bench.figures.get("workers", {})
-    rates = {count: rows.get(f"{scale.sweep_size} px, workers {count}: pictures/s in sum") for count in scale.counts}
+    rates = {count: rows.get(f"{scale.sweep_size} px, workers {count}: images/s in sum") for count in scale.counts}
     if not all(rates.values()):
         return 2
     return next(count for count in scale.counts if rates[count] > 0.9 * max(rates.values()))

@@ -44,7 +44,7 @@ def share_of_peak(bench, network, rate):
 
 
 def readme(bench, seed):
-    """The README network and recipe on all pictures."""
+    """The README network and recipe on all images."""
     scale, began = bench.scale, time.perf_counter()
     network = scale.network
     data = load_data(bench.source, network.image_size)
@@ -61,7 +61,7 @@ def readme(bench, seed):
     seconds, rate = time.perf_counter() - began, statistics.median(epoch.images_per_second for epoch in epochs)
     yield f"seed {seed}: seconds a run of {scale.epochs} epochs, validation included", seconds
     yield f"seed {seed}: seconds an epoch, validation included", statistics.median(epoch.seconds for epoch in epochs)
-    yield f"seed {seed}: training pictures/s", rate
+    yield f"seed {seed}: training images/s", rate
     yield f"seed {seed}: share of peak (goal 0.5)", share_of_peak(bench, network, rate)
     yield f"seed {seed}: peak memory of tensors, GB", peak_memory(bench.device) / 1e9
     test = load_test(bench.source, network.image_size).subset
@@ -121,17 +121,17 @@ def plain_loop(bench):
         seconds.append(time.perf_counter() - began)
     typical = statistics.median(seconds[1:])
     yield "seconds of a typical epoch, no validation", typical
-    yield "training pictures/s", len(files) / typical
+    yield "training images/s", len(files) / typical
     yield f"seconds of {scale.epochs} epochs, extrapolated from {len(seconds)}", typical * scale.epochs
-    ours = bench.figures["first seed"].get("seed 0: training pictures/s", math.nan)
+    ours = bench.figures["first seed"].get("seed 0: training images/s", math.nan)
     yield "ours is faster by the factor", ours * typical / len(files)
 
 
-def running(source, device, network, num_pictures, batch_size):
-    """Train the network without end on the first pictures."""
+def running(source, device, network, num_images, batch_size):
+    """Train the network without end on the first images."""
     data = load_data(source, network.image_size)
     recipe = TrainConfig(epochs=10**6, batch_size=batch_size)
-    sides = few(data.training, num_pictures), few(data.validation, batch_size)
+    sides = few(data.training, num_images), few(data.validation, batch_size)
     return train(build_model(network), recipe, *sides, device=device)
 
 
@@ -146,7 +146,7 @@ WAYS = {  # name: (how a step runs, whether cuDNN searches its kernels)
 
 
 def steps(bench):
-    """Pictures/s of each way to run a step, and what it costs once; those that compile come last."""
+    """Images/s of each way to run a step, and what it costs once; those that compile come last."""
     scale, failed = bench.scale, []
     cases = [(size, name) for name in WAYS for size in reversed(scale.sizes)]
     for size, name in sorted(cases, key=lambda case: "compile" in case[1]):
@@ -155,13 +155,13 @@ def steps(bench):
         torch.compiler.reset()
         try:
             with cudnn(benchmark=searches), stepping(way):
-                epochs = running(bench.source, bench.device, network, scale.num_pictures, scale.batch_size)
+                epochs = running(bench.source, bench.device, network, scale.num_images, scale.batch_size)
                 first, *others = islice(epochs, 6)
         except (RuntimeError, Warning) as error:  # the other ways are wanted all the same
             failed.append(f"{size} px, {name}: {error}")
             continue
         rate = statistics.median(epoch.images_per_second for epoch in others)
-        yield f"{size} px, {name}: pictures/s", rate
+        yield f"{size} px, {name}: images/s", rate
         yield f"{size} px, {name}: share of peak", share_of_peak(bench, network, rate)
         yield f"{size} px, {name}: seconds to start", first.seconds - statistics.median(one.seconds for one in others)
         yield f"{size} px, {name}: training loss of the sixth epoch, nats", others[-1].train_loss
@@ -181,19 +181,19 @@ def start_worker(way, barriers):
 
 
 def work(count, seconds, task):
-    """Train for some seconds, beginning together with the other workers; return pictures/s."""
-    epochs, num_pictures = running(*task), task[3]
+    """Train for some seconds, beginning together with the other workers; return images/s."""
+    epochs, num_images = running(*task), task[3]
     next(epochs)
     shared[count].wait(60)
     began, num_epochs = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         next(epochs)
         num_epochs += 1
-    return num_epochs * num_pictures / (time.perf_counter() - began)
+    return num_epochs * num_images / (time.perf_counter() - began)
 
 
 def workers(bench):
-    """Pictures/s of 1, 2 and 4 processes that train the README network on one device at the same time, in sum."""
+    """Images/s of 1, 2 and 4 processes that train the README network on one device at the same time, in sum."""
     scale, context = bench.scale, multiprocessing.get_context("spawn")
     barriers = {count: context.Barrier(count) for count in scale.counts}
     for size in scale.sizes:
@@ -201,7 +201,7 @@ def workers(bench):
     with context.Pool(max(scale.counts), start_worker, (catdog.train.STEP, barriers)) as pool:
         for size in sorted(scale.sizes, key=lambda size: abs(size - scale.sweep_size)):
             network = replace(scale.network, image_size=size)
-            task = bench.source, bench.device, network, scale.num_pictures, scale.batch_size
+            task = bench.source, bench.device, network, scale.num_images, scale.batch_size
             for count in scale.counts:
                 tasks = [pool.apply_async(work, (count, scale.worker_seconds, task)) for _ in range(count)]
-                yield f"{size} px, workers {count}: pictures/s in sum", sum(task.get(120) for task in tasks)
+                yield f"{size} px, workers {count}: images/s in sum", sum(task.get(120) for task in tasks)

@@ -17,7 +17,7 @@ NUM_WORKERS = 2
 
 
 def losses_of_ours(parameters, task):
-    """Train by our own generator, on pictures that are decoded once."""
+    """Train by our own generator, on images that are decoded once."""
     from catdog.data.dataset import load_data
     from catdog.model import build_model
     from catdog.train import train

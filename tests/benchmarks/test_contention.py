@@ -4,7 +4,7 @@ import sys
 from tests.conftest import ROOT
 
 
-def test_nobody_hears_that_the_ledger_is_locked():
+def test_no_process_reports_a_locked_study():
     command = [sys.executable, "benchmarks/contention.py", "--workers", "4", "--seconds", "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr

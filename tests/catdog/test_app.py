@@ -252,7 +252,7 @@ def test_nothing_is_fetched_from_elsewhere(tmp_path, champion):
         wait_until(lambda: server.get("/health")[0] == 200)
         server.get("/")
         assert "label" in server.classify(GOOD["jpeg"])
-        elsewhere = "http://pictures.example.com/cat.jpg"
+        elsewhere = "http://images.example.com/cat.jpg"
         for meta in ({}, {"meta": {"_type": "gradio.FileData"}}):
             for payload in ({"path": elsewhere}, {"url": elsewhere}, {"path": "x", "url": elsewhere}):
                 assert server.run("classify", {**payload, **meta}, False)[0] == 500

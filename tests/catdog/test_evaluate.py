@@ -18,7 +18,7 @@ def test_scores_follow_from_the_logits(subset):
     assert scores.loss == pytest.approx(-scores.logits.log_softmax(1)[torch.arange(120), y].mean().item())
 
 
-def test_images_are_judged_alone_whatever_the_batch(subset, monkeypatch):
+def test_each_image_is_evaluated_independently_of_its_batch(subset, monkeypatch):
     whole = evaluate(build_model(SHAPE), subset, precision="float32").logits
     monkeypatch.setattr("catdog.evaluate.BATCH_PIXELS", 7 * 32 * 32)
     assert torch.allclose(whole, evaluate(build_model(SHAPE), subset, precision="float32").logits, atol=1e-5)

@@ -104,9 +104,7 @@ COMMANDS = {
     "python -m catdog.model": Here(),
     "python -m catdog.train --help": Here(),
     # benchmarks
-    "python benchmarks/contention.py": By(
-        "tests.benchmarks.test_contention:test_nobody_hears_that_the_ledger_is_locked"
-    ),
+    "python benchmarks/contention.py": By("tests.benchmarks.test_contention:test_no_process_reports_a_locked_study"),
     "python benchmarks/gpu.py --data FOLDER": By(
         "tests.benchmarks.test_gpu:test_every_section_of_the_gpu_benchmark_gives_finite_figures"
     ),
@@ -118,7 +116,7 @@ COMMANDS = {
     "python benchmarks/decoding.py [--data FOLDER]": Here("--rounds 1", "python benchmarks/decoding.py"),
     "python benchmarks/forecast.py": Here(f"--rounds 1 configs/quick.json --image-size 64 {SMALL}"),
     "python benchmarks/idle.py": Here("--rounds 1 --scale 0.01"),
-    "python benchmarks/larger.py": Here("--rounds 1 --pictures 2000"),
+    "python benchmarks/larger.py": Here("--rounds 1 --images 2000"),
     "python benchmarks/memory.py": Here("--numbers 100"),
     "python benchmarks/overhead.py": Here(
         "--trials 4 --bayes-trials '' --workers 2 --storages sqlite --libraries ours,optuna --rounds 1"

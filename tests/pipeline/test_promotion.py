@@ -138,7 +138,7 @@ def test_the_same_weights_again_are_no_challenger_and_cost_no_look(bench, good):
 def test_champion_of_other_data_or_classes_is_no_opponent(bench, good):
     bench(good[0], 0)
     model, header = load_model(bench.champion)
-    header["provenance"]["data"]["fingerprint"] = "of other pictures"
+    header["provenance"]["data"]["fingerprint"] = "of other images"
     save_model(model, bench.champion, header)
     before = bench.champion.read_bytes()
     outcome = bench(build_model(GOOD), 1)
@@ -152,7 +152,7 @@ def test_champion_of_other_data_or_classes_is_no_opponent(bench, good):
 
 def test_model_of_other_images_is_not_tested_on_these(bench, good):
     with pytest.raises(ValueError, match="the images of synthetic are not those that trial 0 of one was trained on"):
-        bench(good[0], 0, data="of other pictures")
+        bench(good[0], 0, data="of other images")
     assert not bench.champion.exists()
 
 

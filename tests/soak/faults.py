@@ -82,7 +82,7 @@ class Injector:
         os.killpg(self.program.process.pid, signal.SIGCONT)
         return 0
 
-    def lock_ledger(self):
+    def lock_study(self):
         """Keep everybody from writing for a while."""
         connection = sqlite3.connect(next(self.program.folder.glob("*.db")), timeout=60, isolation_level=None)
         connection.execute("BEGIN IMMEDIATE")
@@ -91,7 +91,7 @@ class Injector:
         connection.close()
         return 0
 
-    def protect_ledger(self):
+    def protect_study(self):
         """Make the study read-only for a while, in which a worker has to begin."""
         if not self.program.bears_a_death():
             return None
@@ -167,8 +167,8 @@ FAULTS = {
     "no memory for a worker": Injector.refuse_memory,
     "a full disk": Injector.fill_disk,
     "all killed, a checkpoint truncated": Injector.tear_checkpoint,
-    "the study locked": Injector.lock_ledger,
-    "the study read-only as a worker starts": Injector.protect_ledger,
+    "the study locked": Injector.lock_study,
+    "the study read-only as a worker starts": Injector.protect_study,
     "the clock set back": Injector.set_clock_back,
     "the command started twice": Injector.start_again,
 }

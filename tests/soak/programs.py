@@ -1,4 +1,4 @@
-"""The sweeps that faults are injected into: how each is started, looked at, and judged."""
+"""The sweeps that faults are injected into: how each is started, observed and evaluated."""
 
 import functools
 import json
@@ -132,7 +132,7 @@ class Ours(Program):
 
 
 class RealSweep(Ours):
-    """run_sweep.py, which trains small networks on drawn pictures, confirms the best and promotes the winner."""
+    """run_sweep.py, which trains small networks on drawn images, confirms the best and promotes the winner."""
 
     name = "run_sweep.py"
 

@@ -38,7 +38,7 @@ def test_first_trial_is_the_baseline_though_the_space_lacks_it(study):
     assert parameters_of(claim.trial) == {"x": 2.0}
 
 
-def test_trials_are_read_again_once_anybody_has_written_to_the_ledger(study):
+def test_trials_are_read_again_after_any_process_has_written_to_the_study(study):
     claim, other = acquire(study, 0, "cpu"), SharedStudy(study.sweep)
     before = study.trials()
     assert study.trials() is before
@@ -261,7 +261,7 @@ def test_rung_that_was_passed_is_not_asked_for_again(tmp_path):
     assert not again.report(acquire(again, 0, "cpu").trial, 2, 0.5)  # others are better by now; it had gone on
 
 
-def test_ledger_that_is_away_while_a_trial_is_looked_at_leaves_it_to_others(study, monkeypatch):
+def test_study_that_is_unreachable_while_a_trial_is_checked_leaves_it_to_others(study, monkeypatch):
     acquire(study, 0, "cpu").release()
     taker = SharedStudy(replace(study.sweep, patience=0))
 
@@ -366,7 +366,7 @@ def test_what_changed_in_a_setting_of_many_entries_is_named(tmp_path):
         create_study(sweep, {"parameters": {"x": {"min": 0, "max": 2}, "y": {"min": 0}, "z": 3}})
 
 
-def test_trials_whose_ledger_is_gone_are_not_taken_for_those_of_a_new_sweep(study):
+def test_trials_whose_study_is_gone_are_not_adopted_by_a_new_sweep(study):
     (study.sweep.folder / "trials/0000").mkdir(parents=True)
     acquire(create_study(study.sweep, GOAL), 0, "cpu").release()
     (study.sweep.folder / "trials/0000/history.csv").write_text("epoch,loss")
@@ -377,13 +377,13 @@ def test_trials_whose_ledger_is_gone_are_not_taken_for_those_of_a_new_sweep(stud
         create_study(study.sweep, GOAL)
 
 
-def test_ledger_writes_ahead_so_that_readers_never_wait(study):
+def test_study_uses_a_write_ahead_log_so_that_readers_never_wait(study):
     with sqlite3.connect(study.sweep.folder / "study.db") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
 
 
-def test_ledger_that_is_no_database_is_named(tmp_path):
+def test_study_file_that_is_no_database_is_named(tmp_path):
     (tmp_path / "runs/one").mkdir(parents=True)
     (tmp_path / "runs/one/study.db").write_text("no database, though long enough to be looked at as one" * 40)
     with pytest.raises(ValueError, match=r"study.db is damaged .*; put back a copy, or give another --name"):

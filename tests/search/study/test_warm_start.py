@@ -116,7 +116,7 @@ def test_budget_ranking_and_report_know_the_sweeps_own_trials_alone(make, cold):
     assert {run.user_attrs["confirms"] for run in begin_confirmation(study, 9, 1).trials()} == {0, 1, 2, 3}
 
 
-def test_proposals_follow_from_the_ledger_alone_whoever_asks_and_whatever_became_of_the_earlier_sweep(make, cold):
+def test_proposals_depend_on_the_study_alone_even_after_the_prior_sweep_has_changed(make, cold):
     first = search(warm(make, cold), 6)
     expected = proposals(first)
     shutil.rmtree(first.sweep.folder)
@@ -181,7 +181,7 @@ def test_trial_that_was_stopped_early_says_nothing_about_longer_training(make, c
     assert study.proposals._shift(study.trials()) == 0
 
 
-def test_other_pictures_are_allowed_and_named(make, cold):
+def test_other_images_are_allowed_and_named(make, cold):
     study = warm(make, cold)
     ours = settings(study.sweep, data="others", seed=9, epochs=4)
     assert study.prior.differences(ours) == ["data", "epochs"]

@@ -67,7 +67,7 @@ def test_trial_is_stopped_by_not_asking_for_more(study):
     assert trial.user_attrs["reason"] == "stopped by hyperband after epoch 2"
 
 
-def test_trial_is_judged_by_its_best_epoch_so_far(study):
+def test_trial_is_ranked_by_its_best_epoch_so_far(study):
     assert drive(study, losses(0.2, 0.9, 0.1)).intermediate_values == {1: 0.2, 2: 0.2, 3: 0.1}
 
 
