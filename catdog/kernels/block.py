@@ -15,12 +15,8 @@ class Block(nn.Sequential):
     """Conv3x3 -> ReLU -> BatchNorm -> MaxPool2: (B, in, H, W) -> (B, out, H // 2, W // 2)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(
-            Conv2d(in_channels, out_channels),
-            nn.ReLU(inplace=True),
-            nn.BatchNorm2d(out_channels),
-            nn.MaxPool2d(2),
-        )
+        convolution, norm = Conv2d(in_channels, out_channels), nn.BatchNorm2d(out_channels)
+        super().__init__(convolution, nn.ReLU(inplace=True), norm, nn.MaxPool2d(2))
 
     def forward(self, x: Tensor) -> Tensor:
         convolution, norm = self[0], cast("nn.BatchNorm2d", self[2])

@@ -2,11 +2,11 @@
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -18,29 +18,17 @@ WARM_UP = 0.25  # share of the steps in which one_cycle rises to the learning ra
 
 
 def make_optimizer(
-    kind: Optimizer,
-    parameters: Iterable[nn.Parameter],
-    lr: float,
-    weight_decay: float,
-    graph_device: torch.device | None,
+    kind: Optimizer, parameters: Iterable[Tensor], lr: float, weight_decay: float, graph_device: torch.device | None
 ) -> torch.optim.Optimizer:
     """Build a fused optimizer, for a CUDA graph where `graph_device` is given. "sgd" has Nesterov momentum 0.9."""
     graph = graph_device is not None
     group = {"params": list(parameters), "initial_lr": lr}  # LambdaLR's; a float even where `lr` is a tensor
-    settings: dict[str, Any] = {
-        "lr": torch.tensor(lr, device=graph_device) if graph else lr,  # a graph reads the current rate from a tensor
-        "weight_decay": weight_decay,
-        "fused": True,
-    }
-    if kind == "sgd":
-        settings |= {"momentum": 0.9, "nesterov": True}
-    else:
-        settings |= {"capturable": graph}
-    optimizer: torch.optim.Optimizer = _uncompiled(OPTIMIZERS[kind])([group], **settings)
-    return optimizer
+    settings: dict[str, Any] = {"momentum": 0.9, "nesterov": True} if kind == "sgd" else {"capturable": graph}
+    rate = torch.tensor(lr, device=graph_device) if graph else lr  # a graph reads the current rate from a tensor
+    return _uncompiled(OPTIMIZERS[kind])([group], lr=rate, weight_decay=weight_decay, fused=True, **settings)
 
 
-def _uncompiled(kind: type[torch.optim.Optimizer]) -> Any:
+def _uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
     """Derive a class that does not import PyTorch's compiler: it takes two seconds, and nothing here is compiled."""
     methods = {name: torch.no_grad()(inspect.unwrap(getattr(kind, name))) for name in COMPILED}
     return type(kind.__name__, (kind,), methods)

@@ -3,8 +3,7 @@
 import hashlib
 import os
 import platform
-import time
-from collections.abc import Callable
+import timeit
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
@@ -63,11 +62,9 @@ def bfloat16_fault() -> str:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):  # two checks at once would disturb each other
-            if file.exists():
-                return file.read_text()
-            fault = _measured_fault()
-            write_file(file, fault.encode())
-            return fault
+            if not file.exists():
+                write_file(file, _measured_fault().encode())
+            return file.read_text()
     except OSError:  # no writable cache: each process checks for itself
         return _measured_fault()
 
@@ -90,17 +87,12 @@ def _measured_fault() -> str:
     error = max(float((mine.float() - one).norm() / one.norm()) for mine, one in zip(found, exact, strict=True))
     if not error <= LARGEST_ERROR:  # also where it is nan
         return f"bfloat16 is not used: a convolution in it differs from float32's by {error:.0%} on this machine"
-    rounds = [[_seconds(partial(convolution, x, weight, gradient)) for convolution in both] for _ in range(NUM_ROUNDS)]
+    calls = [partial(convolution, x, weight, gradient) for convolution in both]
+    rounds = [[timeit.timeit(call, number=1) for call in calls] for _ in range(NUM_ROUNDS)]
     ratio = min(slow for _, slow in rounds) / min(exact for exact, _ in rounds)
     if ratio >= 1:
         return f"bfloat16 is not used: a convolution in it takes {ratio:.1f}x as long as in float32 on this machine"
     return ""
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
 
 
 def _in_float32(x: Tensor, weight: Tensor, gradient: Tensor) -> list[Tensor]:
@@ -114,8 +106,6 @@ def _in_float32(x: Tensor, weight: Tensor, gradient: Tensor) -> list[Tensor]:
 def _in_bfloat16(x: Tensor, weight: Tensor, gradient: Tensor) -> list[Tensor]:
     """Return the same, computed in bfloat16."""
     x, weight, gradient = (tensor.bfloat16() for tensor in (x, weight, gradient))
-    ones, wanted = (1, 1), [True, True, False]
-    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-        gradient, x, weight, None, ones, ones, ones, False, (0, 0), 1, wanted
-    )
+    options = None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (True, True, False)  # padding 1; no gradient of a bias
+    of_x, of_weight, _ = torch.ops.aten.convolution_backward(gradient, x, weight, *options)
     return [F.conv2d(x, weight, padding=1), of_x, of_weight]

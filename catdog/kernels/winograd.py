@@ -9,9 +9,9 @@ convolution's by less than 2e-4 standard deviations (tests/catdog/kernels/test_w
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 from torch import Tensor, nn
@@ -29,6 +29,10 @@ INPUT = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
 WEIGHT = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
           [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]  # fmt: skip
 OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+# The same for flattened tiles: (36, 36), (36, 9), (16, 36).
+FLAT_INPUT, FLAT_WEIGHT, FLAT_OUTPUT = (
+    torch.tensor(np.kron(m, m)).float() for m in map(np.array, (INPUT, WEIGHT, OUTPUT))
+)
 
 
 class Conv2d(nn.Conv2d):
@@ -71,21 +75,6 @@ def weights_transformed_once() -> Iterator[None]:
 
 
 _transformed: ContextVar[dict[Tensor, Tensor]] = ContextVar("transformed weights")  # by weight
-
-
-class _Matrices(NamedTuple):
-    """The transforms of flattened tiles."""
-
-    input: Tensor  # (36, 36)
-    weight: Tensor  # (36, 9)
-    output: Tensor  # (16, 36)
-
-
-@cache
-def _matrices() -> _Matrices:
-    with torch.inference_mode(mode=False):
-        one_dimensional = (torch.tensor(rows, dtype=torch.float64) for rows in (INPUT, WEIGHT, OUTPUT))
-        return _Matrices(*(torch.kron(matrix, matrix).float() for matrix in one_dimensional))
 
 
 class _Convolution(torch.autograd.Function):
@@ -133,35 +122,31 @@ def _num_tiles(size: int) -> int:
 
 def _chunks(x: Tensor) -> Iterator[slice]:
     """Yield slices of the images of (B, H, W, C) that are transformed together."""
-    num_tiles = CHUNK_TILES * torch.get_num_threads()
-    num = max(1, num_tiles // (_num_tiles(x.shape[1]) * _num_tiles(x.shape[2])))
+    num_tiles = _num_tiles(x.shape[1]) * _num_tiles(x.shape[2])  # of an image
+    num = max(1, CHUNK_TILES * torch.get_num_threads() // num_tiles)
     return (slice(begin, begin + num) for begin in range(0, len(x), num))
 
 
 def _transform_weight(weight: Tensor) -> Tensor:
     """Transform (K, C, 3, 3) to (36, C, K), differentiable by autograd."""
     num_out, num_in = weight.shape[:2]
-    return (_matrices().weight @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(EDGE**2, num_in, num_out)
+    return (FLAT_WEIGHT @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(EDGE**2, num_in, num_out)
 
 
 def _transform_input(x: Tensor) -> Tensor:
     """Transform (B, H, W, C) to (tiles, 36, C)."""
-    num, height, width, channels = x.shape
+    _, height, width, channels = x.shape
     rows, columns = _num_tiles(height), _num_tiles(width)
     x = F.pad(x, (0, 0, 1, columns * TILE + 1 - width, 1, rows * TILE + 1 - height))
-    by_image, by_row, by_column, by_channel = x.stride()
-    tiles = x.as_strided(
-        (num, rows, columns, EDGE, EDGE, channels),
-        (by_image, TILE * by_row, TILE * by_column, by_row, by_column, by_channel),
-    )
-    return _matrices().input @ tiles.reshape(-1, EDGE**2, channels)
+    tiles = x.unfold(1, EDGE, TILE).unfold(2, EDGE, TILE).permute(0, 1, 2, 4, 5, 3)  # (B, rows, columns, 6, 6, C)
+    return FLAT_INPUT @ tiles.reshape(-1, EDGE**2, channels)
 
 
 def _write_output(products: Tensor, y: Tensor) -> None:
     """Transform the products of tiles, (36, tiles, K), into the output, (B, H, W, K)."""
     num, height, width, channels = y.shape
     rows, columns = _num_tiles(height), _num_tiles(width)
-    tiles = (_matrices().output @ products.transpose(0, 1)).view(num, rows, columns, TILE, TILE, channels)
+    tiles = (FLAT_OUTPUT @ products.transpose(0, 1)).view(num, rows, columns, TILE, TILE, channels)
     tiles = tiles.transpose(2, 3)  # (B, rows, 4, columns, 4, K)
     if height % TILE or width % TILE:
         y.copy_(tiles.reshape(num, rows * TILE, columns * TILE, channels)[:, :height, :width])
@@ -176,14 +161,14 @@ def _transform_gradient(gradient: Tensor) -> Tensor:
     if height % TILE or width % TILE:
         gradient = F.pad(gradient, (0, 0, 0, columns * TILE - width, 0, rows * TILE - height))
     tiles = gradient.reshape(num, rows, TILE, columns, TILE, channels).transpose(2, 3)
-    return _matrices().output.t() @ tiles.reshape(-1, TILE**2, channels)
+    return FLAT_OUTPUT.t() @ tiles.reshape(-1, TILE**2, channels)
 
 
 def _add_overlapping(grad_tiles: Tensor, grad_x: Tensor) -> None:
     """Transform the gradient of transformed tiles, (36, tiles, C), into that of the input, (B, H, W, C)."""
     num, height, width, channels = grad_x.shape
     rows, columns = _num_tiles(height), _num_tiles(width)
-    tiles = (_matrices().input.t() @ grad_tiles.transpose(0, 1)).view(num, rows, columns, EDGE, EDGE, channels)
+    tiles = (FLAT_INPUT.t() @ grad_tiles.transpose(0, 1)).view(num, rows, columns, EDGE, EDGE, channels)
     tiles = tiles.transpose(2, 3)  # (B, rows, 6, columns, 6, C)
     # A tile shares its last two rows and columns with the next ones.
     whole = grad_x.new_empty(num, rows + 1, TILE, columns + 1, TILE, channels)
