@@ -92,7 +92,6 @@ def _outlined(pen: Pen, points: Points, fill: Colour, ink: Colour, width: float 
 
 
 def _choose_appearance(rng: Generator) -> Appearance:
-    """Choose colours and pose."""
     coats = np.array(FURS)[rng.integers(0, len(FURS), 2)] + rng.normal(0, 10, (2, 3))
     fur, second = map(tuple, np.clip(coats, 20, 250).astype(int).tolist())
     ink, shade, pale = _mix(fur, BLACK, 0.68), _mix(fur, BLACK, 0.2), _mix(fur, (255, 250, 240), 0.62)

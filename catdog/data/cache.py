@@ -1,7 +1,6 @@
 """Decode or draw images once, and keep them as arrays on disk that every training process maps into memory.
 
-They are kept in $CATDOG_CACHE (default ~/.cache/catdog), one folder per data set and size. Remove it at any time; it is
-built again.
+The cache is $CATDOG_CACHE (default ~/.cache/catdog), with a folder per data set and size. Remove it at any time.
 """
 
 import hashlib
@@ -27,7 +26,7 @@ from catdog.data.synthetic import synthetic
 
 FORMAT = 2  # of the cache; raise it when decoding or drawing changes
 NAMES_SHOWN = 10
-CHUNK = 1000  # files that wait for a thread; each takes 2 KB meanwhile
+CHUNK = 1000  # files in the queue of the threads; each takes 2 KB
 
 T = TypeVar("T")
 
@@ -48,15 +47,12 @@ def cache_folder() -> Path:
 
 
 def load_drawings(part: str, count: int, size: int, seed: int) -> DecodedImages:
-    """Return `count` drawn images of `size` pixels, drawing them where they are not cached."""
+    """Return `count` drawn images of `size` pixels, drawing them if they are not cached."""
     return _load_or_build(part, size, [[count, part]], partial(_draw, part=part, count=count, size=size, seed=seed))
 
 
 def load_images(part: str, listing: Listing, size: int) -> DecodedImages:
-    """Return the images of one part of a folder, decoding them where they are not cached.
-
-    Part "training" includes the folder's own validation images.
-    """
+    """Return the images of a part of a folder, decoding them if not cached. "training" includes validation images."""
     files = listing.test if part == "test" else (*listing.training, *listing.validation)
     stamps = [_stamp(listing.folder, file) for file in files]
     return _load_or_build(part, size, stamps, partial(_decode, files=files, size=size, notes=list(listing.notes)))
@@ -71,9 +67,8 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as error:
-        raise ValueError(
-            f"cannot cache decoded images in {folder.parent} ({error.strerror}); set CATDOG_CACHE to a writable folder"
-        ) from error
+        problem = f"cannot cache decoded images in {folder.parent} ({error.strerror})"
+        raise ValueError(f"{problem}; set CATDOG_CACHE to a writable folder") from error
     half_built = folder.with_name(f"{folder.name}.partial")
     try:
         if not folder.exists():
@@ -92,21 +87,17 @@ def _load_or_build(part: str, size: int, stamps: Iterable[list[Any]], build: Cal
     for stamp in stamps:
         identity.update(json.dumps(stamp).encode())
     folder = build_once(cache_folder() / f"{part}-{size}px-{identity.hexdigest()[:24]}", build)
-    about = json.loads((folder / "about.json").read_text())
+    notes = json.loads((folder / "about.json").read_text())["notes"]
     images = np.load(folder / "images.npy", mmap_mode="c")  # copy-on-write: torch wants a writable array
-    columns = np.load(folder / "columns.npz")
-    hashes = columns["hashes"].astype("S64")
-    return DecodedImages(
-        torch.from_numpy(images), columns["labels"], hashes, columns["readable"], tuple(about["notes"])
-    )
+    return DecodedImages(torch.from_numpy(images), **np.load(folder / "columns.npz"), notes=tuple(notes))
 
 
 def _stamp(folder: Path, file: LabelledFile) -> list[Any]:
-    """Return the values by which a changed file is noticed."""
+    """Return values that change when the file changes."""
     name = [file.path[len(str(folder)) + 1 :], file.label, file.part]
     try:
         stat = Path(file.path).stat()
-    except OSError:  # a dangling link, say; decoding reports it
+    except OSError:  # a dangling link, for example; decoding reports it
         return name
     return [*name, stat.st_size, stat.st_mtime_ns]
 
@@ -119,9 +110,11 @@ def _draw(folder: Path, part: str, count: int, size: int, seed: int) -> None:
 
 
 def _decode(folder: Path, files: Sequence[LabelledFile], size: int, notes: list[str]) -> None:
-    shape = (len(files), size, size, 3)
-    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-    _reserve(folder / "images.npy")
+    path, shape = folder / "images.npy", (len(files), size, size, 3)
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # on a full disk, writing to the map of a sparse file would kill the process
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the interpreter's lock
         chunks = (slice(start, start + CHUNK) for start in range(0, len(files), CHUNK))
         decoded = (digest for chunk in chunks for digest in pool.map(_decode_into, images[chunk], files[chunk]))
@@ -138,27 +131,20 @@ def _decode(folder: Path, files: Sequence[LabelledFile], size: int, notes: list[
 
 
 def _decode_into(out: np.ndarray, file: LabelledFile) -> bytes:
-    """Decode a file into (S, S, 3) `out`. Return the hash of its content, nothing where it cannot be read."""
+    """Decode a file into (S, S, 3) `out`. Return the hash of its content, or b"" if it cannot be read."""
     try:
         content = Path(file.path).read_bytes()
     except OSError as error:
         if error.errno not in (ENOENT, EACCES, ELOOP):
-            raise  # a fault of the disk, which may pass, is no reason to leave out an image
+            raise  # a disk error may be temporary: the image must not be left out
         return b""
     try:
         out[:] = np.asarray(read_image(content, len(out)))
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - Pillow's decoders raise anything on a broken file; it is left out and named
+    except Exception:  # noqa: BLE001 - Pillow's decoders raise anything on a broken file
         return b""
     return hashlib.sha256(content).hexdigest().encode()
-
-
-def _reserve(path: Path) -> None:
-    """Allocate the blocks of a sparse file. On a full disk, writing to its memory map would kill the process."""
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _save_columns(folder: Path, labels: Sequence[int] | np.ndarray, hashes: np.ndarray, notes: list[str]) -> None:
@@ -168,12 +154,11 @@ def _save_columns(folder: Path, labels: Sequence[int] | np.ndarray, hashes: np.n
 
 
 def _progress(verb: str, total: int, items: Iterable[T]) -> Iterable[T]:
-    """Show a progress bar on the terminal where rich is installed."""
+    """Show a progress bar on the terminal if rich is installed."""
     try:
         from rich.console import Console  # noqa: PLC0415 - optional here
         from rich.progress import track  # noqa: PLC0415
     except ImportError:
         return items
-    console = Console(stderr=True)
-    text = f"{verb} {total} images"
+    console, text = Console(stderr=True), f"{verb} {total} images"
     return track(items, text, total, console=console, transient=True, disable=not console.is_terminal)

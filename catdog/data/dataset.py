@@ -65,9 +65,8 @@ class HeldOutTest:
 def load_data(source: str, image_size: int) -> Data:
     """Load the training and validation images of `source`: "synthetic", "kaggle" or a folder.
 
-    The first call decodes (with a progress bar); later calls map the result. Validation is the folder's own, or a
-    stratified share split off by content hash, so that equal files never stand on both sides. Raises ValueError, in
-    one sentence, for a folder that cannot be used.
+    The first call decodes, with a progress bar; later calls map the result. Validation images are the folder's own, or
+    a stratified share chosen by content hash, so equal files share a side. Raises ValueError for an unusable folder.
     """
     decoded, sides = _load_sides(source, image_size, _list_files(source))
     training, validation = (np.flatnonzero(sides == side) for side in ("training", "validation"))
@@ -94,7 +93,7 @@ def load_test(source: str, image_size: int) -> HeldOutTest:
 
 
 def locate(source: str) -> str:
-    """Resolve "kaggle" to the folder of the data set, downloading it if necessary. Others stay as they are."""
+    """Resolve "kaggle" to the folder of the data set, downloading it if necessary. Return other sources unchanged."""
     return str(find_folder(source)) if source == "kaggle" else source
 
 
@@ -127,7 +126,7 @@ def _load_sides(source: str, image_size: int, listing: Listing | None) -> tuple[
     labels, hashes = decoded.labels, decoded.hashes
     contradictory = find_contradictions(labels, hashes, decoded.readable)
     files = (*listing.training, *listing.validation) if listing else ()
-    if files and contradictory.any():
+    if contradictory.any():  # never among drawn images
         paths = ", ".join(files[row].path for row in np.flatnonzero(contradictory)[:NAMES_SHOWN])
         note = f"left out {contradictory.sum()} files that are a cat in one place and a dog in another: {paths}"
         decoded = replace(decoded, notes=(*decoded.notes, note))

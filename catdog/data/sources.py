@@ -46,8 +46,7 @@ class Listing:
 def list_images(folder: Path) -> Listing:
     """Find and label every file below `folder`.
 
-    Raises ValueError, in one sentence, for a folder that is missing, has no images, lacks one of the classes, or
-    is ambiguous.
+    Raises ValueError for a folder that is missing, has no images, lacks one of the classes or is ambiguous.
     """
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
@@ -55,17 +54,14 @@ def list_images(folder: Path) -> Listing:
     found, unlabelled = [], 0
     roots: Counter[Path] = Counter()
     for above, path in _files(folder):
-        file = _label(above, path)
-        if file:
+        if file := _label(above, path):
             found.append(file)
             roots[_data_set(above)] += 1
         else:
             unlabelled += 1
     if not found:
-        raise ValueError(
-            f"data folder {folder} holds no images of cats and dogs; expected folders named cats and dogs, or "
-            "files named like cat.0.jpg"
-        )
+        expected = "expected folders named cats and dogs, or files named like cat.0.jpg"
+        raise ValueError(f"data folder {folder} holds no images of cats and dogs; {expected}")
     _check_one_data_set(folder, found, roots)
     parts = {part: tuple(p for p in found if p.part == part) for part in ("training", "validation", "test")}
     parts["training"] += tuple(p for p in found if not p.part)
@@ -78,7 +74,7 @@ def list_images(folder: Path) -> Listing:
 
 
 def find_folder(source: str) -> Path:
-    """Return the folder of `source`. "kaggle" is downloaded if necessary; ValueError says why that failed."""
+    """Return the folder of `source`, downloading "kaggle" if necessary. Raises ValueError if that fails."""
     if source != "kaggle":
         return Path(source)
     try:
@@ -118,9 +114,7 @@ def _check_one_data_set(folder: Path, found: list[LabelledFile], roots: Counter[
         first, second = (folder / name for name, _ in roots.most_common(2))
         raise ValueError(f"{folder} is ambiguous: it has images in {first} and {second}; give one of them to --data")
     if {"", "training"} <= {p.part for p in found}:
-        raise ValueError(
-            f"{folder} is ambiguous: some images are in a train folder and some beside it; move them together"
-        )
+        raise ValueError(f"{folder} is ambiguous: some images are in a train folder, some are not; move them together")
 
 
 @cache
@@ -134,6 +128,5 @@ def _check_classes(folder: Path, part: str, files: tuple[LabelledFile, ...]) -> 
     if part == "training" and len(missing) == len(CLASSES):
         raise ValueError(f"{folder} has no training images; put them into {folder / 'train'}")
     if files and missing:
-        raise ValueError(
-            f"the {part} images of {folder} show no {missing[0]}; add a folder {missing[0]}s beside the other class"
-        )
+        name = missing[0]
+        raise ValueError(f"the {part} images of {folder} show no {name}; add a folder {name}s beside the other class")
