@@ -17,7 +17,7 @@ from search.space.schema import File, Range, Spec, Values, read_file, validated,
 Parameters = dict[str, Any]
 Direction = Literal["minimize", "maximize"]
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # the live table shows the same
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # the live table replaces Optuna's log
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,7 @@ class Goal:
 
     def replaces(self, value: float, before: float | None) -> bool:
         """Say whether an epoch of `value` replaces the epoch that counted `before`."""
-        if before is None or self.metric == self.column:
-            return True
-        return value < before if self.direction == "minimize" else value > before
+        return before is None or self.metric == self.column or self.as_loss(value) < self.as_loss(before)
 
     def index(self, values: Sequence[float]) -> int:
         """Return which of a trial's epochs (from 0) counts."""
@@ -137,8 +135,7 @@ def load_space(
     better direction. `check` raises ValueError for parameters that no trial could use. Raises ValueError: one
     sentence that names the file, the key, the value and the remedy.
     """
-    if content is None:
-        content = read_file(path)
+    content = read_file(path) if content is None else content
     file = validated(content, path)
     _check_parameters(path, file, defaults, check)
     return Space(
@@ -181,10 +178,8 @@ def _goal(path: Path, spec: Spec, metrics: Mapping[str, Direction]) -> Goal:
     if goal.column not in metrics:
         known = ", ".join(f"{name}, best_{name}" for name in metrics)
         raise ValueError(f"{path}: spec.metric is {spec.metric!r}; it must be one of {known}")
-    if spec.objective != metrics[goal.column]:
-        raise ValueError(
-            f"{path}: spec.objective is {spec.objective!r} for {spec.metric}; set it to {metrics[goal.column]!r}"
-        )
+    if (better := metrics[goal.column]) != spec.objective:
+        raise ValueError(f"{path}: spec.objective is {spec.objective!r} for {spec.metric}; set it to {better!r}")
     return goal
 
 
