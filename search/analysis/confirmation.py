@@ -5,8 +5,9 @@ The best of many noisy trials is optimistically biased. A run with a seed that n
 
 import math
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,13 +89,15 @@ def candidates_of(
     return sorted(candidates, key=lambda candidate: candidate is not winner)
 
 
-def read_outcomes(folder: Path, column: str) -> np.ndarray | None:
-    """Return (N,) values of a column, one per validation image; None if the trial did not save them."""
+def read_outcomes(folders: Sequence[Path], column: str) -> np.ndarray | None:
+    """Return (folders, N) values of a column, one per validation image; None if a trial did not save them."""
+    values = []
     try:
-        with np.load(folder / OUTCOMES) as columns:
-            values: np.ndarray | None = columns.get(column)
-            return values
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        for folder in folders:
+            with np.load(folder / OUTCOMES) as columns:
+                values.append(columns[column])
+        return np.stack(values)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
@@ -119,26 +122,23 @@ class _Confirmed:
 
 def _read_confirmed(folder: Path, runs: Sequence[FrozenTrial], goal: Goal) -> list[_Confirmed]:
     """Return the configurations whose runs are all complete, the best mean first."""
-    runs_of: dict[int, list[FrozenTrial]] = {}
-    for run in sorted(runs, key=lambda run: (run.user_attrs[REPEAT], run.number)):
-        runs_of.setdefault(run.user_attrs[CONFIRMS], []).append(run)
-    complete = {t: again for t, again in runs_of.items() if all(run.state == TrialState.COMPLETE for run in again)}
-    values = {t: [_value(run) for run in again] for t, again in complete.items()}
-    read = {
-        t: [read_outcomes(folder / f"confirmation/{run.number:04}", goal.column) for run in again]
-        for t, again in complete.items()
-    }
-    sizes = {0 if found is None else len(found) for again in read.values() for found in again}
-    per_run: Mapping[int, Sequence[Any]] = read if len(sizes) == 1 and 0 not in sizes else values
+    ordered = sorted(runs, key=lambda run: (run.user_attrs[CONFIRMS], run.user_attrs[REPEAT], run.number))
+    groups = [list(group) for _, group in groupby(ordered, key=lambda run: run.user_attrs[CONFIRMS])]
+    complete = [group for group in groups if all(run.state == TrialState.COMPLETE for run in group)]
+    values = [[_value(run) for run in group] for group in complete]
+    folders = [[folder / f"confirmation/{run.number:04}" for run in group] for group in complete]
+    outcomes = [read_outcomes(paths, goal.column) for paths in folders]
+    sizes = {0 if found is None else found.shape[1] for found in outcomes}
+    known: Sequence[Any] = outcomes if len(sizes) == 1 and 0 not in sizes else values
     confirmed = [
         _Confirmed(
-            trial=trial,
-            runs=again,
-            values=values[trial],
-            outcomes=np.array(per_run[trial], dtype=np.float64).reshape(len(again), -1),
-            best=values[trial].index(goal.best(values[trial])),
+            trial=group[0].user_attrs[CONFIRMS],
+            runs=group,
+            values=numbers,
+            outcomes=np.array(found, dtype=np.float64).reshape(len(group), -1),
+            best=numbers.index(goal.best(numbers)),
         )
-        for trial, again in complete.items()
+        for group, numbers, found in zip(complete, values, known, strict=True)
     ]
     return sorted(confirmed, key=lambda one: (goal.as_loss(one.mean), one.trial))
 
@@ -159,9 +159,8 @@ def _standing(one: _Confirmed, best: _Confirmed, noise: SeedNoise, goal: Goal) -
 
 
 def _unconfirmed(study: SharedStudy, trial: FrozenTrial, cost: Callable[[Parameters], float]) -> Candidate:
-    outcomes = read_outcomes(study.sweep.trial_folder(trial.number), study.sweep.space.goal.column)
-    value = _value(trial)
-    interval = None if outcomes is None else mean_interval(outcomes)
+    outcomes = read_outcomes([study.sweep.trial_folder(trial.number)], study.sweep.space.goal.column)
+    interval, value = None if outcomes is None else mean_interval(outcomes[0]), _value(trial)
     return Candidate(trial.number, (), (value,), value, interval, cost(parameters_of(trial)), "best mean", None)
 
 
@@ -181,13 +180,9 @@ def print_candidates(console: Console, candidates: Sequence[Candidate], goal: Go
         table.add_column(name, justify="right", no_wrap=True)
     for candidate in candidates:
         runs = " ".join(f"{value:.4f}" for value in candidate.values)
-        figures = (
-            f"{candidate.mean:.4f}",
-            bounds(candidate.interval or (math.nan, math.nan)),
-            runs,
-            short(candidate.cost),
-        )
-        table.add_row(str(candidate.trial), *figures, candidate.standing)
+        number, mean, cost = str(candidate.trial), f"{candidate.mean:.4f}", short(candidate.cost)
+        interval = bounds(candidate.interval or (math.nan, math.nan))
+        table.add_row(number, mean, interval, runs, cost, candidate.standing)
     console.print(table)
 
 
@@ -208,17 +203,15 @@ def gain_over_baseline(folder: Path, candidates: Sequence[Candidate], column: st
 
 
 def _gain(folder: Path, candidates: Sequence[Candidate], column: str) -> Gain | None:
-    baseline = read_outcomes(folder / "trials/0000", column)
+    baseline = read_outcomes([folder / "trials/0000"], column)
     found = [_outcomes_of(folder, candidate, column) for candidate in candidates]
-    if baseline is None or found[0] is None or found[0].shape[1] != len(baseline):
+    if baseline is None or found[0] is None or found[0].shape[1] != baseline.shape[1]:
         return None
     noise = seed_noise([outcomes for outcomes in found if outcomes is not None and len(outcomes) > 1])
-    interval = configuration_difference(found[0], baseline[None], noise)
-    return Gain(float(found[0].mean() - baseline.mean()), interval)
+    return Gain(float(found[0].mean() - baseline.mean()), configuration_difference(found[0], baseline, noise))
 
 
 def _outcomes_of(folder: Path, candidate: Candidate, column: str) -> np.ndarray | None:
     """Return (runs, N) outcomes of a candidate, (1, N) of an unconfirmed one; None if some are missing."""
     folders = [folder / f"confirmation/{run:04}" for run in candidate.runs] or [candidate.folder(folder)]
-    found = [read_outcomes(path, column) for path in folders]
-    return np.stack([o for o in found if o is not None]) if all(o is not None for o in found) else None
+    return read_outcomes(folders, column)

@@ -15,7 +15,6 @@ Interval = tuple[float, float]  # low, high
 Verdict = Literal["better", "tied", "worse"]
 
 Z = 1.959964  # the normal distribution's 97.5 % quantile
-NUM_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,14 @@ class Comparison:
     @property
     def verdict(self) -> Verdict:
         """Better: in accuracy or in loss, and worse in neither. Tied: no difference in either."""
-        accuracy = 0 if self.p_value >= 0.05 else self.only_challenger - self.only_champion
+        gain = self.only_challenger - self.only_champion if self.p_value < 0.05 else 0
         low, high = self.loss_interval
-        loss = 1 if high < 0 else -1 if low > 0 else 0
-        if accuracy < 0 or loss < 0:
+        if gain < 0 or low > 0:
             return "worse"
-        return "better" if accuracy > 0 or loss > 0 else "tied"
+        return "better" if gain > 0 or high < 0 else "tied"
 
 
-def compare(challenger: Outcomes, champion: Outcomes, resamples: int = NUM_RESAMPLES) -> Comparison:
+def compare(challenger: Outcomes, champion: Outcomes) -> Comparison:
     """Compare two models on the same images; equal input gives equal output."""
     from scipy import stats  # noqa: PLC0415
 
@@ -57,9 +55,9 @@ def compare(challenger: Outcomes, champion: Outcomes, resamples: int = NUM_RESAM
     wins = int((challenger.correct & ~champion.correct).sum())
     losses = int((champion.correct & ~challenger.correct).sum())
     gaps = challenger.loss.astype(np.float64) - champion.loss
-    bootstrap = stats.bootstrap(
-        (gaps,), np.mean, n_resamples=resamples, batch=max(1, 2_000_000 // num), method="percentile", rng=0
-    )
+    batch = max(1, 2_000_000 // num)  # resamples in memory at once
+    bootstrap = stats.bootstrap((gaps,), np.mean, n_resamples=10_000, batch=batch, method="percentile", rng=0)
+    low, high = bootstrap.confidence_interval
     return Comparison(
         accuracy=(wins - losses) / num,
         accuracy_interval=_paired_interval(wins, losses, num),
@@ -67,7 +65,7 @@ def compare(challenger: Outcomes, champion: Outcomes, resamples: int = NUM_RESAM
         only_champion=losses,
         p_value=float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
         loss=float(gaps.mean()),
-        loss_interval=(float(bootstrap.confidence_interval.low), float(bootstrap.confidence_interval.high)),
+        loss_interval=(float(low), float(high)),
     )
 
 

@@ -4,6 +4,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, product
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -42,9 +44,9 @@ def candidates_table(record: Record) -> Table | None:
     rows = []
     for place, candidate in enumerate(record.candidates):
         low, high = candidate.interval or (None, None)
-        cells = [_number(candidate.trial, "d"), *_numbers(candidate.mean, low, high)]
-        cells.append(_text(" ".join(f"{value:.4f}" for value in candidate.values)))
-        cells += [Cell(short(candidate.cost), candidate.cost), _text(candidate.standing)]
+        cells = [_cell(candidate.trial), *(_cell(value, ".4f") for value in (candidate.mean, low, high))]
+        cells.append(_cell(" ".join(f"{value:.4f}" for value in candidate.values)))
+        cells += [Cell(short(candidate.cost), candidate.cost), _cell(candidate.standing)]
         rows.append(Row(cells, wins=place == 0))
     return Table(columns, rows)
 
@@ -52,39 +54,39 @@ def candidates_table(record: Record) -> Table | None:
 def ranking_table(record: Record) -> Table:
     """Build the table of all trials, the best first."""
     names = parameter_names(record.ranking)
-    bounds = ["95 % from", "to"]
-    columns = ["rank", "trial", "tie", "state", record.goal.metric, *bounds, "val accuracy", "epochs", "seconds"]
+    columns = ["rank", "trial", "tie", "state", record.goal.metric, "95 % from", "to", "val accuracy", "epochs"]
     rows = []
     for trial, (interval, tie) in zip(record.ranking, _intervals_and_ties(record), strict=True):
         low, high = interval or (None, None)
-        cells = [_number(trial.rank, "d"), _number(trial.trial, "d"), _text(tie), _text(trial.state)]
-        cells += _numbers(trial.value, low, high, trial.val_accuracy)
-        cells += [_number(trial.epochs, "d"), _number(trial.seconds, ".0f")]
-        cells += [_parameter(trial.parameters.get(name)) for name in names]
-        rows.append(Row([*cells, _text(trial.reason)], wins=trial.trial == record.winner))
-    return Table([*columns, *names, "reason"], rows)
+        cells = [_cell(value) for value in (trial.rank, trial.trial, tie, trial.state)]
+        cells += [_cell(value, ".4f") for value in (trial.value, low, high, trial.val_accuracy)]
+        cells += [_cell(trial.epochs), _cell(trial.seconds, ".0f")]
+        cells += [_cell(trial.parameters.get(name), ".4g") for name in names]
+        rows.append(Row([*cells, _cell(trial.reason)], wins=trial.trial == record.winner))
+    return Table([*columns, "seconds", *names, "reason"], rows)
 
 
 def failures_table(record: Record) -> Table | None:
     """Build the table of failures by reason; None without failures."""
     reasons = Counter(trial.reason for trial in record.ranking if trial.state == "failed")
     reasons.update(f"to confirm: {run.user_attrs.get('reason')}" for run in record.runs if state_of(run) == "failed")
-    rows = [Row([_number(number, "d"), _text(reason)]) for reason, number in reasons.most_common()]
+    rows = [Row([_cell(number), _cell(reason)]) for reason, number in reasons.most_common()]
     return Table(["trials", "reason"], rows) if rows else None
 
 
 def _intervals_and_ties(record: Record) -> Iterator[tuple[Interval | None, str]]:
     """Yield each trial's interval, and the letter it shares with the trials that are tied with the group's first."""
-    first, num_groups = None, 0
+    letters = ("".join(word) for size in count(1) for word in product(ascii_lowercase, repeat=size))
+    first, letter = None, ""
     for trial in record.ranking:
-        outcomes = read_outcomes(record.folder / f"trials/{trial.trial:04}", record.goal.column)
-        interval = None if outcomes is None else mean_interval(outcomes)
-        if outcomes is None or trial.state != "complete":
+        found = read_outcomes([record.folder / f"trials/{trial.trial:04}"], record.goal.column)
+        interval = None if found is None else mean_interval(found[0])
+        if found is None or trial.state != "complete":
             yield interval, ""
             continue
-        if first is None or not _is_tied(outcomes, first):
-            first, num_groups = outcomes, num_groups + 1
-        yield interval, _letters(num_groups)
+        if first is None or not _is_tied(found[0], first):
+            first, letter = found[0], next(letters)  # a, b, ..., z, aa, ab, ...
+        yield interval, letter
 
 
 def _is_tied(outcomes: np.ndarray, others: np.ndarray) -> bool:
@@ -94,28 +96,10 @@ def _is_tied(outcomes: np.ndarray, others: np.ndarray) -> bool:
     return low <= 0 <= high
 
 
-def _letters(number: int) -> str:
-    """Return a, b, ..., z, aa, ab, ... for 1, 2, ..."""
-    letters = ""
-    while number:
-        number, rest = divmod(number - 1, 26)
-        letters = chr(ord("a") + rest) + letters
-    return letters
-
-
-def _number(value: float | None, form: str) -> Cell:
-    return Cell("", None) if value is None or not math.isfinite(value) else Cell(f"{value:{form}}", value)
-
-
-def _numbers(*values: float | None) -> list[Cell]:
-    return [_number(value, ".4f") for value in values]
-
-
-def _text(text: str) -> Cell:
-    return Cell(text, text)
-
-
-def _parameter(value: Any) -> Cell:
+def _cell(value: Any, form: str = "") -> Cell:
+    """Write a number in the given form and sort by it, unless it is not finite; write other values as text."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return Cell("", None)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return _number(value, ".4g")
-    return _text("" if value is None else str(value))
+        return Cell(f"{value:{form}}", value)
+    return Cell(str(value), str(value))
