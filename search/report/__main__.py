@@ -41,10 +41,7 @@ def main() -> None:
 
 
 def _champion_of(study: optuna.Study) -> dict[str, Any] | None:
-    """Return the header of the champion, if a trial of the study was ever compared with one.
-
-    It is read and its hash checked without torch. Raises ValueError for a file that is torn, altered or no model.
-    """
+    """Return the champion's header if a trial of the study was compared with one; raise ValueError if it is damaged."""
     if PROMOTION not in study.user_attrs or not CHAMPION.exists():
         return None
     try:

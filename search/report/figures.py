@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 import optuna
@@ -94,7 +93,7 @@ def timeline(trials: Sequence[FrozenTrial], runs: Sequence[FrozenTrial]) -> go.F
 
 def parallel_coordinates(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure | None:
     """Draw each complete trial as a line through its parameters."""
-    return _of_optuna(partial(plot_parallel_coordinate, target_name=goal.metric), trials, goal)
+    return _of_optuna(plot_parallel_coordinate, trials, goal)
 
 
 def importances(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure | None:
@@ -104,14 +103,13 @@ def importances(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure | None:
     varied = sorted(name for name in names if len({trial.params.get(name) for trial in complete}) > 1)
     if not varied:
         return None
-    evaluator = PedAnovaImportanceEvaluator()
-    draw = partial(plot_param_importances, evaluator=evaluator, params=varied, target_name=goal.metric)
-    return _of_optuna(draw, trials, goal)
+    options = {"evaluator": PedAnovaImportanceEvaluator(), "params": varied}
+    return _of_optuna(plot_param_importances, trials, goal, **options)
 
 
 def slices(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure | None:
     """Draw the goal over each parameter."""
-    figure = _of_optuna(partial(plot_slice, target_name=goal.metric), trials, goal)
+    figure = _of_optuna(plot_slice, trials, goal)
     if figure is None:
         return None
     distributions = {name: kind for trial in trials for name, kind in trial.distributions.items()}
@@ -124,14 +122,9 @@ def slices(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure | None:
 
 def confusion_matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]], title: str) -> go.Figure:
     """Draw counts by true (rows) and predicted class (columns)."""
-    figure = go.Figure(
-        go.Heatmap(
-            z=matrix, x=[f"predicted {name}" for name in labels], y=list(labels), texttemplate="%{z}", showscale=False
-        )
-    )
-    figure.data[0].colorscale = "Blues"
-    figure.update_layout(title=title, yaxis={"autorange": "reversed"}, width=340, height=320)
-    return figure
+    names = [f"predicted {name}" for name in labels]
+    counts = go.Heatmap(z=matrix, x=names, y=list(labels), texttemplate="%{z}", showscale=False, colorscale="Blues")
+    return go.Figure(counts).update_layout(title=title, yaxis={"autorange": "reversed"}, width=340, height=320)
 
 
 def _last_start(trial: FrozenTrial) -> datetime:
@@ -147,18 +140,17 @@ def _worker(trial: FrozenTrial) -> str:
 
 
 def _of_optuna(
-    draw: Callable[[optuna.Study], go.Figure], trials: Sequence[FrozenTrial], goal: Goal
+    draw: Callable[..., go.Figure], trials: Sequence[FrozenTrial], goal: Goal, **options: Any
 ) -> go.Figure | None:
     """Return Optuna's figure of the complete trials in the space; None if there are too few."""
-    study = optuna.create_study(direction=goal.direction)
-    study.add_trials([trial for trial in trials if trial.state == TrialState.COMPLETE and trial.params])
-    if len(study.get_trials(deepcopy=False)) < 2:
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.params]
+    if len(complete) < 2:
         return None
+    study = optuna.create_study(direction=goal.direction)
+    study.add_trials(complete)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            figure = draw(study)
+            return draw(study, target_name=goal.metric, **options).update_layout(title=None)
         except (ValueError, RuntimeError):  # raised by Optuna, for example if all values are equal
             return None
-    figure.update_layout(title=None)
-    return figure

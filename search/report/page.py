@@ -27,10 +27,7 @@ CONFIG = {"displaylogo": False, "responsive": True}  # of plotly
 
 
 def write_page(folder: Path, champion: Mapping[str, Any] | None = None) -> Path:
-    """Write report.html into a sweep's folder, atomically; return its path.
-
-    `champion` is the header of the model in service. Raises ValueError if the folder holds no sweep.
-    """
+    """Write report.html into a sweep's folder, atomically; return its path. Raises ValueError if it holds no sweep."""
     page = _render(read_record(folder), champion)
     write_text(folder / PAGE, page, concurrent=True)  # the sweep and a person may write at once
     return folder / PAGE
@@ -65,7 +62,6 @@ def _render(record: Record, champion: Mapping[str, Any] | None) -> str:
 
     environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("report.html").read_text())
-    mistakes = _read_text(record, "mistakes.json")
     return template.render(
         name=record.folder.name,
         plotly=get_plotlyjs(),
@@ -81,7 +77,7 @@ def _render(record: Record, champion: Mapping[str, Any] | None) -> str:
         sections=_sections(record),
         failures=failures_table(record),
         matrices=list(_confusion_matrices(record)),
-        mistakes=json.loads(mistakes) if mistakes else None,
+        mistakes=json.loads(_read_text(record, "mistakes.json") or "null"),
         command=_read_text(record, "command.txt"),
     )
 
@@ -125,8 +121,7 @@ def _confusion_matrices(record: Record) -> Iterator[str]:
 def _html(figure: Any, title: str) -> str:
     figure.update_layout(margin={"l": 60, "r": 20, "t": 40, "b": 50})
     name = title.lower().replace(" ", "-")
-    html: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=CONFIG)
-    return html
+    return str(figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=CONFIG))
 
 
 def _read_text(record: Record, name: str) -> str:

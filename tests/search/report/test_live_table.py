@@ -60,11 +60,11 @@ def test_runs_to_confirm_are_in_the_time_left(study):
 
 def test_before_a_result_runs_to_confirm_take_as_long_as_trials_that_run(study):
     clock, claim = _Clock(study, whole(study, 3)), acquire(study, 0, "cpu")
-    assert clock.time_left(study) == "time left unknown"
+    assert clock.time_left() == "time left unknown"
     clock.epochs["trial 0"][0] = (clock.epochs["trial 0"][0][0] - 900.0, 0)  # its first epoch took a quarter of an hour
     study.report(claim.trial, 1, 1.0)
     # Three quarters of an hour for the rest of it, an hour for each of two trials and of three runs.
-    assert clock.time_left(study) == "about 5 h 45 min left, confirmation included"
+    assert clock.time_left() == "about 5 h 45 min left, confirmation included"
 
 
 def test_trial_that_is_taken_over_is_said_to_go_on(study):
