@@ -79,10 +79,7 @@ def simulate(sweep: Sweep, costs: Sequence[TrialCost], num_workers: int, confirm
 def simulate_search(
     name: str, pruner: BasePruner, costs: Sequence[TrialCost], value: Callable[[int, int], float], num_workers: int
 ) -> Iterator[SimulatedEpoch]:
-    """Train trials of these costs in the study `name`; yield each epoch as it ends.
-
-    `value(trial, epoch)` is the trial's value after an epoch (from 1); less is better.
-    """
+    """Simulate trials in the study `name`; yield each epoch. `value(trial, epoch)`, epochs from 1: less is better."""
     study = optuna.create_study(study_name=name, pruner=pruner, sampler=RandomSampler())
     trials: list[optuna.Trial] = []
     running: list[tuple[float, int, int]] = []  # a heap of epochs: end in seconds, trial, epoch
@@ -132,21 +129,19 @@ def simulate_confirmation(
     free = [0.0] * max(0, num_workers - len(ends)) + [end.seconds for end in ends][-num_workers:]
     heapq.heapify(free)
     begun: set[tuple[int, int]] = set()
-    done = 0.0
+    now = 0.0
     while free:
         now = heapq.heappop(free)
         run = next((pair for pair in product(best(now), range(repeats)) if pair not in begun), None)
         if run is None:
             if later := [end.seconds for end in ends if end.seconds > now]:
                 heapq.heappush(free, later[0])
-            else:
-                done = max(done, now)
             continue
         begun.add(run)
         cost = costs[run[0]]
         steps = [now + cost.fixed + cost.epoch * epoch for epoch in range(1, cost.epochs + 1)]
         heapq.heappush(free, next((end for end in steps if run[0] not in best(end)), steps[-1]))
-    return done
+    return now
 
 
 def _noisy(values: Sequence[float], random: np.random.Generator, trial: int, _: int) -> float:

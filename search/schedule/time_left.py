@@ -66,20 +66,19 @@ def seconds_left(snapshot: Snapshot) -> float | None:
     typical = _typical(snapshot)
     if typical is None:
         return None
-    best = _best(snapshot)
-    ends = [
-        _seconds_for(trial, _epochs_to_come(trial, snapshot, typical), typical.pace)
-        for trial in _running(snapshot.trials)
-    ]
+    complete = [trial for trial in snapshot.trials if trial.state == "complete"]
+    complete.sort(key=lambda trial: trial.values[-1])
+    running = _running(snapshot.trials)
+    ends = [_seconds_for(trial, _epochs_to_come(trial, snapshot, typical), typical.pace) for trial in running]
     for run in _running(snapshot.runs):
         trial = next(trial for trial in snapshot.trials if trial.number == run.confirms)
-        is_wanted = trial in best or not snapshot.confirm
+        is_wanted = trial in complete[: snapshot.confirm] or not snapshot.confirm
         epochs = snapshot.epochs - run.epochs if is_wanted else 1  # then it is displaced by better trials
         ends.append(_seconds_for(run, epochs, trial.pace or typical.pace))
     ends += [0.0] * (snapshot.num_workers - len(ends))
     heapq.heapify(ends)
     waiting = [typical.pace * typical.epochs] * snapshot.num_waiting
-    for seconds in waiting + _runs_to_come(snapshot, best, typical):
+    for seconds in waiting + _runs_to_come(snapshot, complete, typical):
         heapq.heapreplace(ends, ends[0] + seconds)
     return max(ends)
 
@@ -117,20 +116,13 @@ def _seconds_for(job: ObservedTrial, epochs: float, typical_pace: float) -> floa
     return max(epochs * pace - job.elapsed, SOON * pace)
 
 
-def _best(snapshot: Snapshot) -> list[ObservedTrial]:
-    complete = [trial for trial in snapshot.trials if trial.state == "complete"]
-    return sorted(complete, key=lambda trial: trial.values[-1])[: snapshot.confirm]
-
-
-def _runs_to_come(snapshot: Snapshot, best: Sequence[ObservedTrial], typical: _Typical) -> list[float]:
-    """Return the seconds of each run that has not begun: of the best trials so far, and of trials to come."""
-    begun = Counter(run.confirms for run in snapshot.runs)
+def _runs_to_come(snapshot: Snapshot, complete: Sequence[ObservedTrial], typical: _Typical) -> list[float]:
+    """Return the seconds of each run that has not begun: of the best `complete` trials, and of trials to come."""
+    best, begun = complete[: snapshot.confirm], Counter(run.confirms for run in snapshot.runs)
     paces = [trial.pace or typical.pace for trial in best for _ in range(begun[trial.number], snapshot.repeats)]
     to_end = snapshot.num_waiting + len(_running(snapshot.trials))
     num_to_come = min(snapshot.confirm - len(best), round(to_end * typical.kept))
-    whole = [
-        t.pace for t in snapshot.trials if t.state == "complete" and t.pace and (t.number or not snapshot.baseline)
-    ]
+    whole = [trial.pace for trial in complete if trial.pace and (trial.number or not snapshot.baseline)]
     paces += [fmean(whole or [typical.pace])] * (num_to_come * snapshot.repeats)
     return [snapshot.epochs * pace for pace in paces]
 
