@@ -65,6 +65,9 @@ def wait_for_comet(ask: Callable[[], T], patience_seconds: float, say: Callable[
     """Return `ask()`. While Comet is down, retry with growing pauses, for `patience_seconds` at most."""
     was_down = False
 
+    def is_down(error: Exception) -> bool:
+        return isinstance(error, ServiceDownError)
+
     def announce(error: Exception, _: int, pause_seconds: float) -> None:
         nonlocal was_down
         was_down = True
@@ -72,16 +75,12 @@ def wait_for_comet(ask: Callable[[], T], patience_seconds: float, say: Callable[
         say(f"Comet does not answer ({error}); {times}")
 
     try:
-        answer = retry_while_unreachable(ask, patience_seconds, _is_down, announce, MAX_PAUSE_SECONDS)
+        answer = retry_while_unreachable(ask, patience_seconds, is_down, announce, MAX_PAUSE_SECONDS)
     except ServiceDownError as error:
         raise ServiceDownError(f"Comet did not answer for {patience_seconds / 60:.0f} minutes ({error})") from error
     if was_down:
         say("Comet answers again")
     return answer
-
-
-def _is_down(error: Exception) -> bool:
-    return isinstance(error, ServiceDownError)
 
 
 @contextmanager

@@ -22,10 +22,7 @@ TICKET, WAITING = "comet_ticket", "comet_next"  # user attributes: of a trial, a
 
 
 def create_search(content: Mapping[str, Any], max_combo: int) -> str:
-    """Start a search over `content` (optimizer.json) for at most `max_combo` proposals; return its id.
-
-    Raises ValueError if Comet refuses it and ServiceDownError if Comet does not answer.
-    """
+    """Start a search for at most `max_combo` proposals; return its id. Raises the errors of `translated_errors`."""
     spec = {**content.get("spec", {}), "maxCombo": max_combo, "retryAssignLimit": 0}
     with translated_errors():
         search = quiet_client().Optimizer({**content, "spec": spec, "verbose": 0})
@@ -33,10 +30,7 @@ def create_search(content: Mapping[str, Any], max_combo: int) -> str:
 
 
 def read_search(search_id: str) -> dict[str, Any]:
-    """Return a search in the format of optimizer.json.
-
-    Raises ValueError if Comet does not know the id and ServiceDownError if Comet does not answer.
-    """
+    """Return a search as in optimizer.json. Raises ValueError for an unknown id, and as `translated_errors` does."""
     with translated_errors():
         status = optimizer_api(PROPOSE_SECONDS).optimizer_status(search_id)
     if "parameters" not in status:
@@ -51,11 +45,9 @@ class CometSampler(BaseSampler):
         self.distributions, self.search_id = dict(distributions), search_id
 
     def reserve(self, study: optuna.Study) -> bool:
-        """Get the next trial's parameters before that trial exists; False when the search is over.
-
-        Raises ServiceDownError; then nothing has changed.
-        """
-        if self._reserved(study):
+        """Get a ticket before its trial exists; return False when the search is over. Raises ServiceDownError."""
+        waiting = study.user_attrs.get(WAITING)
+        if waiting and _name(waiting) not in _tickets(study):
             return True
         self.report_left(study)  # bayes proposes from results
         ticket = self._next(study)
@@ -113,11 +105,6 @@ class CometSampler(BaseSampler):
         except (ServiceDownError, ValueError):
             return False
         return True
-
-    def _reserved(self, study: optuna.Study) -> dict[str, Any] | None:
-        """Return a ticket that no trial has."""
-        ticket: dict[str, Any] | None = study.user_attrs.get(WAITING)
-        return None if ticket is None or _name(ticket) in _tickets(study) else ticket
 
     def _next(self, study: optuna.Study) -> dict[str, Any] | None:
         """Ask for a ticket that no trial has and whose parameters fit the space; None when the search is over."""

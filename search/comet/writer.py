@@ -169,11 +169,10 @@ class CometWriter:
             log_env_network=False,
             log_env_disk=False,
         )
-        # A new archive each time: its content comes from the study, not from files of a dead process.
-        mode = "get_or_create" if self.online else "create"
         experiment = comet.start(
             online=self.online,
-            mode=mode,
+            # A new archive each time: its content comes from the study, not from files of a dead process.
+            mode="get_or_create" if self.online else "create",
             experiment_key=message["key"],
             project_name=comet.config.get_config("comet.project_name") or PROJECT,
             experiment_config=config,
@@ -182,9 +181,6 @@ class CometWriter:
             raise NotDeliveredError(self.errors.text or "Comet does not answer")
         self.is_new = not isinstance(experiment, comet.ExistingExperiment)
         return experiment
-
-    def _api(self) -> Any:
-        return self.comet.API(cache=False)
 
     def _steps(self, name: str) -> set[int]:
         """Return the steps of a metric that Comet had when the experiment was opened."""
@@ -196,7 +192,7 @@ class CometWriter:
 
     def _sent(self, name: str) -> set[int]:
         """Ask Comet which steps of a metric it has."""
-        experiment = self._api().get_experiment_by_key(self.message["key"])
+        experiment = self.comet.API(cache=False).get_experiment_by_key(self.message["key"])
         metrics = experiment.get_metrics(name) if experiment else None
         return {int(metric["step"] or 0) for metric in metrics or []}
 
@@ -218,7 +214,7 @@ class CometWriter:
     def _confirm_model(self, model: dict[str, str], workspace: str) -> None:
         """Raise NotDeliveredError unless the model is in the registry."""
         if self.online:
-            versions = self._api().get_registry_model_versions(workspace, model["name"])
+            versions = self.comet.API(cache=False).get_registry_model_versions(workspace, model["name"])
             if model["version"] not in (versions or []):
                 raise NotDeliveredError(self.errors.text or f"the Model Registry has no version {model['version']}")
 
@@ -227,14 +223,13 @@ class CometWriter:
         self.experiment.log_other("promoted", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         self.experiment.add_tag("champion")
         self.experiment.log_model(model["name"], model["file"], overwrite=True)
-        status = self._status() if self.online else None
+        status = None
+        if self.online:
+            allowed = self.comet.API(cache=False).model_registry_allowed_status_values(self.experiment.workspace)
+            status = next((status for status in STATUSES if status in allowed), None)
         self.experiment.register_model(
             model["name"], version=model["version"], tags=["champion"], status=status, sync=self.online, timeout=30
         )
-
-    def _status(self) -> str | None:
-        allowed = self._api().model_registry_allowed_status_values(self.experiment.workspace)
-        return next((status for status in STATUSES if status in allowed), None)
 
 
 class _LastError(logging.Handler):
