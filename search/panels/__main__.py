@@ -3,7 +3,6 @@
 import argparse
 import io
 import json
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,7 @@ PARAMETERS = ("stem_width", "body_width", "learning_rate", "batch_size", "dropou
 
 
 def push(workspace: str | None, project: str | None) -> str:
-    """Install panel and view in a project, replacing those of an earlier push; return workspace/project.
-
-    Raises ValueError if Comet refuses.
-    """
+    """Install or replace panel and view in a project; return workspace/project. Raises ValueError if Comet refuses."""
     comet_ml = quiet_client()
     api = comet_ml.API(cache=False)
     configured = comet_ml.config.get_config
@@ -49,28 +45,7 @@ def build_view(panel: str) -> Any:
         "columnOrders": ["Name", "best_val_loss", "val_accuracy", *PARAMETERS, "state", "reason"],
     }
     code = _chart("code", "panel", NAME, templateId=panel)
-    curves = [_chart("line", name, name, metricNames=[name], selectedXAxis="step") for name in CURVES]
-    sections = [
-        _section("Ranking", [code], width=6, height=8),
-        _section("Parameters", [_coordinates()], width=6, height=4),
-        _section("Curves", curves, width=2, height=3),
-    ]
-    content = {
-        "layout": [],
-        "globalConfig": {"selectedXAxis": "step"},
-        "sections": sections,
-        "autoGenerate": False,
-        "isPersonalView": False,
-    }
-    return View(name=NAME, table_state=json.dumps(table), v3=content)
-
-
-def _chart(kind: str, name: str, title: str, **options: Any) -> dict[str, Any]:
-    return {"chartType": kind, "chartId": f"sweep-{name}", "chartName": title, **options}
-
-
-def _coordinates() -> dict[str, Any]:
-    return _chart(
+    coordinates = _chart(
         "parallel",
         "coordinates",
         "Parallel coordinates",
@@ -80,6 +55,19 @@ def _coordinates() -> dict[str, Any]:
         selectedDecimalPrecision=".4f",
         locked=False,
     )
+    curves = [_chart("line", name, name, metricNames=[name], selectedXAxis="step") for name in CURVES]
+    sections = [
+        _section("Ranking", [code], width=6, height=8),
+        _section("Parameters", [coordinates], width=6, height=4),
+        _section("Curves", curves, width=2, height=3),
+    ]
+    flags = {"autoGenerate": False, "isPersonalView": False}
+    content = {"layout": [], "globalConfig": {"selectedXAxis": "step"}, "sections": sections, **flags}
+    return View(name=NAME, table_state=json.dumps(table), v3=content)
+
+
+def _chart(kind: str, name: str, title: str, **options: Any) -> dict[str, Any]:
+    return {"chartType": kind, "chartId": f"sweep-{name}", "chartName": title, **options}
 
 
 def _section(title: str, panels: list[dict[str, Any]], width: int, height: int) -> dict[str, Any]:
@@ -94,11 +82,9 @@ def _section(title: str, panels: list[dict[str, Any]], width: int, height: int) 
 
 def _panel_of(view: Any) -> str | None:
     """Return the id of the panel in an earlier view."""
-    for section in (view.v3 or {}).get("sections", []) if view else []:
-        for panel in section["panels"]:
-            if panel.get("chartType") == "code":
-                return str(panel["templateId"])
-    return None
+    sections = (view.v3 or {}).get("sections", []) if view else []
+    panels = [panel for section in sections for panel in section["panels"]]
+    return next((str(panel["templateId"]) for panel in panels if panel.get("chartType") == "code"), None)
 
 
 def _upload_panel(api: Any, workspace: str, template_id: str | None) -> str:
@@ -108,33 +94,28 @@ def _upload_panel(api: Any, workspace: str, template_id: str | None) -> str:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("tempVisualizationTemplate.json", json.dumps({"templateName": NAME, "code": code}))
     target = {"teamName": workspace, **({"templateId": template_id} if template_id else {})}
-    answer = api._client.post_from_endpoint(
-        "write/template/upload", {}, params=target, files={"file": ("panel.zip", buffer.getvalue())}
-    )
+    files = {"file": ("panel.zip", buffer.getvalue())}
+    answer = api._client.post_from_endpoint("write/template/upload", {}, params=target, files=files)
     return str(answer.json()["templateId"])
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m search.panels", description=__doc__)
     parser.add_argument("command", choices=["push"])
     parser.add_argument("--workspace", help="default: the configured one, else your own")
     parser.add_argument("--project", help=f"default: the configured one, else {PROJECT}")
     options = parser.parse_args()
     if not has_api_key():
-        print("python -m search.panels: no API key; set COMET_API_KEY", file=sys.stderr)
-        return 2
+        parser.exit(2, f"{parser.prog}: no API key; set COMET_API_KEY\n")
     from requests import RequestException  # noqa: PLC0415 - comes with comet_ml
 
     try:
         print(f"panel and view {NAME!r} are in {push(options.workspace, options.project)}")
     except ValueError as error:
-        print(f"python -m search.panels: {error}", file=sys.stderr)
-        return 2
+        parser.exit(2, f"{parser.prog}: {error}\n")
     except (RequestException, quiet_client().exceptions.CometException) as error:
-        print(f"python -m search.panels: Comet refused the upload ({error}); try again", file=sys.stderr)
-        return 1
-    return 0
+        parser.exit(1, f"{parser.prog}: Comet refused the upload ({error}); try again\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -16,6 +16,7 @@ from comet_ml import API
 NUM_CURVES = 5
 MIN_LOG_RATIO = 20  # of the largest to the smallest value, for a logarithmic axis
 NUM_GROUPS = 6  # quantiles of a numeric parameter, for its importance
+MARGIN = {"l": 10, "r": 10, "t": 10, "b": 40}
 ORDER = {"complete": 0, "pruned": 1, "running": 2, "failed": 3}
 
 
@@ -23,14 +24,14 @@ ORDER = {"complete": 0, "pruned": 1, "running": 2, "failed": 3}
 def load(keys):
     """Return one row per run of a sweep: name, state, score and parameters."""
     experiments = [experiment for experiment in API().get_panel_experiments() if experiment.id in keys]
+
+    def row(experiment):
+        others = experiment.get_others_summary()
+        return {"key": experiment.id, **{other["name"]: other["valueCurrent"] for other in others}}
+
     with ThreadPoolExecutor(8) as threads:
-        summaries = list(threads.map(lambda experiment: experiment.get_others_summary(), experiments))
-    rows = []
-    for experiment, summary in zip(experiments, summaries):  # noqa: B905 - CPython 3.9 has no strict
-        others = {other["name"]: other["valueCurrent"] for other in summary}
-        if "sweep" in others and "trial" in others:
-            rows.append({"key": experiment.id, **others})
-    return pd.DataFrame(rows)
+        rows = list(threads.map(row, experiments))
+    return pd.DataFrame([row for row in rows if "sweep" in row and "trial" in row])
 
 
 @st.cache_data(ttl=60, show_spinner=False)
@@ -45,10 +46,7 @@ def load_curves(keys, metric):
 
 def rank(runs, direction):
     """Order runs by state, then by score; mark the baseline and the champion."""
-    runs = runs.copy()
-    for column in ("promoted", "reason", "optimizer_metric_value"):
-        if column not in runs:
-            runs[column] = None
+    runs = runs.reindex(columns=runs.columns.union(["promoted", "reason", "optimizer_metric_value"]))
     runs["score"] = pd.to_numeric(runs["optimizer_metric_value"], errors="coerce")
     runs["trial"] = pd.to_numeric(runs["trial"])
     runs["order"] = runs["state"].map(ORDER).fillna(len(ORDER))
@@ -58,11 +56,6 @@ def rank(runs, direction):
     runs["mark"] = marks.where(runs["promoted"].isna() | (runs["promoted"] != champion), "champion")
     runs.insert(0, "rank", range(1, len(runs) + 1))
     return runs.set_index("key")
-
-
-def parameters_of(runs):
-    """Return the runs' parameters, one column each."""
-    return pd.DataFrame([json.loads(text) for text in runs["optimizer_parameters"]], index=runs.index)
 
 
 def importances(parameters, score):
@@ -89,8 +82,9 @@ def importances(parameters, score):
 
 def show_ranking(runs, parameters, metric):
     """Show the table of runs, best first."""
-    table = runs[["rank", "trial", "mark", "state", "score", "reason"]].rename(columns={"score": metric})
-    table = table.join(parameters)
+    table = (
+        runs[["rank", "trial", "mark", "state", "score", "reason"]].rename(columns={"score": metric}).join(parameters)
+    )
     st.caption("Best first. Only complete runs have {}.".format(metric))
     st.dataframe(table.reset_index(drop=True), hide_index=True, width="stretch")
 
@@ -120,7 +114,7 @@ def show_importances(runs, parameters):
     """Draw the importance of each parameter."""
     explained = importances(parameters, runs["score"])
     figure = go.Figure(go.Bar(x=explained.to_numpy(), y=list(explained.index), orientation="h"))
-    figure.update_layout(height=120 + 28 * len(explained), margin={"l": 10, "r": 10, "t": 10, "b": 40})
+    figure.update_layout(height=120 + 28 * len(explained), margin=MARGIN)
     figure.update_xaxes(title="share of the ranks' variance that one parameter explains", range=[0, 1])
     st.plotly_chart(figure, key="importances")
 
@@ -136,9 +130,7 @@ def show_curves(runs, metric):
             name = "{}. trial {} {}".format(run["rank"], run["trial"], run["mark"]).strip()
             line = {"dash": "dot"} if run["mark"] == "baseline" else {}
             figure.add_scatter(x=epochs, y=values, name=name, mode="lines+markers", line=line)
-    figure.update_layout(height=380, margin={"l": 10, "r": 10, "t": 10, "b": 40})
-    figure.update_xaxes(title="epoch", dtick=1)
-    figure.update_yaxes(title=metric)
+    figure.update_layout(height=380, margin=MARGIN, xaxis={"title": "epoch", "dtick": 1}, yaxis_title=metric)
     st.plotly_chart(figure, key="curves")
 
 
@@ -155,7 +147,7 @@ def main():
     runs = runs[runs["sweep"] == name]
     metric = runs["optimizer_metric"].iloc[0]
     runs = rank(runs, runs["optimizer_objective"].iloc[0])
-    parameters = parameters_of(runs)
+    parameters = pd.DataFrame([json.loads(text) for text in runs["optimizer_parameters"]], index=runs.index)
     complete = runs["state"] == "complete"
     st.subheader("{}: {} runs, {} complete".format(name, len(runs), complete.sum()))
     show_ranking(runs, parameters, metric)
@@ -164,7 +156,7 @@ def main():
         show_coordinates(runs[complete], parameters[complete], metric)
         show_importances(runs[complete], parameters[complete])
     st.subheader("Learning curves")
-    show_curves(runs, metric[len("best_") :] if metric.startswith("best_") else metric)
+    show_curves(runs, metric.removeprefix("best_"))
 
 
 main()
