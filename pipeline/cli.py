@@ -5,6 +5,8 @@ import math
 import os
 import shlex
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -62,11 +64,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line. A wrong option ends the process with status 2 and one line."""
     description = "Run or resume a hyperparameter sweep, confirm its best trials and promote the winner."
     parser = _Parser(prog="run_sweep.py", description=description)
-    _add_search_options(parser)
-    _add_trial_options(parser)
-    _add_placement_options(parser)
-    _add_comet_options(parser)
-    _add_winner_options(parser)
+    _add_search_options(parser.add_argument_group("search").add_argument)
+    _add_training_options(parser.add_argument_group("training").add_argument)
+    _add_placement_options(parser.add_argument_group("placement").add_argument)
+    _add_comet_options(parser.add_argument_group("Comet").add_argument)
+    _add_promotion_options(parser.add_argument_group("promotion").add_argument)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its estimated cost; keep nothing")
     return parser.parse_args(arguments)
 
@@ -76,15 +78,14 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(exit_with_error(2, f"{message}; --help lists the options"))
 
 
-def _add_search_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("what is searched").add_argument
+def _add_search_options(add: Callable[..., object]) -> None:
     text = "search space, goal and budget, or the id of an existing Comet search (default: %(default)s)"
     add("config", nargs="?", type=Path, default=Path("configs/optimizer.json"), help=text)
     add("--name", help="folder of the sweep below runs/; an existing sweep is resumed (default: the config's name)")
-    text = "source of the proposed parameters (default: %(default)s)"
-    add("--engine", choices=("optuna", "comet"), default="optuna", help=text)
+    add("--engine", choices=("optuna", "comet"), default="optuna", help="source of proposals (default: %(default)s)")
     add("--trials", type=_positive, help="number of trials, baseline included (default: spec.maxCombo)")
-    add("--no-baseline", dest="baseline", action="store_false", help="do not start with the README network")
+    text = "do not run the baseline network (README) as trial 0"
+    add("--no-baseline", dest="baseline", action="store_false", help=text)
     add("--seed", type=_natural, help="seed of proposals, weights and data order (default: spec.seed)")
     text = "earlier sweep of the same space: its results inform the search, its winner is trained again"
     add("--warm-start", metavar="NAME", help=text)
@@ -93,8 +94,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=_seconds, metavar="SECONDS", help="stop after this time; the same command resumes")
 
 
-def _add_trial_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("how trials are trained").add_argument
+def _add_training_options(add: Callable[..., object]) -> None:
     add("--data", default="synthetic", help="synthetic, kaggle or a folder of photographs (default: %(default)s)")
     add("--epochs", type=_positive, help=f"maximum number of epochs of a trial (default: {DEFAULTS['epochs']})")
     add("--image-size", type=_positive, help=f"height and width in pixels (default: {DEFAULTS['image_size']})")
@@ -104,8 +104,7 @@ def _add_trial_options(parser: argparse.ArgumentParser) -> None:
     add("--keep", type=_positive, default=10, metavar="K", help=text)
 
 
-def _add_placement_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("where trials are trained").add_argument
+def _add_placement_options(add: Callable[..., object]) -> None:
     add("--devices", default="auto", help="auto, cpu or cuda:0,cuda:1,... (default: every GPU, else the CPU)")
     jobs = os.environ.get("COMET_OPTIMIZER_PROCESS_JOBS")  # comet optimize -j
     text = "number of worker processes (default: one per GPU, else one per core)"
@@ -118,34 +117,29 @@ def _add_placement_options(parser: argparse.ArgumentParser) -> None:
     add("--ray-address", default="", metavar="HOST[:PORT]", help=text)
     text = "postgresql://USER@HOST/DATABASE, shared by many machines (default: a file in the sweep's folder)"
     add("--storage", default="", metavar="URL", help=text)
-    text = "s3://BUCKET or a folder through which machines without a common runs/ exchange checkpoints and weights"
+    text = "s3://BUCKET or a folder, to exchange checkpoints and weights between machines without a common runs/"
     add("--artifacts", default="", metavar="STORE", help=text)
 
 
-def _add_comet_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("Comet").add_argument
+def _add_comet_options(add: Callable[..., object]) -> None:
     text = "experiments in Comet (default: %(default)s, which is online with an API key, else offline)"
     add("--tracking", choices=("auto", "online", "offline", "off"), default="auto", help=text)
     add("--notify", action="store_true", help="have Comet send a message on a new best trial and at the end")
 
 
-def _add_winner_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("the winner").add_argument
-    text = "number of best configurations trained again with fresh seeds; 0: none (default: %(default)s)"
+def _add_promotion_options(add: Callable[..., object]) -> None:
+    text = "number of best configurations to train again with fresh seeds; 0: none (default: %(default)s)"
     add("--confirm", type=_natural, default=3, metavar="K", help=text)
     add("--confirm-seeds", type=_positive, default=2, metavar="M", help="runs of each of them (default: %(default)s)")
-    text = "if-better: only if it beats the champion; always: without a comparison; never (default: %(default)s)"
+    text = "if-better: only if the winner beats the champion; always: without a comparison (default: %(default)s)"
     add("--promote", choices=("if-better", "always", "never"), default="if-better", help=text)
 
 
 def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return seconds
+    with suppress(ValueError):
+        if 0 < (seconds := float(text)) < math.inf:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
 
 
 def _at_least(least: int, text: str, other: str = "") -> int:

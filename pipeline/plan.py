@@ -117,13 +117,14 @@ def settings(plan: Plan, data: Data) -> dict[str, Any]:
 
 
 def _require_network(fixed: Parameters, baseline: bool) -> None:
-    """Raise ValueError if the README network cannot be built or, without a baseline, if the shallowest cannot."""
+    """Raise ValueError if the baseline network cannot be built or, without a baseline, the shallowest network."""
     configure({"body_repeats": 1}, fixed)
     if baseline:
         try:
             configure({}, fixed)
         except ValueError as error:
-            raise ValueError(f"{error}; the README network is trial 0: --no-baseline leaves it out") from error
+            remedy = "the baseline network (README) is trial 0: --no-baseline leaves it out"
+            raise ValueError(f"{error}; {remedy}") from error
 
 
 def _search_id(config: Path) -> str:

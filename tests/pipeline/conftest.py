@@ -15,7 +15,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def with_baseline(write_space, photographs):
-    """Arguments of a sweep whose first trial is the README network."""
+    """Arguments of a sweep whose first trial is the baseline network."""
     options = ["--image-size", "64", "--epochs", "2", "--name", "small", "--tracking", "off", "--confirm", "0"]
     return [str(write_space()), "--data", str(photographs), "--workers", "1", *options]
 

@@ -22,7 +22,7 @@ def test_dry_run_shows_the_plan_and_its_cost_and_creates_nothing(home, with_base
     said = capsys.readouterr().out
     assert "3 trials of at most 2 epochs, bayes" in said
     assert "(40 images to train, 8 to test)" in said
-    assert "2,660,226" in said  # the README network at 64 px
+    assert "2,660,226" in said  # the baseline network at 64 px
     time = r"\d+ min \d+ s"
     parts = rf"\(trials {time}, start and end {time}\)"
     cost = rf"expected: about {time} on this worker {parts}; peak memory about \d\.\d GB"

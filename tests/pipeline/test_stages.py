@@ -109,7 +109,7 @@ def test_sweep_without_the_readme_network(home, small, with_baseline, capsys):
     assert main(small) == 0
     said, trials = capsys.readouterr().out, load_study(Path("runs/small")).get_trials()
     assert "README baseline" not in said
-    assert "note: the README network is no trial of this sweep (--no-baseline)" in said
+    assert "note: the baseline network (README) is no trial of this sweep (--no-baseline)" in said
     assert [trial.params["body_width"] in (4, 8) for trial in trials] == [True] * 3
     assert main(with_baseline) == 2
     assert "other settings (baseline was False, is True); give another --name" in capsys.readouterr().err
