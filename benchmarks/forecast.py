@@ -24,6 +24,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from catdog.data.dataset import load_data
 from pipeline.cli import parse
 from pipeline.console import NUM_SHOWN
 from pipeline.forecast import forecast
@@ -60,7 +61,8 @@ def watched(command):
 def predict(options):
     """The process of a dry run: print seconds and bytes."""
     plan = make_plan(parse([*options, "--dry-run"]), print)
-    outlook = forecast(plan, plan.proposals(NUM_SHOWN), lambda _: None)
+    data = load_data(plan.source, plan.fixed["image_size"])
+    outlook = forecast(plan, data, plan.proposals(NUM_SHOWN), lambda _: None)
     print(outlook.seconds, outlook.low, outlook.high, outlook.memory, outlook.search, outlook.confirmation)
 
 

@@ -1,10 +1,10 @@
 """The dry run: forecast the cost of a sweep by profiling a few networks and simulating the sweep with their costs."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+import psutil
 from optuna.trial import FrozenTrial
 
 from catdog.data.dataset import Data, load_data, locate
@@ -39,26 +39,24 @@ class Forecast:
 
 def dry_run(plan: Plan) -> int:
     """Print the plan and the forecast of its cost. Keep nothing."""
-    _show_begun(plan)
-    plan = with_measured_workers(plan)
+    data = load_data(plan.source, plan.fixed["image_size"])
+    _show_begun(plan, data)
+    plan = with_measured_workers(plan, data)
     show_plan(plan)
     say("profiling the first networks for a few seconds each to forecast the cost of the sweep; nothing is kept")
-    with console.status("decoding images") as status:
-        expected = forecast(plan, plan.proposals(NUM_SHOWN), status.update)
+    with console.status("profiling networks") as status:
+        expected = forecast(plan, data, plan.proposals(NUM_SHOWN), status.update)
     for sentence in describe_forecast(expected, plan):
         say(sentence)
     return 0
 
 
-def forecast(plan: Plan, proposals: Sequence[Parameters], show: Callable[[str], None]) -> Forecast:
+def forecast(plan: Plan, data: Data, proposals: Sequence[Parameters], show: Callable[[str], None]) -> Forecast:
     """Profile the networks of `proposals`, a sweep's first trials, and simulate the sweep with their costs.
 
-    Decodes the images if the cache does not hold them, as the sweep would. Raises the errors of a sweep, and
-    ValueError if no network could be profiled.
+    Raises the errors of a sweep, and ValueError if no network could be profiled.
     """
-    source = locate(plan.source)
-    data = load_data(source, plan.fixed["image_size"])
-    task = TrainTrial(plan.sweep, source, plan.fixed, data.fingerprint, {})
+    task = TrainTrial(plan.sweep, locate(plan.source), plan.fixed, data.fingerprint, {})
     networks = list(dict.fromkeys(map(network_of, proposals)))
     profile = profile_networks(task, plan.slots, networks, show, plan.limits, is_tracked=plan.tracking != "off")
     costs = _costs(plan, data, profile)
@@ -103,8 +101,7 @@ def describe_forecast(forecast: Forecast, plan: Plan) -> Iterator[str]:
         yield "note: Comet's proposals are not known in advance; the forecast draws networks from its space instead"
     for fault in forecast.faults:
         yield f"note: a network could not be profiled: {fault}"
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if forecast.memory > total:
+    if forecast.memory > (total := psutil.virtual_memory().total):
         yield f"note: that is more than the {_gigabytes(total)} of this machine; {REMEDY}"
     for device, needed in forecast.device_memory.items():
         free, _ = gpu_memory(device)
@@ -112,11 +109,10 @@ def describe_forecast(forecast: Forecast, plan: Plan) -> Iterator[str]:
         yield f"{device}: tensors of {_gigabytes(needed)}, {_gigabytes(free)} are free{verdict}"
 
 
-def _show_begun(plan: Plan) -> None:
+def _show_begun(plan: Plan, data: Data) -> None:
     """Say how far a sweep of that name is. Raises ValueError if it was made with other settings."""
     if not (study := load_begun_study(plan.sweep)):
         return
-    data = load_data(locate(plan.source), plan.fixed["image_size"])
     require_settings(plan.sweep, study, settings(plan, data), plan.prior)
     num_ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
     say_note(f"{plan.sweep.name} was begun before and {count(num_ended, 'trial')} of it ended; this is about all of it")
@@ -159,7 +155,7 @@ def _overhead(profile: Profile) -> float:
     trials = profile.trials
     start = min(trial.datetime_start.timestamp() for trial in trials if trial.datetime_start) - profile.began
     last = max(trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete)
-    end = profile.began + profile.seconds - last
+    end = profile.ended - last
     # The command starts as its workers do; test images, card and report at the end take about as long again.
     return 3 * start + end
 

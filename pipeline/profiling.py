@@ -33,10 +33,8 @@ from search.workers.tracking import Tracking
 Network = tuple[tuple[str, object], ...]
 """The parameters that decide the cost of an epoch."""
 
-MIN_SECONDS, MIN_EPOCHS = (
-    4.0,
-    3,
-)  # of a profile: the first epoch prepares kernels; one more is too few if epochs are long
+MIN_SECONDS = 4.0  # of a profile
+MIN_EPOCHS = 3  # likewise: the first one prepares kernels; one more is too few if epochs are long
 NUM_STEPS = {"cpu": 1, "cuda": 16}  # of an epoch of the largest batches; a GPU reaches its pace after a few
 NO_COST = {"learning_rate", "weight_decay", "label_smoothing", "schedule", "dropout", "seed", "epochs"}  # of a step
 SAMPLING_SECONDS = 0.05  # between samples of memory, which comes and goes within a step
@@ -46,8 +44,8 @@ SAMPLING_SECONDS = 0.05  # between samples of memory, which comes and goes withi
 class Profile:
     """The measurements of a miniature sweep."""
 
-    began: float  # time.time()
-    seconds: float  # from there to its end
+    began: float  # Unix seconds
+    ended: float  # Unix seconds
     num_images: int  # of a training epoch, if the data has so many
     networks: Sequence[Network]  # one for each trial
     trials: Sequence[FrozenTrial]
@@ -67,9 +65,8 @@ class Profile:
     @property
     def leaves_room(self) -> bool:
         """Say whether free memory is at least as large as the memory in use."""
-        metrics = [metrics for epochs in self.epochs for metrics in epochs]
-        has_host = 2 * self.memory < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return has_host and all(epoch["device_free"] >= epoch["device_total"] / 2 for epoch in metrics)
+        has_host = 2 * self.memory < psutil.virtual_memory().total
+        return has_host and all(e["device_free"] >= e["device_total"] / 2 for epochs in self.epochs for e in epochs)
 
 
 @dataclass(frozen=True)
@@ -90,9 +87,8 @@ class _Miniature(TrainTrial):
 
     def load(self, image_size: int) -> Data:
         data = super().load(image_size)
-        num_validation = evaluation_batch(image_size)
         training = replace(data.training, rows=data.training.rows[: self.num_images])
-        validation = replace(data.validation, rows=data.validation.rows[:num_validation])
+        validation = replace(data.validation, rows=data.validation.rows[: evaluation_batch(image_size)])
         return replace(data, training=training, validation=validation)
 
 
@@ -125,17 +121,16 @@ def profile_networks(
         began = time.time()
         with peak_memory_of(os.getpid()) as peak:
             run_sweep(study, miniature, slots, show_progress, tracking, limits)
-        seconds, trials = time.time() - began, study.trials()
+        ended, trials = time.time(), study.trials()
         epochs = [list(read_history(sweep.trial_folder(trial.number))) for trial in trials]
-    return Profile(began, seconds, num_images, networks, trials, epochs, peak())
+    return Profile(began, ended, num_images, networks, trials, epochs, peak())
 
 
 def rate_of(profile: Profile, networks: Sequence[Network]) -> float:
     """Return the joint rate of all workers: epochs per second, the geometric mean over networks."""
     together = []
     for network in networks:
-        pairs = zip(profile.networks, profile.epochs, strict=True)
-        copies = [epochs for other, epochs in pairs if other == network]
+        copies = [epochs for other, epochs in zip(profile.networks, profile.epochs, strict=True) if other == network]
         begin, end = max(epochs[0]["ended"] for epochs in copies), min(epochs[-1]["ended"] for epochs in copies)
         shared = [[e for e in epochs[1:] if begin <= e["ended"] <= end] or epochs[1:] for epochs in copies]
         together.append(sum(1 / fmean(epoch["seconds"] for epoch in epochs) for epochs in shared))

@@ -13,21 +13,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from catdog.data.dataset import Data, load_data, locate
 from catdog.device import describe_device
+from pipeline import promotion
 from pipeline.console import announce, console, exit_with_error, say, say_note
 from pipeline.placement import measure_workers
 from pipeline.plan import Plan, settings
 from pipeline.profiling import network_of
-from pipeline.promotion import (
-    BEST_MODEL,
-    WEIGHTS,
-    champion_of,
-    describe_outcome,
-    is_settled,
-    model_name,
-    promote_weights,
-    record_key,
-    record_of,
-)
+from pipeline.promotion import BEST_MODEL, WEIGHTS
 from pipeline.registry import CHAMPION, provenance_of, require_writable
 from pipeline.task import TrainTrial, environment_info
 from search.analysis.confirmation import Candidate, candidates_of, print_candidates
@@ -58,9 +49,12 @@ def launch(plan: Plan) -> int:
     plan = replace(plan, source=locate(plan.source))
     data = load_data(plan.source, plan.fixed["image_size"])
     with sole_owner(plan.sweep.folder, shared=bool(plan.sweep.storage)):
-        _require_promotable(plan)
+        if plan.promote != "never":
+            require_writable(BEST_MODEL)
+        if plan.promote == "if-better":
+            provenance_of(BEST_MODEL)  # raises for a champion that no winner could be compared with
         study = _open_study(plan, data)
-        return carry_out(with_measured_workers(plan), data, study)
+        return carry_out(with_measured_workers(plan, data), data, study)
 
 
 def carry_out(plan: Plan, data: Data, study: SharedStudy) -> int:
@@ -70,14 +64,13 @@ def carry_out(plan: Plan, data: Data, study: SharedStudy) -> int:
     task = TrainTrial(study.sweep, plan.source, plan.fixed, data.fingerprint, code)
     runs = _open_confirmation(plan, study)
     parts = [(part, _tracking(plan, part, code)) for part in (study, runs) if part]
+    whole = WholeSweep(study.trials, runs.trials if runs else list, plan.confirm, plan.confirm_seeds, len(plan.slots))
+    workers = worker_pool(parts, task, plan.slots, plan.limits, plan.backend)
     fault: ValueError | None = None
     with _notified(*parts[0]):
-        with (
-            kept_up_to_date(study.sweep.folder),
-            worker_pool(parts, task, plan.slots, plan.limits, plan.backend) as pool,
-        ):
-            ranking = search(plan, study, runs, pool)
-            candidates = confirm(plan, study, runs, pool, task.cost) if winner_of(ranking) else []
+        with kept_up_to_date(study.sweep.folder), workers as pool:
+            ranking = search(study, pool, whole)
+            candidates = confirm(study, runs, pool, whole, task.cost) if winner_of(ranking) else []
         try:
             champion = promote(plan, study, candidates)
         except ValueError as error:
@@ -91,11 +84,11 @@ def carry_out(plan: Plan, data: Data, study: SharedStudy) -> int:
     return exit_with_error(1, f"{reason}, so nothing is promoted; the report says why each one ended")
 
 
-def search(plan: Plan, study: SharedStudy, runs: SharedStudy | None, pool: WorkerPool) -> list[Ranked]:
+def search(study: SharedStudy, pool: WorkerPool, whole: WholeSweep) -> list[Ranked]:
     """Train trials until the budget is spent. Print and write the ranking, also of a search that is interrupted."""
     goal, path = study.sweep.space.goal, study.sweep.folder / "ranking.csv"
     try:
-        with live_view(study, console, _whole(plan, study, runs)) as show:
+        with live_view(study, console, whole) as show:
             pool.complete(study, show)
     finally:
         ranking = rank(study.trials(), goal)
@@ -106,10 +99,10 @@ def search(plan: Plan, study: SharedStudy, runs: SharedStudy | None, pool: Worke
 
 
 def confirm(
-    plan: Plan,
     study: SharedStudy,
     runs: SharedStudy | None,
     pool: WorkerPool,
+    whole: WholeSweep,
     cost: Callable[[Parameters], float],
 ) -> list[Candidate]:
     """Train the best configurations again with fresh seeds; return the candidates for promotion, the winner first."""
@@ -119,7 +112,7 @@ def confirm(
         chosen = runs.counted(runs.trials())
         if num_left := sum(not run.state.is_finished() for run in chosen):
             say(f"confirming the best configurations with fresh seeds: {num_left} of {len(chosen)} runs left")
-        with live_view(runs, console, _whole(plan, study, runs)) as show:
+        with live_view(runs, console, whole) as show:
             pool.complete(runs, show)
         _fetch_files(runs)
         confirmed = runs.counted(runs.trials())
@@ -146,7 +139,7 @@ def promote(plan: Plan, study: SharedStudy, candidates: Sequence[Candidate]) -> 
             say(f"winner: trial {winner.trial}")
             for sentence in _test_once(plan, study, weights):
                 say(sentence)
-    return None if plan.promote == "never" else champion_of(study.optuna, BEST_MODEL)
+    return None if plan.promote == "never" else promotion.champion_of(study.optuna, BEST_MODEL)
 
 
 def report(plan: Plan, parts: Parts, champion: dict[str, Any] | None, *, with_model: bool) -> None:
@@ -170,26 +163,16 @@ def report(plan: Plan, parts: Parts, champion: dict[str, Any] | None, *, with_mo
         say(f"Comet: {archives}")
 
 
-def with_measured_workers(plan: Plan) -> Plan:
-    """Measure the number of workers that a device is worth, if the user asks for it."""
+def with_measured_workers(plan: Plan, data: Data) -> Plan:
+    """Measure the best number of workers per device, if the user asks for it."""
     if not plan.must_measure:
         return plan
-    source = locate(plan.source)
-    data = load_data(source, plan.fixed["image_size"])
-    task = TrainTrial(plan.sweep, source, plan.fixed, data.fingerprint, {})
+    task = TrainTrial(plan.sweep, locate(plan.source), plan.fixed, data.fingerprint, {})
     networks = dict.fromkeys(map(network_of, plan.proposals(NUM_MEASURED)))
     with console.status("measuring the number of workers per device") as status:
         devices = [slot.device for slot in plan.slots]
         slots = measure_workers(task, devices, list(networks), plan.limits, say, status.update)
     return replace(plan, slots=slots, must_measure=False)
-
-
-def _require_promotable(plan: Plan) -> None:
-    """Raise ValueError before the sweep if its winner could not be promoted."""
-    if plan.promote != "never":
-        require_writable(BEST_MODEL)
-    if plan.promote == "if-better":
-        provenance_of(BEST_MODEL)
 
 
 def _open_study(plan: Plan, data: Data) -> SharedStudy:
@@ -256,11 +239,6 @@ def _num_ended(study: SharedStudy) -> int:
     return sum(trial.state.is_finished() for trial in trials)
 
 
-def _whole(plan: Plan, study: SharedStudy, runs: SharedStudy | None) -> WholeSweep:
-    """Return both parts of a sweep, for the estimate of its time left."""
-    return WholeSweep(study.trials, runs.trials if runs else list, plan.confirm, plan.confirm_seeds, len(plan.slots))
-
-
 def _fetch_files(study: SharedStudy) -> None:
     """Fetch the files of other machines from the store, if there is one."""
     if study.sweep.artifacts:
@@ -269,14 +247,15 @@ def _fetch_files(study: SharedStudy) -> None:
 
 def _test_once(plan: Plan, study: SharedStudy, weights: Path) -> list[str]:
     """Promote these weights if they are better, unless an earlier command tested them; return sentences about it."""
-    before, always = study.promotion(record_key(weights)), plan.promote == "always"
-    if not always and is_settled(before):
-        champion = f"{BEST_MODEL / CHAMPION} holds {model_name(provenance_of(BEST_MODEL))}"
+    key, always = promotion.record_key(weights), plan.promote == "always"
+    before = study.promotion(key)
+    if not always and promotion.is_settled(before):
+        champion = f"{BEST_MODEL / CHAMPION} holds {promotion.model_name(provenance_of(BEST_MODEL))}"
         verdict = f"tested on {before['time']}: {before['reason']}; now {champion}"
         return [verdict, f"to test it again: python -m search.promote {study.sweep.name}"]
-    outcome = promote_weights(weights, BEST_MODEL, plan.source, plan.device, always=always)
-    study.note_promotion(record_key(weights), record_of(outcome, before))
-    return describe_outcome(outcome)
+    outcome = promotion.promote_weights(weights, BEST_MODEL, plan.source, plan.device, always=always)
+    study.note_promotion(key, promotion.record_of(outcome, before))
+    return promotion.describe_outcome(outcome)
 
 
 def _registered_model(study: SharedStudy, uid: str) -> Model | None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from catdog.data.dataset import load_data
 from pipeline.cli import parse
 from pipeline.forecast import Forecast, describe_forecast, forecast
 from pipeline.plan import make_plan
@@ -20,7 +21,8 @@ def plan(tmp_path, monkeypatch, write_space, photographs):
 
 def test_each_network_is_profiled_once_and_one_that_does_not_fit_is_no_obstacle(plan):
     before, shown = {*Path().iterdir(), Path("cache")}, []
-    outlook = forecast(plan, [TINY, HOPELESS, {**TINY, "learning_rate": 0.002}], shown.append)
+    proposals = [TINY, HOPELESS, {**TINY, "learning_rate": 0.002}]
+    outlook = forecast(plan, load_data(plan.source, 64), proposals, shown.append)
     assert shown[-1] == "profiling networks: 2 of 2"
     assert len(outlook.faults) == 1
     assert "allocate" in outlook.faults[0]
