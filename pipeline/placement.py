@@ -22,7 +22,7 @@ from search.workers.backend import Backend
 from search.workers.supervisor import Limits, worker_slots
 
 AUTO = "auto"  # workers per device: to be measured
-STEPS_SHARED = {"cpu": 1, "cuda": 256}  # of an epoch where workers share a GPU: time between epochs must not count
+STEPS_SHARED = {"cpu": 1, "cuda": 256}  # of an epoch when workers share a GPU: time between epochs must not count
 NUM_SHARING = (1, 2, 4, 8)  # numbers of workers that are measured on one GPU
 WORTH = 1.05  # more workers are worth their memory if together they are faster by this factor
 

@@ -36,7 +36,7 @@ class Outcome:
     reason: str  # one sentence
     notes: tuple[str, ...] = ()  # further sentences for people
     challenger: Mapping[str, Any] = field(default_factory=dict)  # its provenance and test figures
-    champion: Mapping[str, Any] = field(default_factory=dict)  # of the one before, where it was an opponent
+    champion: Mapping[str, Any] = field(default_factory=dict)  # likewise of the champion, if it was compared
     comparison: Mapping[str, Any] = field(default_factory=dict)
     test: Mapping[str, Any] = field(default_factory=dict)  # the test set, and how often it was used
 
@@ -141,19 +141,15 @@ def restore(best_model: Path) -> str:
 
 
 def champion_of(study: optuna.Study, best_model: Path) -> dict[str, Any] | None:
-    """Return the header of the champion, if the sweep's winner was tested against it.
-
-    Raises ValueError, one sentence, for a damaged champion.
-    """
+    """Return the champion's header, if the sweep's winner was tested against it. Raises ValueError if it is damaged."""
     champion = best_model / CHAMPION
     return load_model(champion)[1] if PROMOTION in study.user_attrs and champion.exists() else None
 
 
 def is_settled(before: Mapping[str, Any], *, by_hand: bool = False) -> bool:
-    """Say whether the record `before` of some weights makes another test needless.
+    """Say whether the record `before` of some weights makes another test unnecessary.
 
-    A sweep tests its winner once, while there is a champion. By hand it is tested again, unless it lost to the present
-    champion.
+    A sweep tests its winner once, if there is a champion. By hand it is tested again unless it lost to this champion.
     """
     if not by_hand:
         return bool(before and provenance_of(BEST_MODEL))
@@ -165,7 +161,7 @@ def is_settled(before: Mapping[str, Any], *, by_hand: bool = False) -> bool:
 
 
 def record_of(outcome: Outcome, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the study's record of some weights: the record `before`, if only that is of a test."""
+    """Return the study's record of some weights: the record `before` if only that has a test."""
     if not outcome.test and before.get("test"):
         return dict(before)
     return {**vars(outcome), "time": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -16,13 +16,15 @@ WITHDRAWN = "-withdrawn"  # marks a champion of history/ that a rollback took ou
 REMEDY = "python -m search.promote --rollback, or --promote always"
 NUM_KEPT = 10  # champions in history/
 
+Callback = Callable[[Path], object]  # takes the path of a champion
+
 
 @contextmanager
-def replaceable(best_model: Path, describe: Callable[[Path], object]) -> Iterator[Path]:
-    """Hold the folder alone; yield the path to write a new champion to, for `install`.
+def replaceable(best_model: Path, describe: Callback) -> Iterator[Path]:
+    """Lock the folder; yield the path to write a new champion to, for `install`.
 
-    When the block ends, `describe(champion)` follows under the same lock. When it raises, the champion is untouched
-    unless `install` returned. Readers of the champion see the old or the new file, whole, at every moment. Raises
+    After the block, `describe(champion)` runs under the same lock. If the block raises, the champion is untouched
+    unless `install` returned. Readers of the champion always see a whole file, the old or the new one. Raises
     ValueError if the folder cannot be written.
     """
     with _locked(best_model):
@@ -34,22 +36,20 @@ def replaceable(best_model: Path, describe: Callable[[Path], object]) -> Iterato
 
 
 def install(best_model: Path, new: Path, *, keep: bool) -> Path | None:
-    """Make the file `new` the champion; return where its predecessor is kept in history/, None if it is not.
+    """Make the file `new` the champion; return its predecessor's path in history/, if that is kept.
 
-    Without `keep` the file replaces the same model with another header. Call it within `replaceable`.
+    Without `keep`, the file is the same model with another header. Call it within `replaceable`.
     """
     kept = _keep(best_model, "") if keep and (best_model / CHAMPION).exists() else None
     _replace(best_model / CHAMPION, new)
     return kept
 
 
-def rollback(
-    best_model: Path, verify: Callable[[Path], object], describe: Callable[[Path], object]
-) -> tuple[Path, Path | None]:
-    """Make the champion's predecessor the champion again; return where both were and are in history/.
+def rollback(best_model: Path, verify: Callback, describe: Callback) -> tuple[Path, Path | None]:
+    """Make the champion's predecessor the champion again; return its former path, and the path of its successor.
 
-    The present champion is kept there, marked as withdrawn, so that the next rollback goes further back. Predecessors
-    that `verify` refuses with ValueError, because they are damaged, are skipped. Raises ValueError if none is left.
+    history/ keeps the successor, marked as withdrawn, so that the next rollback goes further back. Predecessors that
+    `verify` refuses with ValueError, because they are damaged, are skipped. Raises ValueError if none is left.
     """
     with replaceable(best_model, describe):
         before = next((path for path in reversed(_history(best_model)) if _can_return(path, verify)), None)
@@ -67,16 +67,12 @@ def require_writable(best_model: Path) -> None:
 
 
 def provenance_of(best_model: Path) -> dict[str, Any]:
-    """Return the provenance of the champion, empty if there is none.
-
-    Raises ValueError, one sentence, for a damaged one.
-    """
+    """Return the champion's provenance, empty if there is no champion. Raises ValueError if it is damaged."""
     champion = best_model / CHAMPION
     try:
-        provenance: dict[str, Any] = read_header(champion)["provenance"] if champion.exists() else {}
+        return dict(read_header(champion)["provenance"]) if champion.exists() else {}
     except ValueError as error:
         raise ValueError(f"{error}: {REMEDY}") from error
-    return provenance
 
 
 def count_looks(best_model: Path, fingerprint: str) -> int:
@@ -91,7 +87,7 @@ def count_looks(best_model: Path, fingerprint: str) -> int:
 
 @contextmanager
 def _locked(best_model: Path) -> Iterator[None]:
-    """Hold the folder alone, without the leftovers of a killed promotion; its work folder lasts as long."""
+    """Lock the folder, remove the leftovers of a killed promotion, and provide its work folder."""
     work = best_model / WORK
     with ExitStack() as held:
         try:
@@ -102,9 +98,8 @@ def _locked(best_model: Path) -> Iterator[None]:
             (best_model / HISTORY / ".probe").touch()
             (best_model / HISTORY / ".probe").unlink()
         except OSError as error:
-            raise ValueError(
-                f"{best_model}/ cannot be written ({error.strerror}); the champion stays as it is"
-            ) from error
+            message = f"{best_model}/ cannot be written ({error.strerror}); the champion stays as it is"
+            raise ValueError(message) from error
         held.callback(shutil.rmtree, work, ignore_errors=True)
         for path in _history(best_model)[-1:]:
             if (best_model / CHAMPION).exists() and path.samefile(best_model / CHAMPION):
@@ -117,15 +112,14 @@ def _history(best_model: Path) -> list[Path]:
     return sorted((best_model / HISTORY).glob("[0-9][0-9][0-9][0-9]*.safetensors"))
 
 
-def _can_return(path: Path, verify: Callable[[Path], object]) -> bool:
+def _can_return(path: Path, verify: Callback) -> bool:
     """Say whether a rollback may make this predecessor the champion."""
     if path.stem.endswith(WITHDRAWN):
         return False
-    try:
+    with suppress(ValueError):
         verify(path)
-    except ValueError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _keep(best_model: Path, mark: str) -> Path:

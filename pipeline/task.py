@@ -74,7 +74,7 @@ class TrainTrial:
             yield metrics
 
     def load(self, image_size: int) -> Data:
-        """Load the sweep's data. Raises OSError if it is gone or changed, for which no trial is to blame."""
+        """Load the sweep's data. Raises OSError if it is gone or changed, which is no trial's fault."""
         try:
             data = load_data(self.source, image_size)
         except ValueError as error:
@@ -84,7 +84,7 @@ class TrainTrial:
         return data
 
     def command(self, context: TrialContext, model_config: ModelConfig, train_config: TrainConfig) -> str:
-        """Return the command that trains this network again by itself; on the same CPU, to the same weights."""
+        """Return the command that trains this network alone, to the same weights on the same CPU."""
         goal = self.sweep.space.goal
         keep = "last" if goal.metric == goal.column else goal.column
         options = ["--data", self.source, "--device", context.device, "--keep", keep]
@@ -101,7 +101,7 @@ class TrainTrial:
         return f"OMP_NUM_THREADS={threads} {shlex.join(['python', '-m', 'catdog.train', *options])}"
 
     def header(self, context: TrialContext, data: Data, train_config: TrainConfig, epoch: Epoch) -> dict[str, Any]:
-        """Return the header of the model file, but for the architecture."""
+        """Return the header of the model file, without the architecture."""
         assert epoch.logits is not None, "the weights are this epoch's"
         size = len(data.validation)
         validation = {
@@ -161,9 +161,8 @@ def cast(name: str, value: Any) -> Any:
 
 def environment_info() -> dict[str, Any]:
     """Return commit and versions, for the header of every model."""
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    git = subprocess.run(command, capture_output=True, text=True, check=False)
     return {"commit": git.stdout.strip() or None, "versions": library_versions()}
 
 
