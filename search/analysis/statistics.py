@@ -47,20 +47,22 @@ class Comparison:
         return "better" if gain > 0 or high < 0 else "tied"
 
 
-def compare(challenger: Outcomes, champion: Outcomes) -> Comparison:
+def compare(challenger: Outcomes, champion: Outcomes, num_resamples: int = 10_000) -> Comparison:
     """Compare two models on the same images; equal input gives equal output."""
     from scipy import stats  # noqa: PLC0415
 
     num = len(champion.loss)
     wins = int((challenger.correct & ~champion.correct).sum())
     losses = int((champion.correct & ~challenger.correct).sum())
+    win_rate, loss_rate = (wins + 1) / (num + 2), (losses + 1) / (num + 2)
+    variance = (win_rate + loss_rate - (win_rate - loss_rate) ** 2) / (num + 2)
     gaps = challenger.loss.astype(np.float64) - champion.loss
     batch = max(1, 2_000_000 // num)  # resamples in memory at once
-    bootstrap = stats.bootstrap((gaps,), np.mean, n_resamples=10_000, batch=batch, method="percentile", rng=0)
+    bootstrap = stats.bootstrap((gaps,), np.mean, n_resamples=num_resamples, batch=batch, method="percentile", rng=0)
     low, high = bootstrap.confidence_interval
     return Comparison(
         accuracy=(wins - losses) / num,
-        accuracy_interval=_paired_interval(wins, losses, num),
+        accuracy_interval=_student_interval(win_rate - loss_rate, variance, math.inf),
         only_challenger=wins,
         only_champion=losses,
         p_value=float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
@@ -169,8 +171,3 @@ def _student_quantile(dof: float) -> float:
     from scipy.special import stdtrit  # noqa: PLC0415
 
     return float(stdtrit(dof, 0.975))
-
-
-def _paired_interval(only_one: int, only_other: int, num: int) -> Interval:
-    one, other = (only_one + 1) / (num + 2), (only_other + 1) / (num + 2)
-    return _student_interval(one - other, (one + other - (one - other) ** 2) / (num + 2), math.inf)
