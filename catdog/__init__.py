@@ -1,1 +1,1 @@
-"""Train, evaluate and use one small convolutional network that tells cats from dogs. Knows no search."""
+"""Train, evaluate and use one small convolutional network that tells cats from dogs. It works without search/."""

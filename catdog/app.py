@@ -14,22 +14,22 @@ AUTH = "CATDOG_AUTH"  # environment variable: user:password
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m catdog.app", description="Serve a model as a web page and an API.")
+    add = parser.add_argument
     text = f"model file to serve; a new file at this path replaces it. Default {CHAMPION}"
-    parser.add_argument("--model", type=Path, default=CHAMPION, help=text)
-    text = "address to listen on; the default 127.0.0.1 admits this machine only"
-    parser.add_argument("--host", default="127.0.0.1", help=text)
-    parser.add_argument("--port", type=int, default=7860, help="default 7860; 0 chooses a free port")
+    add("--model", type=Path, default=CHAMPION, help=text)
+    add("--host", default="127.0.0.1", help="address to listen on; the default 127.0.0.1 admits this machine only")
+    add("--port", type=int, default=7860, help="default 7860; 0 chooses a free port")
     text = f"file with user:password, which visitors must enter; alternatively the environment variable {AUTH}"
-    parser.add_argument("--auth", type=Path, metavar="FILE", help=text)
-    parser.add_argument("--root-path", default="", help="URL path of the page behind a reverse proxy")
-    parser.add_argument("--device", default="auto", help="cpu, cuda:0, ...; auto is the first GPU, else the CPU")
+    add("--auth", type=Path, metavar="FILE", help=text)
+    add("--root-path", default="", help="URL path of the page behind a reverse proxy")
+    add("--device", default="auto", help="cpu, cuda:0, ...; auto is the first GPU, else the CPU")
     text = "auto: also log the Monitor's figures to Comet if an API key is configured"
-    parser.add_argument("--tracking", choices=("auto", "off"), default="auto", help=text)
+    add("--tracking", choices=("auto", "off"), default="auto", help=text)
     return parser
 
 
 def read_auth(option: Path | None) -> tuple[str, str] | None:
-    """Read user:password from the file `option` or the environment. Raises ValueError, one sentence."""
+    """Read user:password from the file `option` or the environment. Raises ValueError if there is a mistake in it."""
     try:
         text = option.read_text() if option else os.environ.get(AUTH, "")
     except OSError as error:

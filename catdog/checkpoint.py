@@ -1,4 +1,4 @@
-"""Files of networks: the saved model with its verified header, and the state of a training that can be resumed."""
+"""Save and load networks: the model with its verified header, and the state from which a training resumes."""
 
 import hashlib
 import io
@@ -23,11 +23,10 @@ ENTRIES = {"model", "classes", "preprocessing", "metrics", "provenance"}  # of e
 
 
 def save_model(model: CNN, path: Path, header: Mapping[str, Any]) -> None:
-    """Write `model` and `header` to one safetensors file, all or nothing.
+    """Write `model` and `header` to one safetensors file, atomically.
 
-    `header` holds the JSON-able entries `classes`, `preprocessing`, `metrics` and `provenance`. `model` (the
-    configuration) and `sha256` (over tensors and every other entry) are set here, replacing those of a header that
-    was read from a file.
+    `header` needs the JSON-able entries `classes`, `preprocessing`, `metrics` and `provenance`. Its `model` (the
+    configuration) and `sha256` (of the tensors and all other entries) are set here.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     entries = {key: value for key, value in header.items() if key != "sha256"} | {"model": asdict(model.config)}
@@ -37,10 +36,7 @@ def save_model(model: CNN, path: Path, header: Mapping[str, Any]) -> None:
 
 
 def load_model(path: Path) -> tuple[CNN, Header]:
-    """Read, verify and rebuild a saved network (in eval mode) with its header.
-
-    Raises ValueError, in one sentence, for a file that is missing, torn, altered or of another shape.
-    """
+    """Load a network, in eval mode, with its header. Raises ValueError for a missing, damaged or inconsistent file."""
     tensors, header = _read(path)
     try:
         with torch.device("meta"):
@@ -57,29 +53,32 @@ def read_header(path: Path) -> Header:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of a training, keeping the file before it as a fallback."""
+    """Write the state of a training and keep the previous file as a fallback."""
     buffer = io.BytesIO()  # torch.save to a full disk raises RuntimeError; write_file raises OSError
     torch.save(state, buffer)
     if path.exists():
-        path.replace(_previous(path))
+        path.replace(f"{path}.before")
     write_file(path, buffer.getvalue())
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Return the state that `save_state` wrote, empty where there is none.
-
-    A torn file, as a power cut or a bad disk leaves it, gives way to the one before it.
-    """
-    state = _read_state(path)
-    if not state:
-        path.unlink(missing_ok=True)  # or `save_state` would replace the good file by the torn one
-        state = _read_state(_previous(path))
-    return state
+    """Return the state that `save_state` wrote, the one before it if the file is damaged, or {} if there is none."""
+    for file in filter(Path.exists, (path, Path(f"{path}.before"))):
+        content = io.BytesIO(file.read_bytes())
+        try:
+            state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+        except Exception as error:  # each kind of damage has its own
+            if is_process_lost(error):
+                raise
+            file.unlink()  # or `save_state` would replace the good file by the damaged one
+        else:
+            return state
+    return {}
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Header]:
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; train a model first, python run_sweep.py for one")
+        raise ValueError(f"{path} does not exist; train a model first, for example with python run_sweep.py")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -100,20 +99,3 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _previous(path: Path) -> Path:
-    return path.with_name(f"{path.name}.before")
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    content = io.BytesIO(path.read_bytes())
-    try:
-        state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
-    except Exception as error:  # each kind of damage has its own
-        if is_process_lost(error):
-            raise
-        return {}
-    return state

@@ -2,24 +2,17 @@
 
 import ctypes
 from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
 
-NO_MEMORY = (  # messages of PyTorch's allocator, oneDNN, CUDA and its libraries
-    "can't allocate memory",
-    "could not create a primitive",
-    "CUDA error: out of memory",
-    "STATUS_ALLOC_FAILED",
-)
-
+# In messages of PyTorch's allocator, oneDNN, CUDA and its libraries
+NO_MEMORY = "can't allocate memory", "could not create a primitive", "CUDA error: out of memory", "STATUS_ALLOC_FAILED"
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of mallopt(3)
 
 
 def find_devices(wanted: str) -> list[str]:
-    """Resolve "auto" (every GPU, else the CPU), "cpu" or a list like "cuda:0,cuda:1".
-
-    Raises ValueError for a device that this machine does not have.
-    """
+    """Resolve "auto" (every GPU, else the CPU) or a list like "cuda:0,cpu". Raises ValueError for an unknown device."""
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if wanted == "auto":
         return gpus or ["cpu"]
@@ -46,9 +39,9 @@ def gpu_memory(device: str) -> tuple[int, int]:
 
 
 def is_process_lost(error: BaseException | None) -> bool:
-    """Return whether only a new process can go on: memory ran out, or a GPU's context is broken.
+    """Return whether only a new process can continue: memory ran out, or a GPU's context is broken.
 
-    With a broken context every later call fails too. Memory that ran out is fragmented, or taken by another process.
+    With a broken context all later calls fail. After an out-of-memory error, memory is fragmented or taken by others.
     """
     return is_out_of_memory(error) or any(isinstance(one, torch.AcceleratorError) for one in _wrapped(error))
 
@@ -63,7 +56,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _wrapped(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and its causes, since libraries wrap errors in their own."""
+    """Yield an error and its causes, since libraries wrap errors."""
     while error:
         yield error
         error = error.__cause__ or error.__context__
@@ -75,17 +68,12 @@ def keep_freed_memory() -> None:
     Each training step on a CPU frees and allocates the same megabytes; otherwise every page is mapped and cleared
     again. Without glibc this does nothing.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20)):
-        mallopt(parameter, value)
+    with suppress(AttributeError, OSError, TypeError):
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20)):
+            ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def release_freed_memory() -> None:
-    """Let glibc return freed memory to the system, from the arenas of all threads."""
-    try:
+    """Let glibc return freed memory to the system, from the arenas of all threads. Without glibc this does nothing."""
+    with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):
-        return

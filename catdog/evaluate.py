@@ -19,9 +19,8 @@ from catdog.files import write_file
 from catdog.kernels.precision import Precision, autocast
 from catdog.model import CNN
 
-BATCH_PIXELS = 250 * 64 * 64  # of the images of a batch; README widths then need about 1 GB
-OUTCOMES = "outcomes.npz"
-NUM_MISTAKES, THUMBNAIL = 12, 112  # images that are kept, and their pixels
+BATCH_PIXELS = 250 * 64 * 64  # of all images of a batch; the README network then needs about 1 GB
+NUM_MISTAKES, THUMBNAIL = 12, 112  # number of images in mistakes.json, and their size in pixels
 
 
 @dataclass(frozen=True)
@@ -37,19 +36,15 @@ class Scores:
 def evaluate(
     model: CNN, subset: ImageSubset, *, device: str | torch.device = "cpu", precision: Precision = "auto"
 ) -> Scores:
-    """Evaluate `model` on every image, without augmentation. The model is left in eval mode, on `device`."""
+    """Evaluate `model` on every image, without augmentation. Leave the model in eval mode, on `device`."""
     device = torch.device(device)
     model.to(device).eval()
-    logits = []
-    size = subset.images.shape[1]
-    split = torch.split(subset.rows, max(1, BATCH_PIXELS // size**2))
-    for images, _ in batches(subset, split, device):
-        with autocast(device, precision):
-            logits.append(model(normalize(images)).float())
-    scores = torch.cat(logits).cpu()  # once: this waits for the GPU
-    y = subset.y.cpu()
-    correct = (scores.argmax(1) == y).double().mean().item()
-    return Scores(F.cross_entropy(scores, y).item(), correct, scores)
+    split = torch.split(subset.rows, max(1, BATCH_PIXELS // subset.images.shape[1] ** 2))
+    with autocast(device, precision):
+        parts = [model(normalize(images)).float() for images, _ in batches(subset, split, device)]
+    logits, y = torch.cat(parts).cpu(), subset.y.cpu()  # once: this waits for the GPU
+    accuracy = (logits.argmax(1) == y).double().mean().item()
+    return Scores(F.cross_entropy(logits, y).item(), accuracy, logits)
 
 
 def losses(logits: Tensor, y: Tensor) -> Tensor:
@@ -68,12 +63,12 @@ def confusion(logits: Tensor, y: Tensor) -> list[list[int]]:
 def write_outcomes(folder: Path, data: Data, logits: Tensor) -> None:
     """Write the results on the validation images, from their (N, classes) logits, to a trial's folder.
 
-    outcomes.npz: loss and correctness of each image. confusion.json: their counts. mistakes.json: the wrong answers
-    of the highest probability.
+    outcomes.npz: loss and correctness of each image. confusion.json: the confusion matrix. mistakes.json: the wrong
+    answers with the highest probability.
     """
     y, columns = data.validation.y, BytesIO()
     np.savez(columns, val_loss=losses(logits, y).numpy(), val_accuracy=(logits.argmax(1) == y).float().numpy())
-    write_file(folder / OUTCOMES, columns.getvalue())
+    write_file(folder / "outcomes.npz", columns.getvalue())
     matrix = {"labels": data.classes, "matrix": confusion(logits, y)}
     write_file(folder / "confusion.json", json.dumps(matrix).encode())
     write_file(folder / "mistakes.json", json.dumps(_find_mistakes(data, logits)).encode())

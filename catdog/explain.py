@@ -31,7 +31,7 @@ class OODDetector:
 
     A simple form of the Mahalanobis distance of Lee et al. (2018): each statistic in standard deviations of the
     training images, squared, and averaged within each group and over the groups. Only early blocks reveal noise and
-    plain areas, only late ones wrong contents; the softmax reveals neither.
+    plain areas. Only late blocks reveal wrong contents. The softmax reveals neither.
     """
 
     mean: Tensor  # (T,)
@@ -62,8 +62,7 @@ class OODDetector:
 
 def group_sizes(config: ModelConfig) -> list[int]:
     """Return the sizes of the groups of statistics: a block's means, its deviations, the next block's means, ..."""
-    widths = [config.stem_width] + [config.body_width] * (config.body_repeats + 1)
-    return [width for width in widths for _ in ("mean", "std")]
+    return [config.stem_width] * 2 + [config.body_width] * 2 * (config.body_repeats + 1)
 
 
 def extract_features(model: CNN, images: Tensor, device: torch.device, *, saliency: bool = False) -> Features:
@@ -83,12 +82,11 @@ def extract_features(model: CNN, images: Tensor, device: torch.device, *, salien
 def margin_of(logits: Tensor) -> Tensor:
     """Return the log odds of the likeliest class, (B,), from (B, classes) logits: confidence on an unbounded scale."""
     best, predicted = logits.max(1)
-    rest = logits.scatter(1, predicted[:, None], -torch.inf).logsumexp(1)
-    return best - rest
+    return best - logits.scatter(1, predicted[:, None], -torch.inf).logsumexp(1)
 
 
 def _saliency_layer(config: ModelConfig) -> int:
-    """Return the number of layers before the last large enough map, which a block's pooling then halves."""
+    """Return the number of layers before the last map that is large enough; a pooling follows it."""
     blocks = [block for block in range(config.num_poolings) if config.image_size >> block >= MIN_SALIENCY_SIZE]
     return LAYERS_PER_BLOCK * max(blocks, default=0) + LAYERS_PER_BLOCK - 1
 
@@ -100,7 +98,7 @@ def _apply(layers: Sequence[nn.Module], x: Tensor, statistics: list[Tensor]) -> 
         if isinstance(layer, nn.MaxPool2d):
             positions = x.detach().permute(0, 2, 3, 1).flatten(1, 2)  # (B, h * w, C): the order in memory
             mean, square = (moment.mean(1, dtype=torch.float32) for moment in (positions, positions.square()))
-            several = positions.shape[1] > 1  # a single position has no deviation, but in bfloat16 a rounding error
+            several = positions.shape[1] > 1  # one position has no deviation, only bfloat16's rounding error
             std = (square - mean**2).clamp_min(0).sqrt() if several else torch.zeros_like(mean)
             statistics += [mean, std]
     return x
@@ -109,9 +107,9 @@ def _apply(layers: Sequence[nn.Module], x: Tensor, statistics: list[Tensor]) -> 
 def _hires_cam(maps: Tensor, margins: Tensor) -> Tensor:
     """Return where (B, C, h, w) maps support the predicted class, (B, h, w), 0 to 1.
 
-    This is HiResCAM (Draelos and Carin 2020): Grad-CAM (Selvaraju et al. 2017) without its mean over the gradient's
-    positions. That mean is meant for networks that average their last map. This one reads it position by position, and
-    the mean then points beside the animal.
+    This is HiResCAM (Draelos and Carin 2020): Grad-CAM (Selvaraju et al. 2017) without the gradient's mean over the
+    positions. That mean suits networks that average their last map. In this network, which does not, it points beside
+    the animal.
     """
     (gradient,) = torch.autograd.grad(margins.sum(), maps)
     heat = (maps.detach() * gradient).float().sum(1).relu()

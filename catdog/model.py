@@ -1,7 +1,4 @@
-"""The network and its configuration.
-
-`python -m catdog.model --stem-width 32 --body-width 128` prints the layers of any configuration.
-"""
+"""The network and its configuration. `python -m catdog.model --stem-width 32` prints the layers of a configuration."""
 
 import argparse
 import re
@@ -16,7 +13,7 @@ from torch import Tensor, nn
 from catdog.kernels.block import Block
 from catdog.kernels.winograd import weights_transformed_once
 
-MAX_IMAGE_SIZE = 2048  # pixels; a decoded image has image_size**2 * 3 bytes that stay in memory
+MAX_IMAGE_SIZE = 2048  # pixels; a decoded image takes image_size**2 * 3 bytes of memory
 T = TypeVar("T")
 
 
@@ -26,8 +23,8 @@ class ModelConfig:
 
     stem_width: int = 64  # channels after the first block
     body_width: int = 512  # channels of every later block
-    body_repeats: int = 4  # how often a body_width -> body_width block is applied
-    share_body: bool = True  # one block re-applied (True), or one block for each application
+    body_repeats: int = 4  # applications of a body_width -> body_width block
+    share_body: bool = True  # True: one block for all applications; False: one for each
     dropout: float = 0.0  # probability of zeroing a feature before the linear layer, 0 <= p < 1
     image_size: int = 224  # height and width of the input, pixels
     classes: int = 2
@@ -41,10 +38,8 @@ class ModelConfig:
         if self.image_size > MAX_IMAGE_SIZE:
             raise ValueError(f"image_size is {self.image_size}; it must be at most {MAX_IMAGE_SIZE} pixels")
         if self.final_size < 1:
-            raise ValueError(
-                f"image_size {self.image_size} is too small for body_repeats {self.body_repeats}: "
-                f"{self.num_poolings} poolings need at least {2**self.num_poolings} pixels"
-            )
+            need = f"{self.num_poolings} poolings need at least {2**self.num_poolings} pixels"
+            raise ValueError(f"image_size {self.image_size} is too small for body_repeats {self.body_repeats}: {need}")
 
     @property
     def num_poolings(self) -> int:
@@ -67,9 +62,8 @@ class CNN(nn.Module):
         self.widen = Block(config.stem_width, width)
         num_blocks = 1 if config.share_body else config.body_repeats
         self.body = nn.ModuleList(Block(width, width) for _ in range(num_blocks))
-        self.head = nn.Sequential(
-            nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(width * config.final_size**2, config.classes)
-        )
+        linear = nn.Linear(width * config.final_size**2, config.classes)
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(config.dropout), linear)
 
     def blocks(self) -> Iterator[Block]:
         """Yield the blocks in the order in which they are applied, a shared one repeatedly."""

@@ -30,7 +30,7 @@ class Answer:
 
 
 class Classifier:
-    """A saved network, ready to classify. Raises ValueError, one sentence, for a file that fails verification."""
+    """A saved network, ready to classify. Raises ValueError for a file that fails verification."""
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
         self.device = torch.device(device)
@@ -41,13 +41,13 @@ class Classifier:
         self.image_size = model.config.image_size
         if self.header["preprocessing"] != preprocessing(self.image_size):
             raise ValueError(f"{path} needs a preprocessing that this version does not have; train it again")
-        reference = self.header.get("reference")  # a model that was never promoted has none, and never abstains
+        reference = self.header.get("reference")  # only promoted models have one; others never abstain
         self.detector = OODDetector.from_header(reference["norm"], model.config) if reference else None
 
     def __call__(self, files: Sequence[bytes]) -> np.ndarray:
         """Return the probability of each class, (len(files), len(classes)) float32; each row sums to 1.
 
-        Each argument is the content of an image file of any format. Raises ValueError for one that cannot be read.
+        `files` are the contents of image files of any format. Raises ValueError for one that cannot be read.
         """
         answers = self.answer(np.stack([self.decode(content) for content in files]))
         return np.array([[*answer.probabilities.values()] for answer in answers], dtype=np.float32)
@@ -72,7 +72,7 @@ class Classifier:
         ]
 
     def decode(self, content: bytes) -> np.ndarray:
-        """Decode an image file to (image_size, image_size, 3) uint8. Raises ValueError, one sentence."""
+        """Decode an image file to (image_size, image_size, 3) uint8. Raises ValueError if it cannot be read."""
         return decode_image(content, self.image_size)
 
 

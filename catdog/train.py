@@ -1,7 +1,4 @@
-"""Train a network: TrainConfig, and train(), a generator of epochs.
-
-`python -m catdog.train --data PATH --image-size 64 --epochs 8` trains one network and saves its best epoch.
-"""
+"""Train a network. `python -m catdog.train --data PATH --epochs 8` trains one and saves its best epoch."""
 
 import argparse
 import math
@@ -9,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that the field uses
@@ -26,10 +23,8 @@ from catdog.kernels.optim import Optimizer, Schedule, make_optimizer, make_sched
 from catdog.kernels.precision import Precision, autocast, bfloat16_fault, has_bfloat16, resolved
 from catdog.model import CNN, ModelConfig, add_options, build_model, config_from
 
-Step = Literal["eager", "graph", "compile", "compile+graph"]
-
 KEEP = {"val_loss": -1, "val_accuracy": 1, "train_loss": -1, "train_accuracy": 1, "last": 1}  # 1: more is better
-STEP: Step = "eager"  # how a GPU runs a step; benchmarks/gpu.py measures all
+STEP = "eager"  # how a GPU runs a step, or "graph", "compile", "compile+graph"; benchmarks/gpu.py measures all
 
 
 @dataclass(frozen=True)
@@ -42,10 +37,10 @@ class TrainConfig:
     weight_decay: float = 0.0
     optimizer: Optimizer = "adam"  # sgd: Nesterov momentum 0.9
     schedule: Schedule = "constant"
-    augmentation: Augmentation = "none"  # each name adds to the one before: mirror, zoom and shift, light
+    augmentation: Augmentation = "none"  # cumulative: flip, then zoom and shift, then light
     label_smoothing: float = 0.0  # 0 <= s < 1
-    precision: Precision = "auto"  # bfloat16 where the device does it well, else float32
-    seed: int = 0  # of weights, order, augmentation and dropout
+    precision: Precision = "auto"  # auto: bfloat16 if the device supports it well, else float32
+    seed: int = 0  # of weights, order of images, augmentation and dropout
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs"):
@@ -77,8 +72,8 @@ class Epoch:
     learning_rate: float  # of the last step
     seconds: float  # wall clock, validation included
     images_per_second: float  # of training, validation excluded
-    # Of the validation images, (N, classes) float32 on the CPU. None in an epoch that is replayed from the checkpoint
-    # of a later one, since the weights are not this epoch's.
+    # Of the validation images, (N, classes) float32 on the CPU. None in an epoch that the checkpoint of a later epoch
+    # replays, since the model then has the later weights.
     logits: Tensor | None = field(default=None, compare=False, repr=False)
 
     def figures(self) -> dict[str, float]:
@@ -97,10 +92,9 @@ def train(
 ) -> Iterator[Epoch]:
     """Train `model` in place and yield one record after each epoch. To stop early, stop iterating.
 
-    With a `checkpoint` path the state is written there before each epoch is yielded. Where the file exists, its
-    epochs are yielded again first (all but the last without logits) and training resumes after them. On a CPU, with
-    the same number of threads, the weights then end bit-identical to those of an uninterrupted run. Raises
-    FloatingPointError, naming the epoch, when a loss is not finite.
+    With a `checkpoint` path, save the state there before yielding an epoch. If the file exists, yield its epochs again
+    (all but the last without logits), then resume. On a CPU, with the same number of threads, the final weights are
+    bit-identical to those of an uninterrupted run. Raises FloatingPointError, with the epoch, if a loss is not finite.
     """
     if torch.device(device).type == "cpu":
         keep_freed_memory()
@@ -124,14 +118,12 @@ class _Trainer:
         self.model, self.config, self.device = model, config, device
         self.training, self.validation = training, validation
         step = STEP if device.type == "cuda" else "eager"
-        graph_device = device if "graph" in step else None
-        self.optimizer = make_optimizer(
-            config.optimizer, model.parameters(), config.learning_rate, config.weight_decay, graph_device
-        )
+        weights, graph = model.parameters(), device if "graph" in step else None
+        self.optimizer = make_optimizer(config.optimizer, weights, config.learning_rate, config.weight_decay, graph)
         self.network = torch.compile(model, dynamic=False) if "compile" in step else model
-        self.graph_step = CUDAGraphStep(config.batch_size, device) if "graph" in step else None
-        self.optimizer.zero_grad(set_to_none=True)  # gradients that the caller may have left
-        self.precision = resolved(device, config.precision)  # for the whole training, wherever it is resumed
+        self.graph_step = CUDAGraphStep(config.batch_size, device) if graph else None
+        self.optimizer.zero_grad(set_to_none=True)  # drops gradients that the caller may have left
+        self.precision = resolved(device, config.precision)  # of the whole training, also after a resume
         self.order = torch.Generator().manual_seed(config.seed)  # of the images, equal on every kind of device
         on_cpu = device.type == "cpu"
         self.generator = self.order if on_cpu else torch.Generator(device).manual_seed(config.seed)  # augmentation's
@@ -165,14 +157,13 @@ class _Trainer:
         order = rows[torch.randperm(len(rows), generator=self.order).to(rows.device)]
         # BatchNorm cannot normalize a single image of one pixel
         split = [batch for batch in torch.split(order, self.config.batch_size) if len(batch) > 1 or len(order) == 1]
-        num_steps = math.ceil(len(rows) / self.config.batch_size)  # of an epoch, also where it leaves out a batch
+        num_steps = math.ceil(len(rows) / self.config.batch_size)  # of an epoch, also if it leaves out a batch
         total_steps, steps_done = self.config.epochs * num_steps, (number - 1) * num_steps
         scheduler = make_scheduler(self.config.schedule, self.optimizer, total_steps, steps_done)
-        total, num_seen = torch.zeros(2, device=self.device), 0  # summed loss, number correct
+        total, num_seen = torch.zeros(2, device=self.device), sum(map(len, split))  # total: summed loss, number correct
         for images, y in batches(self.training, split, self.device):
             (learning_rate,) = scheduler.get_last_lr()
             total += self._step(images, y)
-            num_seen += len(y)
             scheduler.step()
         loss, num_correct = total.tolist()
         return loss / num_seen, num_correct / num_seen, float(learning_rate)
@@ -206,7 +197,7 @@ class _Trainer:
         }
 
     def restore(self, path: Path) -> list[Epoch]:
-        """Load a checkpoint and return its epochs, none where there is none."""
+        """Load a checkpoint and return its epochs, none if there is no file."""
         state = load_state(path)
         if not state:
             return []
@@ -216,12 +207,12 @@ class _Trainer:
         settings = self.optimizer.state_dict()["param_groups"]  # this device's; the configuration is the same
         self.optimizer.load_state_dict({**state["optimizer"], "param_groups": settings})
         history = [Epoch(**record) for record in state["history"]]
-        if state["device"] != self.device.type:  # random states of another kind of device mean nothing here
+        if state["device"] != self.device.type:  # random states of another kind of device cannot be used
             for generator in (self.order, self.generator):
                 generator.manual_seed(self.config.seed + len(history))
             return history
         precision = state.get("precision", self.precision)
-        if precision == "float32" or has_bfloat16(self.device):  # otherwise it would take many times as long here
+        if precision == "float32" or has_bfloat16(self.device):  # emulated bfloat16 is many times slower
             self.precision = precision
         self._set_random_states(state["random"])
         return history
@@ -242,11 +233,12 @@ class _Trainer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m catdog.train", description="Train one network.")
-    parser.add_argument("--data", default="synthetic", help="synthetic, kaggle or a folder of images")
-    parser.add_argument("--device", default="auto", help="cpu, cuda:0, ...; auto is the first GPU, else the CPU")
+    add = parser.add_argument
+    add("--data", default="synthetic", help="synthetic, kaggle or a folder of images")
+    add("--device", default="auto", help="cpu, cuda:0, ...; auto is the first GPU, else the CPU")
     text = "keep the weights of the best epoch by this metric, or of the last epoch (default val_loss)"
-    parser.add_argument("--keep", choices=KEEP, default="val_loss", help=text)
-    parser.add_argument("--output", type=Path, default=Path("model.safetensors"), help="file of the kept weights")
+    add("--keep", choices=KEEP, default="val_loss", help=text)
+    add("--output", type=Path, default=Path("model.safetensors"), help="file of the kept weights")
     add_options(parser, ModelConfig)
     add_options(parser, TrainConfig)
     parser.epilog = "; ".join(f"{name}: {', '.join(get_args(kind))}" for name, kind in CHOICES.items())
@@ -264,24 +256,20 @@ def main() -> None:
     if device == "cpu" and recipe.precision == "auto" and bfloat16_fault():
         print(f"note: {bfloat16_fault()}")
     try:
-        _train_and_save(shape, recipe, data, device, keep=options.keep, output=options.output)
+        _train_and_save(shape, recipe, data, device, options.keep, options.output)
     except (FloatingPointError, OSError) as error:
         parser.exit(1, f"{error}\n")
     except KeyboardInterrupt:
         parser.exit(130, f"interrupted; {options.output} holds the best epoch so far, if one ended\n")
 
 
-def _train_and_save(
-    shape: ModelConfig, recipe: TrainConfig, data: Data, device: str, *, keep: str, output: Path
-) -> None:
-    """Print every epoch and save the weights of the best by the metric `keep`, or of the last."""
+def _train_and_save(shape: ModelConfig, recipe: TrainConfig, data: Data, device: str, keep: str, output: Path) -> None:
+    """Print every epoch and save the weights of the best one by the metric `keep`, or of the last."""
     model, best = build_model(shape, recipe.seed), -math.inf
     for epoch in train(model, recipe, data.training, data.validation, device=device):
-        print(
-            f"epoch {epoch.epoch:3}  train {epoch.train_loss:.4f} {epoch.train_accuracy:.3f}"
-            f"  val {epoch.val_loss:.4f} {epoch.val_accuracy:.3f}  {epoch.images_per_second:.0f} images/s",
-            flush=True,
-        )
+        training = f"train {epoch.train_loss:.4f} {epoch.train_accuracy:.3f}"
+        validation = f"val {epoch.val_loss:.4f} {epoch.val_accuracy:.3f}"
+        print(f"epoch {epoch.epoch:3}  {training}  {validation}  {epoch.images_per_second:.0f} images/s", flush=True)
         score = epoch.epoch if keep == "last" else KEEP[keep] * getattr(epoch, keep)
         if score > best:
             best = score

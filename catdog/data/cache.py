@@ -88,7 +88,7 @@ def _load_or_build(part: str, size: int, stamps: Iterable[list[Any]], build: Cal
         identity.update(json.dumps(stamp).encode())
     folder = build_once(cache_folder() / f"{part}-{size}px-{identity.hexdigest()[:24]}", build)
     notes = json.loads((folder / "about.json").read_text())["notes"]
-    images = np.load(folder / "images.npy", mmap_mode="c")  # copy-on-write: torch wants a writable array
+    images = np.load(folder / "images.npy", mmap_mode="c")  # copy-on-write: torch needs a writable array
     return DecodedImages(torch.from_numpy(images), **np.load(folder / "columns.npz"), notes=tuple(notes))
 
 
@@ -122,7 +122,7 @@ def _decode(folder: Path, files: Sequence[LabelledFile], size: int, notes: list[
     images.flush()
     broken = [file.path for file, digest in zip(files, hashes, strict=True) if not digest]
     if len(broken) == len(files):
-        raise ValueError(f"none of the {len(broken)} files could be read as an image, {broken[0]} for one")
+        raise ValueError(f"none of the {len(broken)} files could be read as an image, for example {broken[0]}")
     if broken:
         names = ", ".join(broken[:NAMES_SHOWN])
         more = f" and {len(broken) - NAMES_SHOWN} more" if len(broken) > NAMES_SHOWN else ""

@@ -29,7 +29,7 @@ class LabelledFile:
 
     path: str
     label: int  # index into CLASSES
-    part: str  # training, validation, test, or "" where no folder tells
+    part: str  # training, validation, test, or "" if no folder names it
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Listing:
 
     folder: Path
     training: tuple[LabelledFile, ...]
-    validation: tuple[LabelledFile, ...]  # empty: to be split off the training images
-    test: tuple[LabelledFile, ...]  # empty: to be split off the training images
+    validation: tuple[LabelledFile, ...]  # if empty, they are split off the training images
+    test: tuple[LabelledFile, ...]  # likewise
     notes: tuple[str, ...]  # files that were left out, a sentence each
 
 

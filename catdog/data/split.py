@@ -6,7 +6,7 @@ import numpy as np
 
 from catdog.data.sources import CLASSES
 
-TEST_SHARE = 0.2  # of the images, where the folder has no test part
+TEST_SHARE = 0.2  # of the images, if the folder has no test part
 VALIDATION_SHARE = 0.15  # of the training images
 
 
@@ -22,10 +22,10 @@ def find_contradictions(labels: np.ndarray, hashes: np.ndarray, readable: np.nda
 def assign_sides(
     labels: np.ndarray, hashes: np.ndarray, usable: np.ndarray, in_validation: np.ndarray, *, has_test: bool
 ) -> np.ndarray:
-    """Return the side of each image, (N,) str: training, validation, test, or "" where it is not usable.
+    """Return the side of each image, (N,) str: training, validation, test, or "" if it is not usable.
 
-    Equal contents get the same side. Validation is `in_validation` and its copies where any is marked, else a
-    stratified share of the training images. A test side is split off where `has_test` is false.
+    Equal contents get the same side. The validation images are those marked in `in_validation` and their copies, or a
+    stratified share of the training images if none is marked. Test images are split off unless `has_test`.
     """
     sides = np.where(usable, "training", "").astype("<U10")  # room for "validation"
     if not has_test:

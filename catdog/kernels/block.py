@@ -27,12 +27,12 @@ class Block(nn.Sequential):
 
 
 class _Tail(torch.autograd.Function):
-    """ReLU -> BatchNorm -> MaxPool2 in one pass, where BatchNorm's weight is positive.
+    """ReLU -> BatchNorm -> MaxPool2 in one pass, for positive weights of BatchNorm.
 
     The maximum of a window is then at the same position before and after BatchNorm. So BatchNorm and the sums of its
-    gradient need only a quarter of the values. Results equal those of the layers up to rounding; where BatchNorm makes
-    values of a window equal in bfloat16, another of them may get the gradient. (PyTorch lists max_unpool2d as
-    nondeterministic; with windows that do not overlap it is deterministic.)
+    gradient need only a quarter of the values. Results equal those of the layers up to rounding. If BatchNorm makes
+    values of a window equal in bfloat16, another of them may get the gradient. PyTorch lists max_unpool2d as
+    nondeterministic; without overlapping windows it is deterministic.
     """
 
     @staticmethod

@@ -14,10 +14,10 @@ NUM_WARM_UPS = 3  # steps before the capture, in which libraries choose their ke
 class CUDAGraphStep:
     """Run a step as a CUDA graph for batches of `batch_size` images, and eagerly for others.
 
-    The first steps run eagerly, on a side stream as PyTorch asks. They train like any other, and the capture itself
-    executes nothing, so the weights see each batch once. The step must not wait for the GPU, must leave no gradients
-    behind, and may read only constants from the CPU: a learning rate is a tensor on the device. Where the capture
-    fails, every step runs eagerly, after one warning.
+    The first steps run eagerly, on a side stream as PyTorch requires. They update the weights like any other step. The
+    capture executes nothing, so each batch is used once. The step must not wait for the GPU or leave gradients, and may
+    read only constants from the CPU: the learning rate is a tensor on the device. If the capture fails, warn once and
+    run every step eagerly.
     """
 
     def __init__(self, batch_size: int, device: torch.device) -> None:
@@ -52,7 +52,7 @@ class CUDAGraphStep:
         return result
 
     def _capture(self, step: Step, x: Tensor, y: Tensor) -> None:
-        self.x, self.y = x.clone(), y.clone()  # from which a replay reads its batch
+        self.x, self.y = x.clone(), y.clone()  # a replay reads its batch from these
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):

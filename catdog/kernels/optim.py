@@ -20,9 +20,9 @@ WARM_UP = 0.25  # share of the steps in which one_cycle rises to the learning ra
 def make_optimizer(
     kind: Optimizer, parameters: Iterable[Tensor], lr: float, weight_decay: float, graph_device: torch.device | None
 ) -> torch.optim.Optimizer:
-    """Build a fused optimizer, for a CUDA graph where `graph_device` is given. "sgd" has Nesterov momentum 0.9."""
+    """Build a fused optimizer, for a CUDA graph if `graph_device` is given. "sgd" has Nesterov momentum 0.9."""
     graph = graph_device is not None
-    group = {"params": list(parameters), "initial_lr": lr}  # LambdaLR's; a float even where `lr` is a tensor
+    group = {"params": list(parameters), "initial_lr": lr}  # LambdaLR's; a float even if `lr` is a tensor
     settings: dict[str, Any] = {"momentum": 0.9, "nesterov": True} if kind == "sgd" else {"capturable": graph}
     rate = torch.tensor(lr, device=graph_device) if graph else lr  # a graph reads the current rate from a tensor
     return _uncompiled(OPTIMIZERS[kind])([group], lr=rate, weight_decay=weight_decay, fused=True, **settings)

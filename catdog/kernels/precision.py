@@ -1,4 +1,4 @@
-"""Choose the precision of a device: bfloat16 where the hardware supports it and a check confirms it."""
+"""Choose the precision of a device: bfloat16 if the hardware supports it and a check confirms it."""
 
 import hashlib
 import os
@@ -20,12 +20,12 @@ from catdog.kernels.winograd import convolve
 Precision = Literal["auto", "float32", "bfloat16"]
 
 SHAPES = [(8, 64, 16, 16), (128, 64, 3, 3), (8, 128, 16, 16)]  # input, weight and output of a block in mid-network
-LARGEST_ERROR = 0.03  # of the norm of a convolution or its gradient; rounding to bfloat16 makes 0.002 to 0.004
+LARGEST_ERROR = 0.03  # relative to the norm of a convolution or its gradient; rounding to bfloat16 gives 0.002 to 0.004
 NUM_ROUNDS = 3  # of timing each precision; the fastest counts
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Autocast to bfloat16 where `precision` asks for it or "auto" chooses it. Weights stay float32."""
+    """Autocast to bfloat16 if `precision` asks for it or "auto" chooses it. Weights stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=resolved(device, precision) == "bfloat16")
 
 
@@ -51,17 +51,17 @@ def has_bfloat16(device: torch.device) -> bool:
 
 @cache
 def bfloat16_fault() -> str:
-    """Return why "auto" is float32 on a CPU that has bfloat16, one sentence, or nothing where bfloat16 is fine.
+    """Return why "auto" is float32 on a CPU that has bfloat16, in one sentence, or "" if bfloat16 is used or missing.
 
-    A convolution's values and time are compared with this network's in float32. The verdict is cached beside the
-    decoded images, for this machine, PyTorch and settings of its libraries.
+    The check compares the values and the time of a convolution in bfloat16 and in float32. The verdict is cached beside
+    the decoded images, per machine, version of PyTorch and settings of its libraries.
     """
     if not has_bfloat16(torch.device("cpu")):
         return ""
     file = verdict_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):  # two checks at once would disturb each other
+        with FileLock(f"{file}.lock"):  # two checks at once would disturb each other's timing
             if not file.exists():
                 write_file(file, _measured_fault().encode())
             return file.read_text()
@@ -85,7 +85,7 @@ def _measured_fault() -> str:
     both = _in_float32, _in_bfloat16
     exact, found = (convolution(x, weight, gradient) for convolution in both)  # also warms up both
     error = max(float((mine.float() - one).norm() / one.norm()) for mine, one in zip(found, exact, strict=True))
-    if not error <= LARGEST_ERROR:  # also where it is nan
+    if not error <= LARGEST_ERROR:  # also if it is nan
         return f"bfloat16 is not used: a convolution in it differs from float32's by {error:.0%} on this machine"
     calls = [partial(convolution, x, weight, gradient) for convolution in both]
     rounds = [[timeit.timeit(call, number=1) for call in calls] for _ in range(NUM_ROUNDS)]

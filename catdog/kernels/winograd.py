@@ -1,7 +1,7 @@
 """3x3 convolutions in float32 on CPUs by Winograd's minimal filtering F(4x4, 3x3): a quarter of the multiplications.
 
-Each 4x4 tile of the output comes from a 6x6 tile of the input. Transformed, a tile's convolution is 36 products, and
-over all tiles and channels these are 36 matrix products (Lavin and Gray, "Fast Algorithms for Convolutional Neural
+Each 4x4 tile of the output depends on a 6x6 tile of the input. Transformed, the convolution of a tile is 36 products,
+and that of all tiles and channels is 36 matrix products (Lavin and Gray, "Fast Algorithms for Convolutional Neural
 Networks", 2015, arXiv:1509.09308, with the interpolation points 0, 1, -1, 2, -2). The result differs from a direct
 convolution's by less than 2e-4 standard deviations (tests/catdog/kernels/test_winograd.py).
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 TILE, EDGE = 4, 6  # pixels of an output tile, and of the input tile that it depends on
-ONES = EDGE + 1  # the product that is added once to every pixel of its output tile, and so can carry the bias
+ONES = EDGE + 1  # the product that is added once to each pixel of its output tile, like a bias
 CHUNK_TILES = 128  # transformed together, per thread: fits the cache, with enough rows for a matrix product
 # Below these limits a direct convolution is as fast, forward and backward together (benchmarks/convolutions.py).
 MIN_TILES, MIN_SIZE = 32, 4
@@ -97,7 +97,7 @@ class _Convolution(torch.autograd.Function):
         x, transformed = ctx.saved_tensors
         grad_x = torch.empty_like(x, memory_format=torch.channels_last) if ctx.needs_input_grad[0] else None
         x, gradient = _channels_last(x), _channels_last(gradient)
-        grad_transformed: Tensor | None = None  # stays None where the weights are not trained
+        grad_transformed: Tensor | None = None  # stays None if the weights are not trained
         grad_bias = transformed.new_zeros(transformed.shape[2])
         for part in _chunks(x):
             grad_tiles = _transform_gradient(gradient[part]).transpose(0, 1)
