@@ -19,6 +19,7 @@ def plan(tmp_path, monkeypatch, write_space, photographs):
     return make_plan(parse([str(write_space()), "--data", str(photographs), *options]), print)
 
 
+@pytest.mark.slow
 def test_each_network_is_profiled_once_and_one_that_does_not_fit_is_no_obstacle(plan):
     before, shown = {*Path().iterdir(), Path("cache")}, []
     proposals = [TINY, HOPELESS, {**TINY, "learning_rate": 0.002}]

@@ -82,6 +82,7 @@ def test_sweep_ranks_and_promotes_and_does_nothing_twice(home, with_baseline, ph
     assert model.config.image_size == 64
 
 
+@pytest.mark.slow
 def test_smaller_sweep_is_extended_but_not_under_other_settings(home, small, photographs, capsys):
     assert main([*small, "--trials", "1"]) == 0
     capsys.readouterr()
@@ -177,6 +178,7 @@ def test_interrupted_and_killed_program_is_finished_by_the_same_command(home, sm
         assert_weights_are_of_the_best_epoch(folder, photographs)
 
 
+@pytest.mark.slow
 def test_promote_never_promotes_nothing_and_the_reports_command_makes_the_same_weights(home, small, capsys):
     assert main([*small, "--trials", "1", "--promote", "never"]) == 0
     assert "winner: trial 0, not promoted because of --promote never" in capsys.readouterr().out
