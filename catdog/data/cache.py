@@ -136,7 +136,7 @@ def _decode_into(out: np.ndarray, file: LabelledFile) -> bytes:
         content = Path(file.path).read_bytes()
     except OSError as error:
         if error.errno not in (ENOENT, EACCES, ELOOP):
-            raise  # a disk error may be temporary: the image must not be left out
+            raise  # a disk error may be temporary, so the image must not be left out
         return b""
     try:
         out[:] = np.asarray(read_image(content, len(out)))

@@ -101,7 +101,7 @@ def _label(above: tuple[str, ...], path: str) -> LabelledFile | None:
     lowered = [name.lower() for name in above]
     labels = {LABELS[name] for name in lowered if name in LABELS}
     if len(labels) > 1:
-        raise ValueError(f"{path} lies below both a cat and a dog folder; move it to one of them")
+        raise ValueError(f"{path} is below both a cat and a dog folder; move it to one of them")
     if not labels and (named := NAMED.match(path.rpartition(os.sep)[2].lower())):
         labels = {LABELS[named[1]]}
     part = next((PARTS[name] for name in lowered if name in PARTS), "")

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from catdog.data.animals import CAT, CIRCLE, DOG, SIDES, Colour, Points, choose_colour, draw_animal
 
-MIN_SIZE = 32  # pixels; below this a face cannot be made out
+MIN_SIZE = 32  # pixels; smaller faces are not recognisable
 SUPERSAMPLING = 2  # drawn this much larger, then reduced, for smooth edges
 
 
@@ -34,9 +34,9 @@ def draw(label: int, size: int, seed: int | SeedSequence) -> Image.Image:
 def synthetic(
     count: int, size: int, seed: int, progress: Callable[[Iterable[int]], Iterable[int]] = iter
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Draw `count` images (count, size, size, 3) and their labels (count,): of every two, one cat and one dog.
+    """Draw `count` images (count, size, size, 3) and their labels (count,). Each pair is a cat and a dog.
 
-    The first images of a longer set are those of a shorter one. `progress` wraps the loop, to show a bar.
+    A longer set starts with the images of a shorter one. `progress` wraps the loop, to show a progress bar.
     """
     dog_first = np.random.default_rng(seed).random((count + 1) // 2) < 0.5
     labels = np.stack([dog_first, ~dog_first], axis=1).astype(np.uint8).ravel()[:count]

@@ -68,7 +68,7 @@ def test_strangers_beside_the_classes_are_left_out_and_counted(tmp_path):
         (("test/cats/1.jpg", "test/dogs/1.jpg"), "has no training images"),
         (("a/cats/1.jpg", "a/dogs/1.jpg", "b/cats/1.jpg"), "is ambiguous: it has images in .*a and .*b"),
         (("cats/1.jpg", "dogs/1.jpg", "train/cats/1.jpg", "train/dogs/1.jpg"), "is ambiguous: some images are"),
-        (("cats/dogs/1.jpg",), "lies below both a cat and a dog folder"),
+        (("cats/dogs/1.jpg",), "is below both a cat and a dog folder"),
     ],
 )
 def test_unusable_folder_is_refused_in_one_sentence(tmp_path, names, message):
