@@ -6,6 +6,7 @@ The best of many noisy trials is optimistically biased. A run with a seed that n
 import math
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -17,23 +18,16 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from search.analysis import statistics
 from search.analysis.ranking import rank, winner_of
-from search.analysis.statistics import (
-    Interval,
-    SeedNoise,
-    configuration_difference,
-    configuration_interval,
-    mean_interval,
-    model_difference,
-    seed_noise,
-)
 from search.formatting import bounds, short
 from search.space.space import Goal, Parameters
 from search.study.shared_study import SharedStudy
 from search.study.trials import CONFIRMS, REPEAT, parameters_of
 
 Standing = Literal["best mean", "tied", "tied, weights worse", "worse", "not compared"]
-
+Cost = Callable[[Parameters], float]  # of one prediction, in mult-adds
+Gain = tuple[float, statistics.Interval]  # the winner's mean minus the baseline's value, and the interval of it
 OUTCOMES = "outcomes.npz"  # in a trial's folder: a column's value per validation image, at the epoch that counts
 
 
@@ -45,7 +39,7 @@ class Candidate:
     runs: tuple[int, ...]  # of its confirmation, all complete; empty without confirmation
     values: tuple[float, ...]  # of the goal, one per run
     mean: float
-    interval: Interval | None  # of the mean over all seeds and images
+    interval: statistics.Interval | None  # of the mean over all seeds and images
     cost: float  # of one prediction, in mult-adds
     standing: Standing  # compared with the best mean, at 95 %
     best_run: int | None  # the run whose weights would be promoted; None: the trial's own
@@ -56,9 +50,7 @@ class Candidate:
         return sweep_folder / part / f"{number:04}"
 
 
-def candidates_of(
-    study: SharedStudy, runs: Sequence[FrozenTrial], cost: Callable[[Parameters], float]
-) -> list[Candidate]:
+def candidates_of(study: SharedStudy, runs: Sequence[FrozenTrial], cost: Cost) -> list[Candidate]:
     """Return the winner, then the others from the best mean to the worst; empty if no configuration was confirmed.
 
     The winner is the cheapest configuration among those that are tied with the best mean and whose weights are not
@@ -70,14 +62,14 @@ def candidates_of(
         best = winner_of(rank(trials, goal))
         return [_unconfirmed(study, trials[best.trial], cost)] if best else []
     confirmed = _read_confirmed(study.sweep.folder, runs, goal)
-    noise = seed_noise([one.outcomes for one in confirmed])
+    noise = statistics.seed_noise([one.outcomes for one in confirmed])
     candidates = [
         Candidate(
             trial=one.trial,
             runs=tuple(run.number for run in one.runs),
             values=tuple(one.values),
             mean=one.mean,
-            interval=configuration_interval(one.outcomes, noise) if noise.dof or one.is_per_image else None,
+            interval=statistics.configuration_interval(one.outcomes, noise) if noise.dof or one.is_per_image else None,
             cost=cost(parameters_of(trials[one.trial])),
             standing=_standing(one, confirmed[0], noise, goal),
             best_run=one.runs[one.best].number,
@@ -92,13 +84,12 @@ def candidates_of(
 def read_outcomes(folders: Sequence[Path], column: str) -> np.ndarray | None:
     """Return (folders, N) values of a column, one per validation image; None if a trial did not save them."""
     values = []
-    try:
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         for folder in folders:
             with np.load(folder / OUTCOMES) as columns:
                 values.append(columns[column])
         return np.stack(values)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+    return None
 
 
 @dataclass(frozen=True)
@@ -143,24 +134,24 @@ def _read_confirmed(folder: Path, runs: Sequence[FrozenTrial], goal: Goal) -> li
     return sorted(confirmed, key=lambda one: (goal.as_loss(one.mean), one.trial))
 
 
-def _standing(one: _Confirmed, best: _Confirmed, noise: SeedNoise, goal: Goal) -> Standing:
+def _standing(one: _Confirmed, best: _Confirmed, noise: statistics.SeedNoise, goal: Goal) -> Standing:
     if one is best:
         return "best mean"
     if not noise.dof and not one.is_per_image:
         return "not compared"
-    low, high = configuration_difference(one.outcomes, best.outcomes, noise)
+    low, high = statistics.configuration_difference(one.outcomes, best.outcomes, noise)
     if not low <= 0 <= high:
         return "worse"
     if not one.is_per_image:
         return "tied"
-    low, high = model_difference(one.outcomes[one.best], best.outcomes[best.best])
+    low, high = statistics.model_difference(one.outcomes[one.best], best.outcomes[best.best])
     is_worse = low > 0 if goal.direction == "minimize" else high < 0
     return "tied, weights worse" if is_worse else "tied"
 
 
-def _unconfirmed(study: SharedStudy, trial: FrozenTrial, cost: Callable[[Parameters], float]) -> Candidate:
+def _unconfirmed(study: SharedStudy, trial: FrozenTrial, cost: Cost) -> Candidate:
     outcomes = read_outcomes([study.sweep.trial_folder(trial.number)], study.sweep.space.goal.column)
-    interval, value = None if outcomes is None else mean_interval(outcomes[0]), _value(trial)
+    interval, value = None if outcomes is None else statistics.mean_interval(outcomes[0]), _value(trial)
     return Candidate(trial.number, (), (value,), value, interval, cost(parameters_of(trial)), "best mean", None)
 
 
@@ -186,14 +177,6 @@ def print_candidates(console: Console, candidates: Sequence[Candidate], goal: Go
     console.print(table)
 
 
-@dataclass(frozen=True)
-class Gain:
-    """The winner's mean in one column of an epoch, minus the baseline's value."""
-
-    mean: float
-    interval: Interval
-
-
 def gain_over_baseline(folder: Path, candidates: Sequence[Candidate], column: str) -> dict[str, Gain]:
     """Return the winner's gain over trial 0 in the goal's `column` and in accuracy, where both saved outcomes."""
     if not candidates or candidates[0].trial == 0:
@@ -207,8 +190,9 @@ def _gain(folder: Path, candidates: Sequence[Candidate], column: str) -> Gain | 
     found = [_outcomes_of(folder, candidate, column) for candidate in candidates]
     if baseline is None or found[0] is None or found[0].shape[1] != baseline.shape[1]:
         return None
-    noise = seed_noise([outcomes for outcomes in found if outcomes is not None and len(outcomes) > 1])
-    return Gain(float(found[0].mean() - baseline.mean()), configuration_difference(found[0], baseline, noise))
+    noise = statistics.seed_noise([outcomes for outcomes in found if outcomes is not None and len(outcomes) > 1])
+    mean = float(found[0].mean() - baseline.mean())
+    return mean, statistics.configuration_difference(found[0], baseline, noise)
 
 
 def _outcomes_of(folder: Path, candidate: Candidate, column: str) -> np.ndarray | None:

@@ -67,7 +67,7 @@ def parameter_names(ranking: Sequence[Ranked]) -> list[str]:
 def print_ranking(console: Console, ranking: Sequence[Ranked], goal: Goal, path: Path, baseline: bool) -> None:
     """Print the ranking and the reasons of failures; parameters only if they fit, else the `path` of the CSV."""
     if not ranking:
-        console.print("no trial was begun yet")
+        console.print("no trial has begun yet")
         return
     title = "ranking, best first" + ("; trial 0 is the README baseline" if baseline else "")
     table = _table(title, ranking, goal, parameter_names(ranking))
@@ -87,10 +87,9 @@ def _table(title: str, ranking: Sequence[Ranked], goal: Goal, names: Sequence[st
     for name in ("rank", "trial", "state", goal.metric, "val acc", "epochs", "seconds", *names):
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
     for trial in ranking:
-        figures = (cell(trial.value, ".4g"), cell(trial.val_accuracy, ".4g"), str(trial.epochs))
+        values = (trial.rank, trial.trial, trial.state, trial.value, trial.val_accuracy, trial.epochs)
         parameters = [cell(trial.parameters.get(name), ".3g") for name in names]
-        place = (str(trial.rank), str(trial.trial), trial.state)
-        table.add_row(*place, *figures, cell(trial.seconds, ".0f"), *parameters)
+        table.add_row(*(cell(value, ".4g") for value in values), cell(trial.seconds, ".0f"), *parameters)
     return table
 
 
@@ -101,7 +100,6 @@ def write_ranking(path: Path, ranking: Sequence[Ranked], goal: Goal) -> None:
     writer = csv.writer(text)
     writer.writerow(["rank", "trial", "state", goal.metric, "val_accuracy", "epochs", "seconds", *names, "reason"])
     for trial in ranking:
-        figures = [trial.value, trial.val_accuracy, trial.epochs, trial.seconds]
-        parameters = [trial.parameters.get(name, "") for name in names]
-        writer.writerow([trial.rank, trial.trial, trial.state, *figures, *parameters, trial.reason])
+        values = (trial.rank, trial.trial, trial.state, trial.value, trial.val_accuracy, trial.epochs, trial.seconds)
+        writer.writerow([*values, *(trial.parameters.get(name) for name in names), trial.reason])
     write_text(path, text.getvalue())

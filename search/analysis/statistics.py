@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 
 Interval = tuple[float, float]  # low, high
-Verdict = Literal["better", "tied", "worse"]
 
 Z = 1.959964  # the normal distribution's 97.5 % quantile
 
@@ -38,7 +37,7 @@ class Comparison:
     loss_interval: Interval  # paired bootstrap over images, percentiles (B. Efron, 1979)
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Literal["better", "tied", "worse"]:
         """Better: in accuracy or in loss, and worse in neither. Tied: no difference in either."""
         gain = self.only_challenger - self.only_champion if self.p_value < 0.05 else 0
         low, high = self.loss_interval

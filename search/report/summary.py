@@ -26,7 +26,7 @@ def status(record: Record) -> str:
     runs = f" and {len(record.counted)} runs to confirm the best, {ended} of them ended" if record.counted else ""
     if ahead := len(record.runs) - len(record.counted):
         early = f"{count(ahead, 'run')} begun during the search"
-        runs += f"; {early} not counted, as better trials came" if record.counted else f" and {early}, to confirm"
+        runs += f"; {early} not counted: better trials came" if record.counted else f" and {early}, to confirm"
     return f"{len(record.trials)} trials ({counts}){runs}."
 
 
@@ -65,11 +65,11 @@ def _baseline(record: Record) -> Iterator[Card]:
         return
     value = "no result" if baseline.value is None else f"{baseline.value:.4f}"
     yield Card("README baseline (trial 0)", value, f"{baseline.state} after {baseline.epochs} epochs")
-    for column, gain in gain_over_baseline(record.folder, record.candidates, record.goal.column).items():
+    for column, (mean, (low, high)) in gain_over_baseline(record.folder, record.candidates, record.goal.column).items():
         scale, form, unit = (100, "+.2f", " points") if "accuracy" in column else (1, "+.4f", "")
-        text = bounds((scale * gain.interval[0], scale * gain.interval[1]), form) + unit
+        text = bounds((scale * low, scale * high), form) + unit
         text += f"; the baseline was {baseline.state}" if baseline.state != "complete" else ""
-        yield Card(f"{column}: winner minus baseline", f"{scale * gain.mean:{form}}{unit}", text)
+        yield Card(f"{column}: winner minus baseline", f"{scale * mean:{form}}{unit}", text)
 
 
 def _span(record: Record) -> float:
