@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -31,23 +32,21 @@ def learning_curves(trials: Sequence[FrozenTrial], goal: Goal, winner: int | Non
     if not reported:
         return None
     figure = go.Figure()
+    opacity, is_named = 0.8 if len(reported) <= MAX_LEGIBLE else 0.3, len(reported) <= MAX_LEGEND
     for trial in sorted(reported, key=lambda trial: trial.number == winner):  # the winner on top
         if trial.number == winner:
-            style = {"line": {"color": WINNER, "width": 4}, "opacity": 1.0, "showlegend": True}
-            _add_curve(figure, trial, leader, 5, style)
+            _add_curve(figure, trial, leader, 5, line={"color": WINNER, "width": 4}, opacity=1.0, showlegend=True)
         else:
-            state = state_of(trial)
-            opacity, is_named = 0.8 if len(reported) <= MAX_LEGIBLE else 0.3, len(reported) <= MAX_LEGEND
-            style = {"line": {"color": COLORS[state], "width": 1.5}, "opacity": opacity, "showlegend": is_named}
-            _add_curve(figure, trial, state, 0, style)
+            line = {"color": COLORS[state_of(trial)], "width": 1.5}
+            _add_curve(figure, trial, state_of(trial), 0, line=line, opacity=opacity, showlegend=is_named)
     step = max(1, max(trial.last_step or 0 for trial in reported) // 20)
     best = "best " if goal.metric != goal.column else ""
     axis = {"title": "epoch", "tickformat": "d", "dtick": step}
     return figure.update_layout(xaxis=axis, yaxis_title=f"{best}{goal.column} so far", legend=BELOW)
 
 
-def _add_curve(figure: go.Figure, trial: FrozenTrial, title: str, marker_size: int, style: dict[str, Any]) -> None:
-    """Add a trial's curve: a cross where it was pruned, a dot where it has one epoch alone."""
+def _add_curve(figure: go.Figure, trial: FrozenTrial, title: str, marker_size: int, **style: Any) -> None:
+    """Add a trial's curve: a cross where it was pruned, a dot where it has a single epoch."""
     values = dict(sorted(trial.intermediate_values.items()))
     symbols, sizes = ["circle"] * len(values), [marker_size if len(values) > 1 else 5] * len(values)
     if trial.state == TrialState.PRUNED:
@@ -139,18 +138,14 @@ def _worker(trial: FrozenTrial) -> str:
     return f"worker {worker['slot']} ({worker['device']})"
 
 
-def _of_optuna(
-    draw: Callable[..., go.Figure], trials: Sequence[FrozenTrial], goal: Goal, **options: Any
-) -> go.Figure | None:
+def _of_optuna(draw: Callable[..., Any], trials: Sequence[FrozenTrial], goal: Goal, **options: Any) -> go.Figure | None:
     """Return Optuna's figure of the complete trials in the space; None if there are too few."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.params]
     if len(complete) < 2:
         return None
     study = optuna.create_study(direction=goal.direction)
     study.add_trials(complete)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return draw(study, target_name=goal.metric, **options).update_layout(title=None)
-        except (ValueError, RuntimeError):  # raised by Optuna, for example if all values are equal
-            return None
+    # Optuna raises these errors, for example, if all values are equal.
+    with warnings.catch_warnings(action="ignore"), suppress(ValueError, RuntimeError):
+        return draw(study, target_name=goal.metric, **options).update_layout(title=None)
+    return None

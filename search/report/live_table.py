@@ -34,7 +34,7 @@ class WholeSweep:
 
 @contextmanager
 def live_view(study: SharedStudy, console: Console, whole: WholeSweep | None = None) -> Iterator[Callable[[], None]]:
-    """Yield a function that shows the study. The time left is that of the `whole` sweep, by default of the study."""
+    """Yield a function that shows the study, with the time left of the `whole` sweep (default: of the study alone)."""
     clock = _Clock(study, whole or WholeSweep(study.trials, list, 0, 0, 1))
     if console.is_terminal:
         with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -48,13 +48,12 @@ class _Clock:
 
     def __init__(self, study: SharedStudy, whole: WholeSweep) -> None:
         self.study, self.sweep, self.whole = study, study.sweep, whole
-        self.old_notice = study.notice()
+        self.old_notice = study.notice()  # from before this view
         # By a running trial's label: times at which its number of epochs changed, and the number.
         self.epochs: dict[str, list[tuple[float, int]]] = {}
         self.num_workers = whole.num_workers
 
     def time_left(self) -> str:
-        """Say how long the sweep still takes."""
         seconds = seconds_left(self._snapshot())
         if seconds is None:
             return "time left unknown"
@@ -101,10 +100,6 @@ class _Clock:
         pace = (ended - began) / (epoch - before) if epoch > before else None
         return ObservedTrial(trial.number, "running", pace, values, time.monotonic() - ended, confirms)
 
-    def notice(self) -> str | None:
-        """Return the latest notice; None if it is older than this view."""
-        return None if (notice := self.study.notice()) == self.old_notice else notice
-
 
 class _Screen:
     """Redraws the table when something has changed."""
@@ -126,7 +121,7 @@ class _Lines:
     def __init__(self, clock: _Clock, console: Console) -> None:
         self.clock, self.console = clock, console
         self.seen = {trial.number: _stage(trial) for trial in clock.study.trials()}
-        self.notice: str | None = None
+        self.notice = clock.old_notice
         self.shown: object = None  # the trials
 
     def show(self) -> None:
@@ -135,7 +130,7 @@ class _Lines:
             return
         self.shown = trials
         self.clock.observe()
-        if (notice := self.clock.notice()) != self.notice:
+        if (notice := self.clock.study.notice()) != self.notice:
             self.notice = notice
             self.console.print(f"note: {notice}", highlight=False, soft_wrap=True, markup=False)
         # The study names a trial's worker a moment after the trial has begun.
@@ -163,7 +158,8 @@ def _table(clock: _Clock, trials: Sequence[FrozenTrial]) -> Group:
     if not table.rows:
         table.add_row("", "", "", "workers are starting")
     summary = Text(f"{sweep.title}: {_summary(clock, trials)}", style="bold")
-    return Group(summary, table, Text(clock.notice() or "", style="italic"))
+    notice = clock.study.notice()
+    return Group(summary, table, Text("" if notice == clock.old_notice else notice, style="italic"))
 
 
 def _summary(clock: _Clock, trials: Sequence[FrozenTrial]) -> str:
