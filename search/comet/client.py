@@ -99,7 +99,7 @@ def translated_errors() -> Iterator[None]:
     except (ValueError, KeyError, TypeError) as error:
         if "COMET_API_KEY" in str(error):
             raise ValueError("Comet refuses the API key; set COMET_API_KEY to one that is valid") from error
-        raise ServiceDownError(f"an answer that makes no sense: {error}") from error
+        raise ServiceDownError(f"unusable answer: {error}") from error
 
 
 def api_key() -> str:

@@ -6,6 +6,7 @@ under which to report their result. The ticket is stored with the trial, so that
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -55,8 +56,7 @@ class CometSampler(BaseSampler):
             study.set_user_attr(WAITING, ticket)
         return ticket is not None
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        del study
+    def infer_relative_search_space(self, _: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {} if "fixed_params" in trial.system_attrs else self.distributions  # the baseline is not Comet's
 
     def sample_relative(
@@ -98,13 +98,11 @@ class CometSampler(BaseSampler):
         return True
 
     def _send(self, ticket: Mapping[str, Any], status: str, score: float | None) -> bool:
-        try:
-            with translated_errors():
-                api = optimizer_api(UPDATE_SECONDS)
-                api.optimizer_update(self.search_id, ticket["pid"], ticket["trial"], status=status, score=score)
-        except (ServiceDownError, ValueError):
-            return False
-        return True
+        with suppress(ServiceDownError, ValueError), translated_errors():
+            api = optimizer_api(UPDATE_SECONDS)
+            api.optimizer_update(self.search_id, ticket["pid"], ticket["trial"], status=status, score=score)
+            return True
+        return False
 
     def _next(self, study: optuna.Study) -> dict[str, Any] | None:
         """Ask for a ticket that no trial has and whose parameters fit the space; None when the search is over."""

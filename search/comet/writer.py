@@ -31,7 +31,7 @@ STATUSES = ("Staging", "QA", "Development")  # a new version gets the first that
 
 
 class NotDeliveredError(Exception):
-    """An experiment is not complete in Comet; says why in one sentence."""
+    """Says in one sentence why an experiment is not complete in Comet."""
 
 
 class CometWriter:
@@ -43,22 +43,11 @@ class CometWriter:
         # The client's log of the hardware asks cloud services about this machine, which no option turns off.
         vars(comet_ml.experiment)["get_env_cloud_details"] = lambda: None
         self.comet, self.online, self.folder = comet_ml, online, folder
-        self.errors = _LastError()
+        self.errors = _LastError(logging.ERROR)
         logging.getLogger("comet_ml").addHandler(self.errors)
         self.experiment: Any = None
         self.lock: FileLock | None = None
         self.fault, self.down_until = "", 0.0  # why Comet could not be reached, and when to try again
-
-    def handle(self, message: dict[str, Any]) -> None:
-        match message:
-            case {"do": "open"}:
-                self.open(message)
-            case {"do": "epoch", "row": row}:
-                self.log_epoch(row)
-            case {"do": "close"}:
-                self.close(message)
-            case _:
-                raise ValueError(f"unknown message {message}")
 
     def open(self, message: dict[str, Any]) -> None:
         """Start or continue the experiment of a trial."""
@@ -88,8 +77,9 @@ class CometWriter:
         if network.exists():
             self.experiment.set_model_graph(network.read_text())
 
-    def log_epoch(self, row: dict[str, float]) -> None:
+    def log_epoch(self, message: dict[str, Any]) -> None:
         self.rows += 1
+        row: dict[str, float] = message["row"]
         step = int(row.pop("epoch", self.rows))
         if self.experiment:
             values = {name: value for name, value in row.items() if math.isfinite(value)}
@@ -151,23 +141,16 @@ class CometWriter:
 
     def _start(self) -> Any:
         comet, message = self.comet, self.message
+        off = ["auto_output_logging", "auto_metric_logging", "auto_param_logging", "auto_log_co2", "parse_args"]
+        off += ["log_code", "log_git_patch", "log_env_host", "log_env_network", "log_env_disk"]
         config = comet.ExperimentConfig(
             name=message["name"],
             tags=message["tags"],
             offline_directory=str(self.unfinished),
             display_summary_level=0,
-            auto_output_logging=False,
-            auto_metric_logging=False,
-            auto_param_logging=False,
-            auto_log_co2=False,
-            parse_args=False,
-            log_code=False,
-            log_git_patch=False,
             log_git_metadata=True,
             log_env_details=True,
-            log_env_host=False,
-            log_env_network=False,
-            log_env_disk=False,
+            **dict.fromkeys(off, False),
         )
         experiment = comet.start(
             online=self.online,
@@ -191,7 +174,7 @@ class CometWriter:
         return self.known[name]
 
     def _sent(self, name: str) -> set[int]:
-        """Ask Comet which steps of a metric it has."""
+        """Ask Comet for the steps of a metric that it has."""
         experiment = self.comet.API(cache=False).get_experiment_by_key(self.message["key"])
         metrics = experiment.get_metrics(name) if experiment else None
         return {int(metric["step"] or 0) for metric in metrics or []}
@@ -208,7 +191,7 @@ class CometWriter:
         deadline = time.monotonic() + CONFIRM_SECONDS
         while not all(steps <= self._sent(name) for name, steps in wanted.items()):
             if time.monotonic() > deadline:
-                raise NotDeliveredError(self.errors.text or "Comet has not shown all that it was sent")
+                raise NotDeliveredError(self.errors.text or "Comet does not show all metrics yet")
             time.sleep(0.5)
 
     def _confirm_model(self, model: dict[str, str], workspace: str) -> None:
@@ -219,7 +202,6 @@ class CometWriter:
                 raise NotDeliveredError(self.errors.text or f"the Model Registry has no version {model['version']}")
 
     def _register(self, model: dict[str, str]) -> None:
-        """Add a promoted model to Comet's Model Registry."""
         self.experiment.log_other("promoted", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         self.experiment.add_tag("champion")
         self.experiment.log_model(model["name"], model["file"], overwrite=True)
@@ -233,12 +215,9 @@ class CometWriter:
 
 
 class _LastError(logging.Handler):
-    """Keeps the last error that the client logged; it raises none."""
+    """Keeps the last error that the client logged; the client raises none."""
 
     text = ""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.text = _sentence(record.getMessage())
@@ -258,10 +237,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker decides when to end
     os.nice(10)  # it starts during its worker's first training step
     writer = CometWriter(online=sys.argv[1] == "online", folder=Path(sys.argv[2]))
+    handlers = {"open": writer.open, "epoch": writer.log_epoch, "close": writer.close}
     for line in sys.stdin:
         try:
-            writer.handle(json.loads(line))
-        except Exception as error:  # noqa: BLE001 - the next trial may fare better
+            message = json.loads(line)
+            handlers[message["do"]](message)
+        except Exception as error:  # noqa: BLE001 - the next trial may succeed
             print(f"{type(error).__name__}: {_sentence(error)}", flush=True)
     if writer.online:
         writer.end()
