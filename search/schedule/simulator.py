@@ -65,7 +65,9 @@ def simulate(sweep: Sweep, costs: Sequence[TrialCost], num_workers: int, confirm
     for _ in range(max(1, min(MAX_ROUNDS, MAX_EPOCHS // (sweep.num_trials * sweep.epochs)))):
         picked = random.integers(min(first, len(costs) - 1), len(costs), sweep.num_trials - len(costs))
         drawn = [*costs, *(costs[index] for index in picked)]
-        luck, gain = math.sqrt(1 - GAIN**2) * random.normal(size=len(drawn)), GAIN * _sizes(drawn)
+        sizes = np.log([cost.epoch for cost in drawn])
+        gain = GAIN * (sizes - sizes.mean()) / max(sizes.std(), 1e-9)
+        luck = math.sqrt(1 - GAIN**2) * random.normal(size=len(drawn))
         value = partial(_noisy, (luck - gain).tolist(), random)
         epochs = list(simulate_search(sweep.title, sweep.make_pruner(), drawn, value, num_workers))
         ends = [epoch for epoch in epochs if epoch.state != TrialState.RUNNING]
@@ -146,9 +148,3 @@ def simulate_confirmation(
 
 def _noisy(values: Sequence[float], random: np.random.Generator, trial: int, _: int) -> float:
     return values[trial] + NOISE * float(random.normal())
-
-
-def _sizes(costs: Sequence[TrialCost]) -> np.ndarray:
-    """Return the logarithm of each trial's seconds per epoch, with zero mean and unit variance."""
-    size = np.log([cost.epoch for cost in costs])
-    return np.asarray((size - size.mean()) / max(float(size.std()), 1e-9))

@@ -13,7 +13,7 @@ from typing import Literal
 KEPT = 1 / 3  # share of the trials that are not pruned, as a prior; Hyperband's rule in search/study/sweep.py
 PRIOR_TRIALS = 2.0  # weight of this prior, in trials
 LATE = 1.3  # a late first epoch is expected to take this many times the seconds so far
-SOON = 0.1  # least rest of a running epoch, in epochs
+SOON = 0.1  # minimum remainder of a running epoch, in epochs
 
 State = Literal["running", "complete", "pruned", "failed"]
 
@@ -36,7 +36,7 @@ class ObservedTrial:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of a sweep at one snapshot."""
+    """The state of a sweep at one moment."""
 
     trials: Sequence[ObservedTrial]
     runs: Sequence[ObservedTrial]  # except displaced ones
@@ -109,10 +109,9 @@ def _epochs_to_come(trial: ObservedTrial, snapshot: Snapshot, typical: _Typical)
 
 
 def _seconds_for(job: ObservedTrial, epochs: float, typical_pace: float) -> float:
-    """Return the seconds until a running trial has finished so many more epochs."""
-    pace = typical_pace if job.pace is None else job.pace
-    if job.pace is None and job.elapsed > pace:
-        pace = LATE * job.elapsed
+    """Return the seconds until a running trial has finished `epochs` more epochs."""
+    expected = LATE * job.elapsed if job.elapsed > typical_pace else typical_pace
+    pace = expected if job.pace is None else job.pace
     return max(epochs * pace - job.elapsed, SOON * pace)
 
 

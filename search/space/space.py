@@ -16,6 +16,7 @@ from search.space.schema import File, Range, Spec, Values, read_file, validated,
 
 Parameters = dict[str, Any]
 Direction = Literal["minimize", "maximize"]
+Check = Callable[[Parameters], object]  # raises ValueError for parameters that no trial could use
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # the live table replaces Optuna's log
 
@@ -36,11 +37,10 @@ class Goal:
         return before is None or self.metric == self.column or self.as_loss(value) < self.as_loss(before)
 
     def index(self, values: Sequence[float]) -> int:
-        """Return which of a trial's epochs (from 0) counts."""
+        """Return the index (from 0) of the trial's epoch that counts."""
         return len(values) - 1 if self.metric == self.column else values.index(self.best(values))
 
     def best(self, values: Sequence[float]) -> float:
-        """Return the best of some values."""
         return min(values) if self.direction == "minimize" else max(values)
 
     def as_loss(self, value: float) -> float:
@@ -53,7 +53,7 @@ class Space:
     """The validated search space, its algorithm and its goal."""
 
     content: Mapping[str, Any]  # the file, as read
-    name: str  # the file's name for the sweep, or the file's own name
+    name: str  # the `name` in the file, or the file's stem
     algorithm: Literal["bayes", "random", "grid"]
     parameters: Mapping[str, Range | Values]
     goal: Goal
@@ -100,8 +100,7 @@ class Space:
         seed = derive_seed(self.seed, number)
         if self.algorithm == "random":
             return RandomSampler(seed=seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             # A baseline outside the space has no parameters in the study; only `group` accepts such a trial.
             return TPESampler(seed=seed, multivariate=True, group=self.baseline_is_outside)
 
@@ -126,14 +125,13 @@ def load_space(
     path: Path,
     defaults: Mapping[str, Any],
     metrics: Mapping[str, Direction],
-    check: Callable[[Parameters], object],
+    check: Check,
     content: Mapping[str, Any] | None = None,
 ) -> Space:
     """Read and validate `path`, or the `content` of a search of that name at Comet.
 
     `defaults` maps every searchable parameter to its README value, and `metrics` every column of an epoch to its
-    better direction. `check` raises ValueError for parameters that no trial could use. Raises ValueError: one
-    sentence that names the file, the key, the value and the remedy.
+    better direction. Raises ValueError: one sentence that names the file, the key, the value and the remedy.
     """
     content = read_file(path) if content is None else content
     file = validated(content, path)
@@ -151,9 +149,7 @@ def load_space(
     )
 
 
-def _check_parameters(
-    path: Path, file: File, defaults: Mapping[str, Any], check: Callable[[Parameters], object]
-) -> None:
+def _check_parameters(path: Path, file: File, defaults: Mapping[str, Any], check: Check) -> None:
     if unknown := sorted(set(file.parameters) - set(defaults)):
         raise ValueError(f"{path}: unknown parameter {unknown[0]!r}; known are {', '.join(sorted(defaults))}")
     if file.trials != 1:
