@@ -1,1 +1,1 @@
-"""Propose, run, rank and promote trials. Knows no images, models or torch."""
+"""Propose, run, rank and promote trials, independently of images, models and torch."""

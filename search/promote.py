@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--rollback", action="store_true", help="restore the previous champion")
     options = parser.parse_args()
     if options.rollback == bool(options.name) or (options.rollback and options.trial is not None):
-        parser.error("give either the name of a sweep, and of a trial if you like, or --rollback")
+        parser.error("give the name of a sweep, with or without --trial, or --rollback alone")
     try:
         if options.rollback:
             task = import_module(DEFAULT_TASK)

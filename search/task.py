@@ -10,11 +10,11 @@ EpochMetrics = Mapping[str, float]
 
 
 class ProcessLostError(Exception):
-    """The process can train no more; a new one continues the trial."""
+    """The process cannot train any more; a new one must continue the trial."""
 
 
 class OutOfMemoryError(ProcessLostError):
-    """Memory ran out; it may suffice with fewer workers on the device."""
+    """Memory ran out; fewer workers on the device may fit."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class WorkerSlot:
     device: str  # cpu, cuda:0, ...
     threads: int  # CPU threads reserved for it (OMP_NUM_THREADS)
     label: str = ""  # shown to people where `device` is ambiguous
-    alone: bool = False  # no other worker is known to share the device, whatever its name
+    alone: bool = False  # no other worker is known to share the physical device
 
 
 @dataclass(frozen=True)

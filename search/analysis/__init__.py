@@ -1,1 +1,1 @@
-"""What the trials of a study show: ranking, statistics, confirmation."""
+"""Evaluate the trials of a study: ranking, statistics, confirmation."""

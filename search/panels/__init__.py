@@ -1,1 +1,1 @@
-"""What a Comet project shows of a sweep: a Python panel, and a saved view around it."""
+"""Show a sweep in a Comet project: a Python panel, and a saved view around it."""

@@ -81,7 +81,6 @@ def importances(parameters, score):
 
 
 def show_ranking(runs, parameters, metric):
-    """Show the table of runs, best first."""
     table = (
         runs[["rank", "trial", "mark", "state", "score", "reason"]].rename(columns={"score": metric}).join(parameters)
     )
@@ -111,7 +110,6 @@ def show_coordinates(runs, parameters, metric):
 
 
 def show_importances(runs, parameters):
-    """Draw the importance of each parameter."""
     explained = importances(parameters, runs["score"])
     figure = go.Figure(go.Bar(x=explained.to_numpy(), y=list(explained.index), orientation="h"))
     figure.update_layout(height=120 + 28 * len(explained), margin=MARGIN)
@@ -135,12 +133,13 @@ def show_curves(runs, metric):
 
 
 def main():
-    """Draw the panel."""
     st.set_page_config(layout="wide")
     experiments = API().get_panel_experiments()
     runs = load(tuple(experiment.id for experiment in experiments or []))
     if runs.empty:
-        st.info("No run of a sweep is among these experiments. `python run_sweep.py --tracking online` makes some.")
+        st.info(
+            "These experiments contain no run of a sweep. Create some with `python run_sweep.py --tracking online`."
+        )
         return
     names = sorted(runs["sweep"].unique())
     name = st.selectbox("sweep", names) if len(names) > 1 else names[0]
@@ -152,7 +151,7 @@ def main():
     st.subheader("{}: {} runs, {} complete".format(name, len(runs), complete.sum()))
     show_ranking(runs, parameters, metric)
     if complete.sum() > 1:
-        st.subheader("What the good ones have in common")
+        st.subheader("Parameters of the complete runs")
         show_coordinates(runs[complete], parameters[complete], metric)
         show_importances(runs[complete], parameters[complete])
     st.subheader("Learning curves")

@@ -1,1 +1,1 @@
-"""What people see of a sweep: the live table and report.html."""
+"""Show a sweep: the live table and report.html."""

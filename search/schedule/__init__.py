@@ -1,1 +1,1 @@
-"""How long a sweep takes: simulated before it starts, estimated while it runs."""
+"""Predict the duration of a sweep: simulate it before it starts, estimate the time left while it runs."""

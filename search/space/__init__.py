@@ -1,1 +1,1 @@
-"""configs/optimizer.json as a validated search space."""
+"""Read configs/optimizer.json as a validated search space."""

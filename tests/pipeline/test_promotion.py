@@ -242,7 +242,7 @@ def test_command_needs_a_sweep_or_rollback(monkeypatch, capsys):
     for arguments in ([], ["one", "--rollback"], ["--rollback", "--trial", "3"]):
         with pytest.raises(SystemExit, match="2"):
             promote_command(monkeypatch, *arguments)
-        assert "give either the name of a sweep, and of a trial if you like, or --rollback" in capsys.readouterr().err
+        assert "give the name of a sweep, with or without --trial, or --rollback alone" in capsys.readouterr().err
 
 
 def ended(study, *states):

@@ -83,7 +83,7 @@ def test_panel_ranks_fifty_runs(server, panel):
     assert table.set_index("trial")["reason"][5] == "diverged in epoch 2"
     assert [heading.value for heading in shown.subheader] == [
         "drawn: 50 runs, 48 complete",
-        "What the good ones have in common",
+        "Parameters of the complete runs",
         "Learning curves",
     ]
     assert len(shown.get("plotly_chart")) == 3
