@@ -36,9 +36,7 @@ class Record:
     @property
     def winner(self) -> int | None:
         """Return the number of the best trial."""
-        if self.candidates:
-            return self.candidates[0].trial
-        best = winner_of(self.ranking)
+        best: Candidate | Ranked | None = self.candidates[0] if self.candidates else winner_of(self.ranking)
         return best.trial if best else None
 
     @property
