@@ -1,9 +1,10 @@
-"""Locks that decide which process holds which trial. A lock is released when its holder dies, however it dies.
+"""Locks that decide which process holds which trial. The system releases a lock when its holder dies.
 
-For a study in a file they are locks of the kernel, on files in the run's folder; for a server see postgres_locks.py.
+A study in a file uses the kernel's locks on files in the run's folder. For a server see postgres_locks.py.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,15 +17,15 @@ from search.study.storage import StorageError
 Section = Literal["claim", "propose"]
 
 WORKER = "worker"  # user attribute of a trial: its holder, and under which claim
-POLL_SECONDS = 0.002  # filelock's own 0.05 are longer than it takes to make a trial
+POLL_SECONDS = 0.002  # filelock's default of 0.05 is longer than it takes to create a trial
 
 
 class TrialLostError(Exception):
-    """A trial belongs to another process by now."""
+    """Another process has the trial."""
 
 
 class SectionLostError(StorageError):
-    """The server was away while this process was inside a critical section."""
+    """The connection to the server broke while this process was inside a critical section."""
 
 
 class Locks(Protocol):
@@ -37,10 +38,10 @@ class Locks(Protocol):
         """Lock a trial until `release` or death. Return False if another process holds it."""
 
     def acquired(self, trial: FrozenTrial, claim: str) -> None:
-        """Tell under which claim a locked trial is held; its attribute WORKER says the same."""
+        """Set the claim under which a locked trial is held; the trial's attribute WORKER has the same claim."""
 
     def release(self, trial: FrozenTrial | optuna.Trial) -> None:
-        """Release a trial."""
+        """Release a trial, if it is locked."""
 
     def free(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Return the trials that no process holds."""
@@ -49,7 +50,7 @@ class Locks(Protocol):
         """Raise TrialLostError if a locked trial is no longer ours."""
 
     def are_settled(self) -> bool:
-        """Return whether every living process has its locks. After a restart of the server they need some seconds."""
+        """Return whether every living process has its locks; false for some seconds after a restart of the server."""
 
 
 class FileLocks:
@@ -63,12 +64,16 @@ class FileLocks:
         return FileLock(self.folder / f"{section}.lock", poll_interval=POLL_SECONDS)
 
     def try_lock(self, trial: FrozenTrial | optuna.Trial) -> bool:
-        if lock := self._lock(trial):
+        folder = self.trials / f"{trial.number:04}"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        with suppress(Timeout):
+            lock.acquire(blocking=False)
             self.held[trial.number] = lock
-        return lock is not None
+        return lock.is_locked
 
     def acquired(self, trial: FrozenTrial, claim: str) -> None:
-        """Do nothing: the kernel knows the holder."""
+        pass  # the kernel knows the holder
 
     def release(self, trial: FrozenTrial | optuna.Trial) -> None:
         if lock := self.held.pop(trial.number, None):
@@ -84,16 +89,7 @@ class FileLocks:
         return True
 
     def _is_free(self, trial: FrozenTrial) -> bool:
-        if lock := self._lock(trial):
-            lock.release()
-        return lock is not None
-
-    def _lock(self, trial: FrozenTrial | optuna.Trial) -> FileLock | None:
-        folder = self.trials / f"{trial.number:04}"
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            return None
-        return lock
+        is_free = self.try_lock(trial)
+        if is_free:
+            self.release(trial)
+        return is_free

@@ -1,9 +1,8 @@
 """Advisory locks of a PostgreSQL server, for a study that many machines share.
 
-A machine can be cut off and come back: the server has released its locks, and others have resumed its trials. So a
-process has one connection, which holds its locks and carries its writes. A new connection is accepted only if it gets
-the same locks again and the trial still has the same claim. No process can write to a trial that it lost, because it
-has no connection to do it with.
+A machine can be cut off and come back after the server released its locks and others resumed its trials. So a process
+has one connection, which holds its locks and carries its writes. A new connection is accepted only if it gets the same
+locks again and the trial still has the same claim. So a process that lost a trial has no connection to write to it.
 """
 
 import json
@@ -66,7 +65,9 @@ class PostgresLocks:
         locked = bool(self._ask("SELECT pg_try_advisory_lock(:key, :trial)", key=TRIAL, trial=id_of(trial)))
         if locked:
             self.held[id_of(trial)] = ""
-            self._start_pinging()
+            if not self.pinging:
+                self.pinging = threading.Thread(target=self._ping, daemon=True)
+                self.pinging.start()
         return locked
 
     def acquired(self, trial: FrozenTrial, claim: str) -> None:
@@ -99,9 +100,8 @@ class PostgresLocks:
                     (locked,) = cursor.fetchone()
                     cursor.execute(OWNER, (WORKER, trial))
                     state, worker = cursor.fetchone() or ("", "{}")
-                    ours = (
-                        json.loads(worker).get("claim") == claim
-                    )  # and it has ended, if the server's last answer got lost
+                    ours = json.loads(worker).get("claim") == claim
+                    # A trial of ours that has ended needs no lock: only the server's last answer was lost.
                     if not ours or (state == "RUNNING" and not locked):
                         raise TrialLostError("the server was away for too long; another process has the trial")  # noqa: TRY301
             connection.commit()
@@ -111,22 +111,16 @@ class PostgresLocks:
             connection.close()
             raise
 
-    def _start_pinging(self) -> None:
+    def _ping(self) -> None:
         """Ping the server, so that a broken connection is noticed before another process acquires the trial."""
-
-        def ping() -> None:
-            while True:
-                time.sleep(PING_SECONDS)
-                if self.held:
-                    with suppress(StorageError, TrialLostError):  # the next write raises it too
-                        self._ask("SELECT 1")
-
-        if not self.pinging:
-            self.pinging = threading.Thread(target=ping, daemon=True)
-            self.pinging.start()
+        while True:
+            time.sleep(PING_SECONDS)
+            if self.held:
+                with suppress(StorageError, TrialLostError):  # the next write raises it too
+                    self.check()
 
     def _lock_in_time(self, key: int) -> bool:
-        """Wait for a critical section, up to the server's lock_timeout. Return whether it is ours."""
+        """Wait for a critical section, up to the server's lock_timeout. Return whether this process is in it."""
         try:
             self._ask("SELECT pg_advisory_lock(:key, :study)", key=key, study=self.study)
         except StorageError as error:
@@ -136,9 +130,9 @@ class PostgresLocks:
         return True
 
     def _end_frozen_holder(self, key: int) -> None:
-        """End the session of a process that is frozen where it must not be; if it wakes, it finds its locks gone.
+        """End the session of a process that froze in a critical section. If it wakes, its locks are gone.
 
-        We may have waited for many, each of them quick: who is frozen has asked the server for nothing in all the time.
+        This process may have waited for many quick ones. Only a frozen one sent the server nothing in all that time.
         """
         frozen = f"{HELD} AND objid = :study AND pid IN ({SILENT})"
         self._ask(f"SELECT count(pg_terminate_backend(pid)) {frozen}", key=key, study=self.study)

@@ -112,7 +112,7 @@ def test_machine_that_was_cut_off_comes_back_and_writes_nothing(postgres, tmp_pa
     sleeper = opened(create_study(server_sweep(postgres, tmp_path / "one/runs/shared"), {}))
     other = opened(SharedStudy(server_sweep(postgres, tmp_path / "two/runs/shared")))
     other.locks.are_settled = lambda: True  # though the server has just been started
-    sleeper.locks._keep_in_touch = lambda: None  # it sleeps
+    sleeper.locks._ping = lambda: None  # it sleeps
     claim = acquire(sleeper, 0, "cpu")
     sleeper.report(claim.trial, 1, 0.5)
     cut_off(postgres, claim.trial)
@@ -161,7 +161,7 @@ def test_server_that_ends_all_sessions_gives_no_trial_away(postgres, tmp_path, o
     holder, other = opened(create_study(sweep, {})), opened(SharedStudy(sweep))
     for study in (holder, other):
         study.locks._ask = as_of_old(study.locks._ask)
-    holder.locks._keep_in_touch = lambda: None  # it is in the midst of an epoch
+    holder.locks._ping = lambda: None  # it trains an epoch
     claim = acquire(holder, 0, "cpu")
     postgres.kill_a_session()
     assert acquire(other, 0, "cpu").trial.number == 1
