@@ -1,4 +1,4 @@
-"""The confirmation of a sweep: created beside the search; its runs are chosen when the search has ended."""
+"""The confirmation of a sweep. It is created with the search; its runs are chosen when the search has ended."""
 
 import sys
 import uuid
@@ -11,15 +11,12 @@ from search.study.deaths import end_if_surplus, held_briefly
 from search.study.quota import ConfirmationQuota
 from search.study.shared_study import SharedStudy, retried
 from search.study.sweep import CHOSEN
-from search.study.trials import CONFIRMS, REPEAT
+from search.study.trials import pair_of
 
 
 @retried
 def create_confirmation(study: SharedStudy, num_configurations: int, num_repeats: int) -> SharedStudy:
-    """Open the study of a sweep's confirmation, creating it if there is none.
-
-    It is to have `num_repeats` runs of each of the best `num_configurations`. Runs that exist already stay.
-    """
+    """Open, or create, the study of `num_repeats` runs of each of the best `num_configurations`; earlier runs stay."""
     sweep = replace(
         study.sweep,
         part="confirmation",
@@ -35,15 +32,14 @@ def create_confirmation(study: SharedStudy, num_configurations: int, num_repeats
     with study.locks.exclusively("claim"):
         if "uid" not in runs.user_attrs:
             runs.set_user_attr("uid", uuid.uuid4().hex)
-        if CHOSEN not in runs.user_attrs:  # none of the existing runs was made ahead of a choice
-            pairs = [[run.user_attrs[CONFIRMS], run.user_attrs[REPEAT]] for run in runs.get_trials(deepcopy=False)]
-            runs.set_user_attr(CHOSEN, pairs)
+        if CHOSEN not in runs.user_attrs:  # new, or older than the start of runs ahead of the choice
+            runs.set_user_attr(CHOSEN, [pair_of(run) for run in runs.get_trials(deepcopy=False)])
     return SharedStudy(sweep, study.on_wait)
 
 
 @retried
 def choose(confirmation: SharedStudy) -> None:
-    """Store which runs count, as the search has ended. Enqueue missing ones; displace the others.
+    """Store which runs count once the search has ended. Enqueue missing ones; displace those that do not count.
 
     Runs that an earlier, shorter search chose count too.
     """
@@ -54,6 +50,7 @@ def choose(confirmation: SharedStudy) -> None:
         for run in runs:
             if run.state == TrialState.WAITING:
                 end_if_surplus(confirmation, run)
-            elif run.state == TrialState.RUNNING:  # a worker that trains it will see
+            elif run.state == TrialState.RUNNING:  # if it is being trained, its worker ends it after the epoch
                 with held_briefly(confirmation, run) as locked:
-                    _ = locked and end_if_surplus(confirmation, run)
+                    if locked:
+                        end_if_surplus(confirmation, run)

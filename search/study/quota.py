@@ -1,25 +1,22 @@
-"""Which trials a study is to have: the search's budget, and the runs that confirm its best configurations.
+"""The trials that a study is to have: the search's budget, and the runs that confirm its best configurations.
 
-A worker that finds no trial left starts the runs that are most likely to be wanted: those of the configurations that
-would be chosen if the search ended now. When the search has ended, the choice is stored and missing runs are made. A
-run of a configuration that others displaced is stopped after its epoch and does not count. The result of a run depends
-on its trial and its repeat alone, not on when it is made.
+A worker that finds no trial left starts the runs that would be chosen if the search ended now. When the search has
+ended, the choice is stored and missing runs are enqueued. A run of a configuration that others displaced is stopped
+after its epoch and does not count. The result of a run depends on its trial and its repeat alone, not on its time.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.study.sweep import CHOSEN, Sweep
-from search.study.trials import CONFIRMS, DISPLACED, REPEAT, counted, ordered, parameters_of
+from search.study.trials import CONFIRMS, DISPLACED, REPEAT, counted, ordered, pair_of, parameters_of
 from search.study.warm_start import PriorSweep
 
-SEARCH_ENDED = "search_ended"  # user attribute of the search's study: how many trials Comet's search came to
-
-Run = tuple[int, int]  # the trial that it confirms, and the repeat, from 1
+SEARCH_ENDED = "search_ended"  # user attribute of the search: its number of trials when Comet had no more
 
 
 class Quota(Protocol):
@@ -38,10 +35,10 @@ class Quota(Protocol):
         """Count the trials that are still to be started."""
 
     def enqueue_next(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Enqueue the next trial where it is not left to the sampler; return False where none is to be started."""
+        """Enqueue the next trial, unless the sampler proposes it. Return False if none is to be started."""
 
     def surplus(self, trial: FrozenTrial) -> str:
-        """Return why a trial does not count any more; empty where it does."""
+        """Return why a trial does not count any more; empty if it counts."""
 
 
 class SearchQuota:
@@ -51,14 +48,15 @@ class SearchQuota:
         self.sweep, self.study, self.prior = sweep, study, prior
 
     def budget(self) -> int:
-        """Return the number of trials: fewer than asked for where Comet's search ended earlier."""
+        """Return the number of trials, fewer than the user wants if Comet's search ended earlier."""
         num_trials = self.sweep.num_trials
-        return (
-            min(num_trials, self.study.user_attrs.get(SEARCH_ENDED, num_trials)) if self.sweep.search_id else num_trials
-        )
+        if not self.sweep.search_id:
+            return num_trials
+        num_at_end: int = self.study.user_attrs.get(SEARCH_ENDED, num_trials)
+        return min(num_trials, num_at_end)
 
     def counted(self, trials: Sequence[FrozenTrial]) -> Sequence[FrozenTrial]:
-        return trials[: self.budget()]  # an earlier command may have wanted more
+        return trials[: self.budget()]  # an earlier command may have had a larger budget
 
     def num_unfinished(self, trials: Sequence[FrozenTrial]) -> int:
         budget = self.budget()
@@ -93,8 +91,8 @@ class SearchQuota:
 class ConfirmationQuota:
     """The runs of a confirmation.
 
-    A run is wanted while its trial is among the best so far. It is chosen, for good, once the search has ended, and
-    displaced, for good, when it was stopped because nobody wanted it. Chosen runs that were not displaced count.
+    A run is wanted while its trial is among the best so far. It is chosen, for good, when the search has ended. It is
+    displaced, for good, when it was stopped because it was not wanted. Chosen runs that were not displaced count.
     """
 
     def __init__(self, sweep: Sweep, study: optuna.Study, search: optuna.Study) -> None:
@@ -116,30 +114,29 @@ class ConfirmationQuota:
     def enqueue_next(self, trials: Sequence[FrozenTrial]) -> bool:
         if any(run.state == TrialState.WAITING for run in trials):
             return True
-        for trial, repeat in self.missing(trials)[:1]:
-            self.enqueue(trial, repeat)
-            return True
-        return False
+        if missing := self.missing(trials):
+            self.enqueue(*missing[0])
+        return bool(missing)
 
     def surplus(self, trial: FrozenTrial) -> str:
-        run = _run_of(trial)
         if DISPLACED in trial.user_attrs:
             return str(trial.user_attrs[DISPLACED])
-        if list(run) in self.chosen() or run in [(wanted.number, repeat) for wanted, repeat in self.wanted()]:
+        pair = pair_of(trial)
+        if pair in self.chosen() or pair in [[wanted.number, repeat] for wanted, repeat in self.wanted()]:
             return ""
         num, repeats = self.sweep.num_confirmed, self.sweep.num_repeats
-        return f"displaced: trial {run[0]} is not among the best {num} to be confirmed by {repeats} runs"
+        return f"displaced: trial {pair[0]} is not among the best {num} to be confirmed by {repeats} runs"
 
     def missing(self, runs: Sequence[FrozenTrial]) -> list[tuple[FrozenTrial, int]]:
-        """Return trial and repeat of each wanted run that was not made, the likeliest first."""
-        made = _made(runs)
-        return [(trial, repeat) for trial, repeat in self.wanted() if (trial.number, repeat) not in made]
+        """Return trial and repeat of each wanted run that does not exist, the likeliest first."""
+        made = [pair_of(run) for run in runs if DISPLACED not in run.user_attrs]
+        return [(trial, repeat) for trial, repeat in self.wanted() if [trial.number, repeat] not in made]
 
     def wanted(self) -> list[tuple[FrozenTrial, int]]:
         """Return trial and repeat (from 1) of each run that would be chosen if the search ended now.
 
-        The best come first, as the fewest trials can displace them: the first K - n none, while n trials have not
-        ended.
+        The best come first. Each trial that has not ended can displace one configuration, the last: while n have not
+        ended, the first K - n are safe.
         """
         trials = self.search.get_trials(deepcopy=False)
         complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -159,9 +156,9 @@ class ConfirmationQuota:
         wanted, chosen = self.wanted(), self.chosen()
         for trial, repeat in sorted(self.missing(runs), key=lambda pair: pair[1]):
             self.enqueue(trial, repeat)
-        # Stored after they were made: a chosen run exists.
-        numbers = [[trial.number, repeat] for trial, repeat in wanted]
-        self.study.set_user_attr(CHOSEN, [*chosen, *(pair for pair in numbers if pair not in chosen)])
+        pairs = [[trial.number, repeat] for trial, repeat in wanted]
+        # Stored after they were enqueued: a chosen run exists.
+        self.study.set_user_attr(CHOSEN, [*chosen, *(pair for pair in pairs if pair not in chosen)])
 
     def enqueue(self, trial: FrozenTrial, repeat: int) -> None:
         attributes = {"parameters": _without_seed(trial), CONFIRMS: trial.number, REPEAT: repeat}
@@ -174,11 +171,3 @@ def num_started(trials: Sequence[FrozenTrial]) -> int:
 
 def _without_seed(trial: FrozenTrial) -> dict[str, object]:
     return {name: value for name, value in parameters_of(trial).items() if name != "seed"}
-
-
-def _run_of(trial: FrozenTrial) -> Run:
-    return trial.user_attrs[CONFIRMS], trial.user_attrs[REPEAT]
-
-
-def _made(runs: Iterable[FrozenTrial]) -> set[Run]:
-    return {_run_of(run) for run in runs if DISPLACED not in run.user_attrs}

@@ -11,13 +11,7 @@ from search.space.space import Goal, Parameters
 CONFIRMS, REPEAT = "confirms", "repeat"  # user attributes of a run: the trial that it trains again, and which time
 DISPLACED = "displaced"  # user attribute of a run that does not count: why
 ORDER = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL]
-STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "unfinished",
-    TrialState.WAITING: "unfinished",
-}
+ENDED = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
 def id_of(trial: FrozenTrial | optuna.Trial) -> int:
@@ -27,7 +21,7 @@ def id_of(trial: FrozenTrial | optuna.Trial) -> int:
 
 def state_of(trial: FrozenTrial) -> str:
     """Name a trial's state as users read it. An unfinished one is being trained, or will be resumed."""
-    return STATES[trial.state]
+    return ENDED.get(trial.state, "unfinished")
 
 
 def parameters_of(trial: FrozenTrial) -> Parameters:
@@ -36,18 +30,17 @@ def parameters_of(trial: FrozenTrial) -> Parameters:
 
 
 def ordered(trials: Sequence[FrozenTrial], goal: Goal) -> list[FrozenTrial]:
-    """Order trials: complete ones by the goal, then pruned, running and failed ones by what they had reached."""
+    """Order trials by state (complete, pruned, running, waiting, failed), then by the goal."""
 
     def key(trial: FrozenTrial) -> tuple[int, float, int]:
         value = value_of(trial, goal)
-        worst_last = math.inf if value is None else value if goal.direction == "minimize" else -value
-        return ORDER.index(trial.state), worst_last, trial.number
+        return ORDER.index(trial.state), math.inf if value is None else goal.as_loss(value), trial.number
 
     return sorted(trials, key=key)
 
 
 def value_of(trial: FrozenTrial, goal: Goal) -> float | None:
-    """Return what a trial is ranked by: its result or, of one that did not complete, what it had reached."""
+    """Return the value by which a trial is ranked: its result or, if it did not complete, the best or last epoch's."""
     if trial.state == TrialState.COMPLETE:
         return trial.value
     values = [value for _, value in sorted(trial.intermediate_values.items())]
@@ -55,6 +48,11 @@ def value_of(trial: FrozenTrial, goal: Goal) -> float | None:
 
 
 def counted(runs: Sequence[FrozenTrial], chosen: Sequence[Sequence[int]] | None) -> list[FrozenTrial]:
-    """Return the runs that were `chosen` by trial and repeat; None: all, as nothing was made ahead of the choice."""
+    """Return the runs that were `chosen` by trial and repeat; None: all, as none was made ahead of the choice."""
     kept = [run for run in runs if DISPLACED not in run.user_attrs]
-    return [run for run in kept if chosen is None or [run.user_attrs[CONFIRMS], run.user_attrs[REPEAT]] in chosen]
+    return [run for run in kept if chosen is None or pair_of(run) in chosen]
+
+
+def pair_of(run: FrozenTrial) -> list[int]:
+    """Return the trial that a run confirms and the repeat, from 1, as in the study's attribute CHOSEN."""
+    return [run.user_attrs[CONFIRMS], run.user_attrs[REPEAT]]
