@@ -1,14 +1,12 @@
-"""Which process gets which trial: one that was left behind, else a new one while the budget lasts.
+"""Acquire trials: one that was left behind, else a new one while the budget lasts.
 
-All of it happens under the lock "claim", so that the budget is counted and spent by one process at a time. Where Comet
-proposes, its answer is awaited under a lock of its own, "propose", before the trial exists.
+Both need the lock "claim", so that one process at a time counts and spends the budget. A process waits for Comet's
+proposal under another lock, "propose", before the trial exists.
 """
 
 import os
 import socket
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,8 +14,7 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
-from search.comet.optimizer import CometSampler
-from search.study.deaths import end_if_hopeless, left_behind, processes_of, try_lock
+from search.study.deaths import end_if_hopeless, left_behind, processes_of, released_on_error, try_lock
 from search.study.locks import WORKER, Locks, SectionLostError, TrialLostError
 from search.study.quota import SEARCH_ENDED, num_started
 from search.study.shared_study import SharedStudy, retried
@@ -47,7 +44,7 @@ class AcquiredTrial:
 @retried
 def num_free(study: SharedStudy) -> int:
     """Count the unfinished trials that no process works on."""
-    with study.locks.exclusively("claim"):  # a trial is made before it is locked
+    with study.locks.exclusively("claim"):  # a new trial is locked only after its creation
         trials = study.read_trials()
         return study.quota.num_to_start(trials) + len(left_behind(study, trials))
 
@@ -56,23 +53,23 @@ def num_free(study: SharedStudy) -> int:
 def acquire(study: SharedStudy, slot: int, device: str) -> AcquiredTrial | None:
     """Resume a trial that was left behind, else start one while the budget lasts, else return None.
 
-    Raises ServiceDownError, and nothing has changed, if a proposal must come from Comet and Comet is down.
+    Raises ServiceDownError if Comet must propose and is down; then nothing has changed.
     """
     try:
         trial = _acquire_with_comet(study) if study.sweep.search_id else _acquire(study)
         if not trial:
             return None
-        with _released_on_error(study, trial):
+        with released_on_error(study, trial):
             acquired = AcquiredTrial(uuid.uuid4().hex, _with_parameters(study, trial), study.locks)
             study.note(acquired.trial, **{WORKER: _worker(study, acquired, slot, device)})
-    except TrialLostError as error:  # cut off before the claim was stored
+    except TrialLostError as error:  # the connection broke before the claim was stored
         raise SectionLostError(str(error)) from error
     study.locks.acquired(acquired.trial, acquired.id)
     return acquired
 
 
 def _worker(study: SharedStudy, acquired: AcquiredTrial, slot: int, device: str) -> dict[str, object]:
-    """Return the entry that tells which worker holds a trial."""
+    """Return the trial's attribute WORKER."""
     return {
         "slot": slot,
         "device": device,
@@ -97,7 +94,7 @@ def _acquire_with_comet(study: SharedStudy) -> optuna.Trial | None:
         trial = _resume(study)
     if not trial:
         return _start_with_comet(study)
-    with _released_on_error(study, trial):
+    with released_on_error(study, trial):
         return _propose_with_comet(study, trial)
 
 
@@ -105,7 +102,7 @@ def _resume(study: SharedStudy) -> optuna.Trial | None:
     """Lock a trial that was left behind, unless its workers died too often or it does not count any more."""
     for trial in left_behind(study, study.trials()):
         if try_lock(study, trial):
-            with _released_on_error(study, trial):
+            with released_on_error(study, trial):
                 if not end_if_hopeless(study, study.read_trial(trial)):
                     study.proposals.sampler = _sampler(study, trial.number)
                     return optuna.Trial(study.proposals, id_of(trial))
@@ -114,37 +111,36 @@ def _resume(study: SharedStudy) -> optuna.Trial | None:
 
 
 def _start(study: SharedStudy) -> optuna.Trial | None:
-    """Start the trial that was enqueued first, else one that is proposed now; None if the budget is spent."""
+    """Start the trial that was enqueued first, else one that is proposed. Return None if the budget is spent."""
     trials = study.trials()
     if not study.quota.enqueue_next(trials):
         return None
     study.proposals.sampler = _sampler(study, num_started(trials))
     trial = study.proposals.ask()
     locked = study.locks.try_lock(trial)
-    assert locked, "no other process can know a trial that was just made"
+    assert locked, "no other process knows a trial that was just created"
     return trial
 
 
 def _start_with_comet(study: SharedStudy) -> optuna.Trial | None:
-    """Have Comet propose parameters before the trial exists: Comet may take its time."""
+    """Have Comet propose parameters before the trial exists: the answer may take long."""
     with study.locks.exclusively("propose"):
         number = num_started(study.read_trials())
         is_proposed = study.sweep.space.first_proposed <= number < study.budget()
-        if is_proposed and not _comet_sampler(study, number).reserve(study.optuna):
+        if is_proposed and not study.sweep.comet_sampler.reserve(study.optuna):
             study.optuna.set_user_attr(SEARCH_ENDED, number)
             study.say(f"Comet's search is over after {number} trials")
         with study.locks.exclusively("claim"):
-            trial = _start(study)
-            if trial:
-                with _released_on_error(study, trial):
+            if trial := _start(study):
+                with released_on_error(study, trial):
                     _with_parameters(study, trial)
             return trial
 
 
 def _propose_with_comet(study: SharedStudy, trial: optuna.Trial) -> optuna.Trial | None:
-    """Have parameters proposed for a trial that was left behind without any; fail it if Comet has no more."""
+    """Have Comet propose parameters for a trial that was left behind without any. Fail it if Comet has no more."""
     with study.locks.exclusively("propose"):
-        if "parameters" in trial.user_attrs or _comet_sampler(study, trial.number).reserve(study.optuna):
+        if "parameters" in trial.user_attrs or study.sweep.comet_sampler.reserve(study.optuna):
             _with_parameters(study, trial)
             return trial
         study.fail(trial, "Comet's search was over before it proposed parameters for this trial")
@@ -153,28 +149,12 @@ def _propose_with_comet(study: SharedStudy, trial: optuna.Trial) -> optuna.Trial
 
 
 def _with_parameters(study: SharedStudy, trial: optuna.Trial) -> FrozenTrial:
-    """Have missing parameters proposed: a process may have died between asking for a trial and its parameters."""
+    """Have missing parameters proposed: a process may have died after it created the trial."""
     if "parameters" not in trial.user_attrs:
         study.sweep.space.suggest(trial)
     return study.read_trial(trial)
 
 
 def _sampler(study: SharedStudy, number: int) -> BaseSampler:
-    """Return the sampler of trial `number`. It counts from the end of a prior sweep."""
+    """Return the sampler of trial `number`, counted from the end of the prior sweep, if any."""
     return study.sweep.sampler(number + (study.prior.num_proposed if study.prior else 0))
-
-
-def _comet_sampler(study: SharedStudy, number: int) -> CometSampler:
-    sampler = study.sweep.sampler(number)
-    assert isinstance(sampler, CometSampler)
-    return sampler
-
-
-@contextmanager
-def _released_on_error(study: SharedStudy, trial: FrozenTrial | optuna.Trial) -> Iterator[None]:
-    """Release a trial if it cannot be acquired completely."""
-    try:
-        yield
-    except BaseException:
-        study.locks.release(trial)
-        raise

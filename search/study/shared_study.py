@@ -1,8 +1,7 @@
 """The study of a sweep, as one process opens, reads and writes it. It is the only state of a sweep.
 
-A trial belongs to the process that holds its lock (locks.py). The system releases the lock when its holder dies,
-however it dies. So a trial that is RUNNING and not locked was left behind, and the next process that acquires a trial
-resumes it (queue.py).
+A trial belongs to the process that holds its lock (locks.py). The system releases the lock when this process dies. So
+a trial that is RUNNING and not locked was left behind; the next process that acquires a trial resumes it (queue.py).
 """
 
 import functools
@@ -19,7 +18,6 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from search.comet.optimizer import CometSampler
 from search.durable import retry_while_unreachable
 from search.study.locks import WORKER, FileLocks, Locks, SectionLostError
 from search.study.postgres_locks import PostgresLocks
@@ -48,7 +46,7 @@ class Owner:
 def retried(operation: Operation) -> Operation:
     """Repeat an operation on a SharedStudy while the storage is unreachable, for `sweep.patience` seconds.
 
-    An operation inside another one is not repeated by itself, as the outer one may hold a lock that was lost.
+    An operation inside another one is not repeated alone, because the outer one may have lost a lock.
     """
 
     @functools.wraps(operation)
@@ -82,7 +80,7 @@ class SharedStudy:
             self.search = optuna.load_study(study_name=sweep.name, storage=self.storage)
             self.quota = ConfirmationQuota(sweep, self.optuna, self.search)
         self.locks = locks_of(sweep, self.storage, self.optuna)
-        # Not the study's: with Hyperband there, Optuna filters the trials that the sampler sees.
+        # Not the study's own: if that is Hyperband, Optuna filters the trials that the sampler sees.
         self.pruner = sweep.make_pruner()
         self.proposals = WarmStartStudy(self.optuna, sweep.space, self.prior)
         self.seen: tuple[object, list[FrozenTrial]] = (None, [])  # the storage's version, and the trials it had
@@ -116,47 +114,44 @@ class SharedStudy:
 
     @retried
     def read_trial(self, trial: FrozenTrial | optuna.Trial) -> FrozenTrial:
-        """Read one trial from the storage."""
         return self.storage.get_trial(id_of(trial))
+
+    # The docstrings of the next four are in `Quota` and `Locks`.
 
     @retried
     def budget(self) -> int:
-        """Return how many trials count in the end."""
         return self.quota.budget()
 
     @retried
     def counted(self, trials: Sequence[FrozenTrial]) -> Sequence[FrozenTrial]:
-        """Return the trials that belong to the budget."""
         return self.quota.counted(trials)
 
     @retried
     def num_unfinished(self) -> int:
-        """Count the trials that are still to be started or ended."""
         return self.quota.num_unfinished(self.trials())
 
     @retried
     def check(self) -> None:
-        """Raise TrialLostError if a trial of this process belongs to another one by now."""
         self.locks.check()
 
     @retried
     def report(self, trial: FrozenTrial, step: int, value: float) -> bool:
-        """Store the value of our trial after epoch `step` (from 1). Return whether the trial is to stop."""
+        """Store the value of our trial after epoch `step` (from 1). Return whether the trial must stop."""
         if step < (trial.last_step or 0):
             return False  # stored before the trial was resumed
         known = self.storage.get_trial_system_attrs(id_of(trial))  # where pruners store their state
         rungs = [name for name in known if name.startswith(RUNG)]
         if step > (trial.last_step or 0) and rungs != trial.user_attrs.get(RUNGS, []):
-            self.note(trial, **{RUNGS: rungs})  # the trial continued from there
+            self.note(trial, **{RUNGS: rungs})  # the trial continued after these
             trial.user_attrs[RUNGS] = rungs
         self.storage.set_trial_intermediate_value(id_of(trial), step, value)
         trial.intermediate_values[step] = value  # no other process writes to our trial
         if step >= self.sweep.epochs:
             return False  # nothing is left to save
         if self.quota.surplus(trial):
-            with self.locks.exclusively("claim"):  # whoever chooses may want it after all, and must know that it stops
+            with self.locks.exclusively("claim"):  # else `choose` could count it meanwhile
                 return self.displace(trial)
-        # A process may have died before it acted on the pruner's answer: then the pruner is asked again.
+        # An earlier worker may have died before it acted on the pruner's answer: then the pruner is asked again.
         unanswered = set(rungs) - set(trial.user_attrs.get(RUNGS, []))
         trial.system_attrs = {name: entry for name, entry in known.items() if name not in unanswered}
         return self.pruner.prune(self.optuna, trial)
@@ -170,7 +165,7 @@ class SharedStudy:
     def tell(self, trial: FrozenTrial | optuna.Trial, state: TrialState, value: float | None = None) -> None:
         """End a trial. Only a COMPLETE one has a value."""
         if self.sweep.search_id:
-            self.optuna.sampler = self.sweep.sampler(trial.number)  # reports the result to Comet
+            self.optuna.sampler = self.sweep.comet_sampler  # reports the result to Comet
             self.optuna.tell(trial.number, value, state, skip_if_finished=True)
             return
         if state == TrialState.PRUNED and isinstance(trial, FrozenTrial) and trial.intermediate_values:
@@ -180,16 +175,14 @@ class SharedStudy:
             self.storage.set_trial_state_values(id_of(trial), state, None if value is None else [value])
 
     def fail(self, trial: FrozenTrial | optuna.Trial, reason: str) -> None:
-        """End a trial without a result."""
         self.note(trial, reason=reason)
         self.tell(trial, TrialState.FAIL)
 
     def displace(self, run: FrozenTrial) -> bool:
-        """Store that a run does not count if it is surplus. Return whether it is. Requires the lock "claim"."""
-        why = self.quota.surplus(run)
-        if why:
+        """Note on a surplus run that it does not count. Return whether it is surplus. Requires the lock "claim"."""
+        if why := self.quota.surplus(run):
             self.note(run, **{DISPLACED: why})
-            run.user_attrs[DISPLACED] = why  # after the storage has it: this may be repeated
+            run.user_attrs[DISPLACED] = why  # after `note`, which may fail: then all of this is repeated
         return bool(why)
 
     @retried
@@ -202,9 +195,8 @@ class SharedStudy:
 
     @retried
     def report_left(self) -> int:
-        """Report results to Comet's Optimizer that it has not taken yet. Return how many are left."""
-        sampler = self.sweep.sampler(0)
-        return sampler.report_left(self.optuna) if isinstance(sampler, CometSampler) else 0
+        """Report the results that Comet's Optimizer lacks. Return how many are left."""
+        return self.sweep.comet_sampler.report_left(self.optuna) if self.sweep.search_id else 0
 
     def ran_here(self, trial: FrozenTrial) -> bool:
         """Return whether the last worker of a trial belonged to a command on this machine."""
@@ -213,12 +205,12 @@ class SharedStudy:
 
     @retried
     def say(self, text: str) -> None:
-        """Leave a sentence for the person who watches the sweep."""
+        """Store a sentence for the user who watches the sweep."""
         self.search.set_user_attr(NOTICE, text)
 
     @retried
     def notice(self) -> str:
-        """Return the latest sentence that a worker left."""
+        """Return the latest stored sentence."""
         return str(self.search.user_attrs.get(NOTICE, ""))
 
     @retried
@@ -228,7 +220,7 @@ class SharedStudy:
 
     @retried
     def search_id(self) -> str:
-        """Return the id of this sweep's search at Comet; empty if there is none yet."""
+        """Return the id of this sweep's search at Comet; empty if there is none."""
         return str(self.optuna.user_attrs.get(COMET_SEARCH, ""))
 
     @retried

@@ -1,4 +1,4 @@
-"""The description of a sweep, and its two studies opened for reading."""
+"""The description of a sweep. Open its two studies for reading."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +34,9 @@ class Sweep:
     num_trials: int  # the budget
     pruner: PrunerName
     search_id: str = ""  # of Comet's search, where the Comet Optimizer proposes
-    patience: float = 600.0  # seconds to wait while Comet's proposals or the study are out of reach
+    patience: float = 600.0  # seconds to wait while Comet or the study is unreachable
     storage: str = ""  # the address of the server that holds the study; empty: a file in the folder
-    artifacts: str = ""  # where the machines of a sweep exchange files: s3://..., a folder; empty: all see one folder
+    artifacts: str = ""  # where machines exchange files: s3://... or a folder; empty: all see one folder
     keep: int = 10  # trials whose weights are kept
     part: Literal["search", "confirmation"] = "search"
     num_confirmed: int = 0  # configurations that the confirmation trains again
@@ -55,10 +55,12 @@ class Sweep:
     def sampler(self, number: int) -> BaseSampler:
         """Return the sampler that proposes trial `number`."""
         if self.part == "confirmation":
-            return RandomSampler()  # never asked: its parameters stand
-        if self.search_id:
-            return CometSampler(self.space.distributions, self.search_id)
-        return self.space.sampler(number)
+            return RandomSampler()  # never asked: runs are enqueued with their parameters
+        return self.comet_sampler if self.search_id else self.space.sampler(number)
+
+    @property
+    def comet_sampler(self) -> CometSampler:
+        return CometSampler(self.space.distributions, self.search_id)
 
     def trial_folder(self, number: int) -> Path:
         return self.folder / ("trials" if self.part == "search" else self.part) / f"{number:04}"
@@ -69,7 +71,7 @@ class Sweep:
         return f"trial {trial.number}" if again is None else f"run {trial.number} (trial {again} again)"
 
     def seed_of(self, trial: FrozenTrial) -> int:
-        """Return the seed of a trial, the same after a resume. The seed of a run is one that no trial had."""
+        """Return the seed of a trial, the same after a resume. A run has a seed that no trial had."""
         if self.part == "confirmation":
             return derive_seed(self.space.seed, trial.user_attrs[CONFIRMS], trial.user_attrs[REPEAT])
         return int(parameters_of(trial).get("seed", derive_seed(self.space.seed, trial.number)))
@@ -77,9 +79,9 @@ class Sweep:
     def make_pruner(self) -> BasePruner:
         """Return the pruner, which decides after each epoch whether a trial continues."""
         if self.pruner == "hyperband":
-            # Once more than a third of the epochs are over, the best third of the trials go on, to their end: the first
-            # epoch tells little, and benchmarks/replay.py shows what other settings cost. The last epoch decides
-            # nothing, so it makes no bracket: there is one alone, and every trial is decided on.
+            # After a third of the epochs, the best third of the trials continue to the end: the first epoch says
+            # little, and benchmarks/replay.py compares other settings. `max_resource` leaves out the last epoch, which
+            # decides nothing: so there is one bracket alone, and the pruner decides about every trial.
             fewest = max(2, self.epochs // 3 + 1)
             return HyperbandPruner(min_resource=fewest, max_resource=max(fewest, self.epochs - 1), reduction_factor=3)
         return MedianPruner() if self.pruner == "median" else NopPruner()
@@ -89,10 +91,7 @@ def load_study(folder: Path) -> optuna.Study:
     """Open the study of the search in `folder` for reading. Raises ValueError if there is none."""
     if not (folder / "study.db").is_file() and not noted_storage(folder):
         raise ValueError(f"{folder} holds no sweep; name one of runs/")
-    try:
-        study = optuna.load_study(study_name=folder.name, storage=open_storage(folder))
-    except KeyError:  # killed before its study was made
-        study = None
+    study = _find(folder.name, folder)
     if study is None or "settings" not in study.user_attrs:
         raise ValueError(f"{folder} holds a sweep that was never begun; start it with run_sweep.py")
     return study
@@ -100,22 +99,22 @@ def load_study(folder: Path) -> optuna.Study:
 
 def find_study(sweep: Sweep) -> optuna.Study | None:
     """Open the study of the search for reading; return None if it was not created."""
-    if not (sweep.storage or (sweep.folder / "study.db").is_file()):
-        return None
-    try:
-        return optuna.load_study(study_name=sweep.name, storage=open_storage(sweep.folder, sweep.storage))
-    except KeyError:
-        return None
+    is_there = sweep.storage or (sweep.folder / "study.db").is_file()
+    return _find(sweep.name, sweep.folder, sweep.storage) if is_there else None
 
 
 def load_confirmation(folder: Path) -> optuna.Study | None:
     """Open the study of the confirmation in `folder` for reading; return None if it was not created."""
+    return _find(f"{folder.name} confirmation", folder)
+
+
+def _find(title: str, folder: Path, storage: str = "") -> optuna.Study | None:
     try:
-        return optuna.load_study(study_name=f"{folder.name} confirmation", storage=open_storage(folder))
-    except KeyError:
+        return optuna.load_study(study_name=title, storage=open_storage(folder, storage))
+    except KeyError:  # not created: an earlier command may have been killed before that
         return None
 
 
 def settings_of(study: optuna.Study) -> dict[str, Any]:
-    """Return the settings of a sweep. One that has no entry for the baseline began with it."""
+    """Return the settings of a sweep. Sweeps without an entry for the baseline began with the baseline."""
     return {"baseline": True, **study.user_attrs.get("settings", {})}
