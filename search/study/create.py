@@ -1,4 +1,4 @@
-"""Create the study of a sweep, check it against its settings, open it again."""
+"""Create the study of a sweep, check its settings, open it again."""
 
 import json
 import uuid
@@ -21,21 +21,19 @@ def create_study(
     on_wait: Callable[[str], None] = lambda _: None,
     prior: PriorSweep | None = None,
 ) -> SharedStudy:
-    """Open the study of a sweep, creating folder and study if there are none, with the results of a `prior` sweep.
+    """Open the study of a sweep. Create folder and study if there are none, with the results of a `prior` sweep.
 
-    Raises ValueError, naming them, if the study was created with other `settings` (JSON-able), and OSError if the
-    folder cannot be written.
+    Raises ValueError that names the settings if the study has other `settings` (JSON-able), and OSError if the folder
+    cannot be written.
     """
     settings = _with_prior(settings, prior)
     _require_study_of_trials(sweep)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     if sweep.storage:
-        open_storage(sweep.folder, sweep.storage)  # raises if the tables are of another Optuna
-    storage = open_storage(sweep.folder, sweep.storage, locking=True)
+        open_storage(sweep.folder, sweep.storage)  # raises if another version of Optuna made the tables
+    storage, direction = open_storage(sweep.folder, sweep.storage, locking=True), sweep.space.goal.direction
     try:
-        study = optuna.create_study(
-            study_name=sweep.name, storage=storage, direction=sweep.space.goal.direction, load_if_exists=True
-        )
+        study = optuna.create_study(study_name=sweep.name, storage=storage, direction=direction, load_if_exists=True)
         if sweep.storage:
             note_storage(sweep.folder, sweep.storage)
         with locks_of(sweep, storage, study).exclusively("claim"):
@@ -46,7 +44,7 @@ def create_study(
                 if sweep.task:
                     study.set_user_attr(TASK, sweep.task)
                 study.set_user_attr("settings", dict(settings))
-                write_text(sweep.folder / "sweep.json", json.dumps(settings, indent=2))  # for people; nothing reads it
+                write_text(sweep.folder / "sweep.json", json.dumps(settings, indent=2))  # for users; no code reads it
             else:
                 require_settings(sweep, study, settings)
     finally:
@@ -55,7 +53,7 @@ def create_study(
 
 
 def load_begun_study(sweep: Sweep) -> optuna.Study | None:
-    """Open the study of a sweep for reading; return None if none of that name was begun. Raises ValueError."""
+    """Open the study of a sweep for reading; return None if it was not begun. Raises ValueError as `create_study`."""
     _require_study_of_trials(sweep)
     study = find_study(sweep)
     return study if study and _is_begun(sweep, study) else None
@@ -68,7 +66,7 @@ def _is_begun(sweep: Sweep, study: optuna.Study) -> bool:
 
 
 def _require_study_of_trials(sweep: Sweep) -> None:
-    """Raise ValueError if trials exist and their study is gone: a new study would adopt their files."""
+    """Raise ValueError if trials exist without their study: a new study would use their files."""
     left = (path for name in ("history.csv", "checkpoint*") for path in sweep.folder.glob(f"trials/*/{name}"))
     if not sweep.storage and not (sweep.folder / "study.db").exists() and any(left):
         raise ValueError(f"{sweep.folder} has trials, but their study is gone; put it back, or give another --name")
@@ -81,10 +79,11 @@ def _with_prior(settings: Mapping[str, Any], prior: PriorSweep | None) -> Mappin
 def require_settings(
     sweep: Sweep, study: optuna.Study, settings: Mapping[str, Any], prior: PriorSweep | None = None
 ) -> None:
-    """Raise ValueError, naming them, if the sweep was created with other settings or from another `prior` sweep."""
+    """Raise ValueError that names the differences if the sweep has other settings or another `prior` sweep."""
     known, settings = settings_of(study), _with_prior(settings, prior)
-    if changed := [key for key in settings if known.get(key) != settings[key]]:
-        differences = ", ".join(_difference(key, known.get(key), settings[key]) for key in changed)
+    changed = [_difference(key, known.get(key), now) for key, now in settings.items() if known.get(key) != now]
+    if changed:
+        differences = ", ".join(changed)
         raise ValueError(f"{sweep.folder} holds a sweep with other settings ({differences}); give another --name")
 
 

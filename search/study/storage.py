@@ -4,7 +4,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ StorageError = StorageInternalError
 
 NOTE = "storage.txt"  # in a run's folder: the server's address, for later readers
 BUSY_SECONDS = 60.0  # how long SQLite waits for another process's transaction
-PASSING = ("database is locked", "readonly database")  # SQLite's words for a fault that may pass
-BROKEN = ("file is not a database", "disk image is malformed")  # and for one that will not
-FITTING: set[Path] = set()  # files of a compatible Optuna; the check takes a tenth of a second
+PASSING = ("database is locked", "readonly database")  # in SQLite's messages about faults that may pass
+BROKEN = ("file is not a database", "disk image is malformed")  # and about damage
+FITTING: set[Path] = set()  # files of a compatible Optuna; the check takes 0.1 s
 NOTE_DOWN = """INSERT INTO trial_user_attributes (trial_id, key, value_json)
     SELECT trial_id, :key, :value FROM trials WHERE trial_id = :trial AND state IN ('RUNNING', 'WAITING')
     ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json"""
@@ -38,10 +38,9 @@ def validated_storage(url: str) -> str:
     """Return the address in SQLAlchemy's form. Raises ValueError unless it is a PostgreSQL server's."""
     if not url:
         return ""
-    try:
+    parsed = None
+    with suppress(sqlalchemy.exc.ArgumentError, ValueError):
         parsed = sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        parsed = None
     if parsed is None or parsed.get_backend_name() != "postgresql":
         raise ValueError("--storage takes postgresql://USER@HOST/DATABASE; leave it out for a file in the run's folder")
     try:
@@ -52,7 +51,6 @@ def validated_storage(url: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """Return an address without its password."""
     return re.sub(r"(?<=password=)[^&]*", "***", re.sub(r"(?<=://)([^:/@]*):[^@]*(?=@)", r"\1:***", url))
 
 
@@ -63,7 +61,7 @@ def note_storage(folder: Path, url: str) -> None:
 
 
 def noted_storage(folder: Path) -> str:
-    """Return the stored address of a server; empty if the study is a file."""
+    """Return the noted address of a server; empty if the study is a file."""
     path = folder / NOTE
     return path.read_text().strip() if path.exists() else ""
 
@@ -87,7 +85,7 @@ def open_storage(folder: Path, url: str = "", *, locking: bool = False) -> RDBSt
 
 
 def note_down(storage: RDBStorage, trial_id: int, entries: Mapping[str, Any]) -> None:
-    """Write user attributes of an unfinished trial in one transaction; Optuna takes one for each.
+    """Write user attributes of an unfinished trial in one transaction; Optuna uses one for each.
 
     Raises UpdateFinishedTrialError, and StorageError if the storage is unreachable.
     """
@@ -102,10 +100,10 @@ def note_down(storage: RDBStorage, trial_id: int, entries: Mapping[str, Any]) ->
 
 
 def version_of(storage: RDBStorage) -> Callable[[], object]:
-    """Return a function that asks for the storage's version, which changes with every commit."""
+    """Return a function that reads the storage's version, which changes with every commit."""
     question = VERSION[storage.engine.dialect.name]
     engine = storage.engine.execution_options(isolation_level="AUTOCOMMIT")
-    own = engine.connect() if engine.dialect.name == "sqlite" else None  # nothing is written over this one
+    own = engine.connect() if engine.dialect.name == "sqlite" else None  # a connection without commits
 
     def ask() -> object:
         try:
@@ -130,8 +128,8 @@ def is_passing(error: Exception) -> bool:
 
 def _open_file(path: Path) -> RDBStorage:
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
-    # PRAGMA synchronous stays FULL, though NORMAL commits far faster: a power cut could then take a trial from the
-    # study and leave its checkpoint, which the next trial of that number would resume.
+    # PRAGMA synchronous stays FULL, though NORMAL commits far faster: after a power cut the study could lack a trial
+    # whose checkpoint exists, and the next trial of that number would resume it.
     connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers and the writer do not block
     connection.close()
     patience = {"connect_args": {"timeout": BUSY_SECONDS}}
@@ -142,7 +140,7 @@ def _open_file(path: Path) -> RDBStorage:
 
 
 def _open_server(url: str, *, locking: bool) -> RDBStorage:
-    """Open a server's tables. One process at a time creates missing ones."""
+    """Open the tables on a server. One process at a time creates missing ones."""
     server_side = " ".join(f"-c tcp_{name}={value}" for name, value in KEEPALIVE.items())
     server_side += f" -c tcp_user_timeout={USER_TIMEOUT} -c lock_timeout={LOCK_SECONDS}s"
     arguments = {"connect_timeout": 10, "tcp_user_timeout": USER_TIMEOUT, "options": server_side, **KEEPALIVE}
@@ -155,7 +153,7 @@ def _open_server(url: str, *, locking: bool) -> RDBStorage:
             connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": MAKING_TABLES})
     if not locking:
         return RDBStorage(url, engine_kwargs=alone, skip_table_creation=True)
-    settings = {"connect_args": arguments, "pool_size": 1, "max_overflow": 0}  # the check would take two
+    settings = {"connect_args": arguments, "pool_size": 1, "max_overflow": 0}  # the check would need two connections
     return RDBStorage(url, engine_kwargs=settings, skip_compatibility_check=True, skip_table_creation=True)
 
 
@@ -167,5 +165,5 @@ def _has_tables(connection: sqlalchemy.Connection) -> bool:
 
 def first_line(error: Exception) -> str:
     """Return the first line of the storage's own message."""
-    said = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError | sqlite3.Error) else error
-    return str(said).strip().splitlines()[0]
+    source = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError | sqlite3.Error) else error
+    return str(source).strip().splitlines()[0]

@@ -1,4 +1,4 @@
-"""Warm start: the results of a prior sweep of the same space inform the sampler; a sweep's first proposals."""
+"""Warm start: give the sampler the results of a prior sweep of the same space. Make a sweep's first proposals."""
 
 import statistics
 from collections.abc import Container, Mapping, Sequence
@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.space.space import Parameters, Space
 from search.study.sweep import CANDIDATES, Sweep, find_study, load_study
+from search.study.trials import ordered
 
 WARM_START = "warm_start"  # the setting of that name, and the user attribute of the study
 # Settings that leave results comparable.
@@ -23,9 +24,9 @@ class PriorSweep:
 
     name: str
     settings: Mapping[str, Any]  # of its creation
-    winner: Parameters  # to be tried again; empty if it is the baseline, which is tried anyway
+    winner: Parameters  # to try again; empty if it is the baseline, which is tried anyway
     trials: Sequence[Mapping[str, Any]]  # ended ones in the space: state, params, value, step
-    num_proposed: int  # our trials are numbered from here: with an equal seed they would repeat its random ones
+    num_proposed: int  # our samplers are numbered from here: else, with an equal seed, they repeat its random proposals
 
     def differences(self, settings: Mapping[str, Any]) -> list[str]:
         """Return the settings that make results incomparable, such as images and epochs."""
@@ -33,7 +34,7 @@ class PriorSweep:
 
 
 def read_prior_sweep(folder: Path, space: Space) -> PriorSweep:
-    """Read the sweep in `folder`. Raises ValueError, one sentence, if a search of `space` cannot learn from it."""
+    """Read the sweep in `folder`. Raises ValueError if a search of `space` cannot learn from it."""
     if space.algorithm != "bayes":
         raise ValueError(f"--warm-start is for algorithm bayes; {space.algorithm} learns from no results")
     try:
@@ -50,9 +51,7 @@ def read_prior_sweep(folder: Path, space: Space) -> PriorSweep:
     if not complete:
         raise ValueError(f"--warm-start: no trial of {folder} is complete and in the space, so it has nothing to teach")
     confirmed = [candidate["trial"] for candidate in study.user_attrs.get(CANDIDATES, [])]  # the winner first
-    sign = 1 if space.goal.direction == "minimize" else -1
-    by_value = sorted(complete, key=lambda trial: sign * (trial.value or 0.0))
-    best = sorted(by_value, key=lambda trial: trial.number not in confirmed[:1])
+    best = sorted(ordered(complete, space.goal), key=lambda trial: trial.number not in confirmed[:1])
     winner = next((trial.params for trial in best if trial.params != space.baseline), {})
     return PriorSweep(folder.name, settings, winner, [_record(trial) for trial in ended], len(study.get_trials()))
 
@@ -65,8 +64,7 @@ def prior_sweep_of(study: optuna.Study) -> PriorSweep | None:
 
 def noted_prior_sweep(sweep: Sweep) -> PriorSweep | None:
     """Return the prior sweep that a sweep was created with, if any."""
-    study = find_study(sweep)
-    return prior_sweep_of(study) if study else None
+    return prior_sweep_of(study) if (study := find_study(sweep)) else None
 
 
 class WarmStartStudy(optuna.Study):
@@ -86,15 +84,14 @@ class WarmStartStudy(optuna.Study):
         if not self.records:
             return own
         shift = self._shift(own)
-        before = [
-            _trial(record, shift, self.space, number) for number, record in enumerate(self.records, -len(self.records))
-        ]
+        numbered = enumerate(self.records, -len(self.records))
+        before = [_trial(record, shift, self.space, number) for number, record in numbered]
         return [trial for trial in before if states is None or trial.state in states] + own
 
     def _shift(self, own: Sequence[FrozenTrial]) -> float:
         """Return the median difference of results on configurations that both sweeps tried.
 
-        TPE splits results into good and bad ones. Without the shift, all good ones would be of the longer sweep.
+        TPE splits results into good and bad ones. Without the shift, the longer sweep would have all good ones.
         """
         done = [(trial.params, trial.value) for trial in own if trial.state == TrialState.COMPLETE]
         complete = [record for record in self.records if record["state"] == TrialState.COMPLETE.name]
