@@ -1,4 +1,4 @@
-"""The files of trials: which are kept, and how they get from machine to machine."""
+"""The files of trials: remove those that are not kept, exchange the others between machines."""
 
 import json
 import os
@@ -26,14 +26,14 @@ LOCAL = ("lock", "comet.json")  # files about this machine only
 
 
 def checkpoint_of(sweep: Sweep, acquired: AcquiredTrial, folder: Path) -> Path:
-    """Return the path of a trial's checkpoint, after moving there the one of an earlier worker.
+    """Return the path of a trial's checkpoint. Move the one of an earlier worker there.
 
-    Each worker has a file of its own if its machine may be cut off and come back.
+    With a server, each worker has a file of its own, as its machine may be cut off and come back.
     """
     if not sweep.storage:
         return folder / "checkpoint.pt"
     for name in acquired.earlier_ids:
-        if found := list(folder.glob(f"checkpoint-{name}.pt*")):  # and the one before it
+        if found := list(folder.glob(f"checkpoint-{name}.pt*")):  # also the previous one, .pt.before
             for path in found:
                 path.replace(folder / path.name.replace(name, acquired.id))
             break
@@ -50,7 +50,7 @@ def remove_weights(
 ) -> None:
     """Remove the weights of all ended trials but the best `sweep.keep`, also from the store.
 
-    Adds their numbers to `removed`, and skips those: no later result can move a trial back among the best.
+    Adds their numbers to `removed` and skips trials in it, as no later result moves a trial back among the best.
     """
     if sweep.part != "search":
         return
@@ -63,7 +63,7 @@ def remove_weights(
 
 
 def weights_to_remove(sweep: Sweep, ended: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials whose weights exist and will be removed, as others are better."""
+    """Return the trials whose weights exist and will be removed, because others are better."""
     surplus = ordered(ended, sweep.space.goal)[sweep.keep :]
     return [trial for trial in surplus if (sweep.trial_folder(trial.number) / WEIGHTS).exists()]
 
@@ -71,7 +71,7 @@ def weights_to_remove(sweep: Sweep, ended: Sequence[FrozenTrial]) -> list[Frozen
 class Artifacts:
     """A store that all machines of a sweep reach: s3://BUCKET, or a shared folder.
 
-    Only the files that the study lists belong to a trial: a worker that had lost the trial may have written others.
+    Only the files that the study lists belong to a trial. A worker that lost the trial may have written others.
     """
 
     def __init__(self, address: str) -> None:
@@ -81,9 +81,12 @@ class Artifacts:
     def fetch(self, trial: FrozenTrial, folder: Path) -> None:
         """Copy a trial's files into `folder` unless they are there; skip those that the store has lost.
 
-        Files written or fetched here before are replaced if another worker has continued the trial since.
+        Replace files that were written or fetched here before if another worker has continued the trial since.
         """
-        files, fetched = trial.user_attrs.get(FILES, {}), _read(folder / FETCHED)
+        files: dict[str, str] = trial.user_attrs.get(FILES, {})
+        fetched: dict[str, str] = {}
+        with suppress(FileNotFoundError, ValueError):
+            fetched = json.loads((folder / FETCHED).read_text())
         for name, key in files.items():
             if trial.state.is_finished() and name.startswith("checkpoint"):
                 continue  # its worker died before removing it
@@ -93,7 +96,7 @@ class Artifacts:
         write_text(folder / FETCHED, json.dumps(files))
 
     def fetch_all(self, study: SharedStudy) -> None:
-        """Copy the files of all ended trials into their folders, weights only of the best."""
+        """Copy the files of all ended trials into their folders, but weights of the best only."""
         trials = study.trials()
         remove_weights(study.sweep, trials, set(), self)
         for trial in trials:
@@ -104,20 +107,19 @@ class Artifacts:
                 remove_checkpoints(folder)
 
     def push(self, study: SharedStudy, trial: FrozenTrial, folder: Path) -> None:
-        """Store the changed files of `folder`, list them in the study, then remove those that they replace."""
+        """Store the changed files of `folder`, list them in the study, then remove the files that they replace."""
         before = study.read_trial(trial).user_attrs.get(FILES, {})
         now: dict[str, str] = {}
         for path in sorted(folder.iterdir()):
             if not path.is_file() or path.name.startswith(".") or path.suffix == ".before" or path.name in LOCAL:
                 continue
-            mark = _mark(path)
-            if path.name in before and self.seen.get(path) == mark:
-                now[path.name] = before[path.name]
-                continue
-            key = now[path.name] = f"{study.sweep.title.replace(' ', '-')}-{trial.number:04}-{uuid.uuid4().hex}"
-            with path.open("rb") as file, self._as_os_error():
-                self.store.write(key, file)
-            self.seen[path] = mark
+            mark, key = _mark(path), before.get(path.name)
+            if key is None or self.seen.get(path) != mark:
+                key = f"{study.sweep.title.replace(' ', '-')}-{trial.number:04}-{uuid.uuid4().hex}"
+                with path.open("rb") as file, self._as_os_error():
+                    self.store.write(key, file)
+                self.seen[path] = mark
+            now[path.name] = key
         if now != before:
             study.note(trial, **{FILES: now})
             write_text(folder / FETCHED, json.dumps(now))
@@ -145,7 +147,7 @@ class Artifacts:
 
     @contextmanager
     def _as_os_error(self) -> Iterator[None]:
-        """Raise OSError if the store is out of reach: no trial is to blame for that."""
+        """Raise OSError if the store is unreachable, which is no trial's fault."""
         try:
             yield
         except (ArtifactNotFound, OSError):
@@ -154,8 +156,12 @@ class Artifacts:
             raise OSError(f"the artifact store {self.address} is out of reach ({error})") from error
 
 
+def open_artifacts(sweep: Sweep) -> Artifacts | None:
+    return Artifacts(sweep.artifacts) if sweep.artifacts else None
+
+
 def validated_artifacts(address: str) -> str:
-    """Return an address that can be opened, without creating anything. Raises ValueError for any other."""
+    """Return an address unchanged, without creating anything. Raises ValueError if it cannot be opened."""
     if address.startswith("s3://"):
         _open(address)
     elif address:
@@ -178,14 +184,7 @@ def _open(address: str) -> Any:
     return Boto3ArtifactStore(address.removeprefix("s3://").strip("/"))
 
 
-def _read(path: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
 def _mark(path: Path) -> tuple[int, int]:
     """Return a value that changes whenever the file does."""
-    found = path.stat()
-    return found.st_mtime_ns, found.st_size
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size

@@ -16,7 +16,7 @@ class WorkerDiedError(Exception):
     def __init__(self, how: str = "", machine: str = "") -> None:
         super().__init__(f"the worker died{how}")
         self.how = how  # continues the sentence "the worker died": " by SIGKILL"
-        self.machine = machine  # set if the machine was lost with it: then its trial is not to blame
+        self.machine = machine  # set if the machine was lost with the process: this counts less against its trial
 
 
 class Process(Protocol):

@@ -15,7 +15,7 @@ from search.workers.backend import Process, WorkerDiedError
 
 TICK_SECONDS = 0.5  # between two checks of the workers
 STOPPED_SECONDS = 20.0  # after which a worker stopped by a signal is killed
-MAX_FALSE_STARTS = 5  # deaths in a row in one slot before a trial was acquired
+MAX_FALSE_STARTS = 5  # deaths in a row in one slot, each before a trial was acquired
 
 
 @dataclass
@@ -28,18 +28,18 @@ class Worker:
     false_starts: int  # predecessors in a row that died before they acquired a trial
     position: tuple[str, int, int] | None = None  # part, trial and epoch at the last check
     idle_seconds: float = 0.0  # observed at this position
-    stopped_seconds: float = 0.0  # observed stopped by a signal; more than STOPPED_SECONDS: killed for that
-    give_up: Callable[[], bool] | None = None  # set if it was stuck: fail its trial; False while that is locked
+    stopped_seconds: float = 0.0  # observed stopped by a signal; it is killed after STOPPED_SECONDS
+    give_up: Callable[[], bool] | None = None  # set if it was stuck: fails its trial; False while that is locked
 
     def has_ended(self) -> bool:
-        """Say whether the process is done; after it was stuck, whether its trial could be failed, too."""
+        """Say whether the process has ended; if it was stuck, whether its trial has failed."""
         return self.give_up() if self.give_up else self.process.future.done()
 
 
 def kill_stopped(workers: Sequence[Worker], is_over: threading.Event) -> None:
-    """Kill workers that stay stopped (SIGSTOP), before their trials go to others, until `is_over` is set.
+    """Kill workers that stay stopped (SIGSTOP), before others resume their trials, until `is_over` is set.
 
-    Run it in a thread of its own: the main thread may wait for a lock of the study that a stopped worker holds.
+    Run it in a thread of its own: the main thread may wait for a lock that a stopped worker holds.
     """
     while not is_over.wait(TICK_SECONDS):
         for worker in list(workers):
@@ -61,7 +61,7 @@ def _stopped_processes(worker: Worker) -> Iterator[psutil.Process]:
 
 
 def give_up_stuck(workers: Sequence[Worker], studies: Sequence[SharedStudy], limit: float, seconds: float) -> None:
-    """End workers that ended no epoch in `limit` seconds of observation, `seconds` of them since the last call."""
+    """End workers that ended no epoch in `limit` observed seconds, `seconds` of them since the last call."""
     for worker in workers:
         if worker.give_up:
             continue
@@ -79,7 +79,7 @@ def give_up_stuck(workers: Sequence[Worker], studies: Sequence[SharedStudy], lim
 def starved_beside_others(
     worker: Worker, workers: Sequence[Worker], studies: Sequence[SharedStudy]
 ) -> tuple[SharedStudy, int] | None:
-    """Return the trial for which memory ran out while other workers shared the device: it is not to blame."""
+    """Return the trial that ran out of memory while other workers shared the device: this does not count as a death."""
     device = worker.slot.device
     if worker.slot.alone or not any(other is not worker and other.slot.device == device for other in workers):
         return None
@@ -92,7 +92,7 @@ def starved_beside_others(
 
 
 def is_paused(slot: WorkerSlot, paused: dict[WorkerSlot, tuple[SharedStudy, int]]) -> bool:
-    """Say whether a slot stays empty until a trial that needs its memory has ended; on another machine it need not."""
+    """Say whether a slot stays empty until a trial on this machine that needs its memory has ended."""
     if slot not in paused:
         return False
     study, number = paused[slot]

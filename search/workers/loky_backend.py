@@ -10,7 +10,7 @@ from search.task import WorkerSlot
 from search.workers.backend import Job, Process, WorkerDiedError
 from search.workers.process import initialize
 
-# If this process is killed, loky's resource tracker would list its clean-up in the middle of the next output.
+# If this process is killed, loky's resource tracker would print its clean-up into the output of the next command.
 QUIET = "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker"
 
 
@@ -25,7 +25,7 @@ class _LokyProcess:
     def __init__(self, job: Job, slot: WorkerSlot) -> None:
         threads = {name: str(slot.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         os.environ.setdefault("PYTHONWARNINGS", QUIET)
-        # The initializer runs first: a process whose parent died before it sent the job would wait for ever.
+        # The initializer runs before the job arrives: else a process whose parent died before that would wait for ever.
         self.executor = ProcessPoolExecutor(max_workers=1, env=threads, initializer=initialize, initargs=(os.getpid(),))
         self.future = self.executor.submit(job, slot)
 

@@ -21,7 +21,7 @@ def initialize(parent: int) -> None:
 
 
 def _exit_with(parent: int) -> None:
-    """Exit when the parent has gone: a command that resumes the sweep needs the device."""
+    """Exit when the parent has ended: a command that resumes the sweep needs the device."""
     while os.getppid() == parent:
         time.sleep(CHECK_SECONDS)
     os._exit(1)

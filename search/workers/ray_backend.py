@@ -1,7 +1,7 @@
 """Worker processes on a Ray cluster, which chooses machine and GPU for each.
 
-One actor per worker, not Ray's joblib backend: that is a pool that never replaces dead actors, fails as a whole when
-one of them dies, and runs a pool of one in this process.
+Each worker is an actor. Ray's joblib backend does not fit: its pool never replaces dead actors, fails as a whole when
+one of them dies, and runs a single worker in this process.
 """
 
 import math
@@ -29,8 +29,8 @@ from search.workers.backend import Job, Process, WorkerDiedError
 
 PORT = 6379  # of a head node, if the user names none
 CONNECT_SECONDS = 5.0
-DEATH_SECONDS = 2.0  # that Ray may take to find out how a process died
-END_SECONDS = 10.0  # that Ray may take to end a process
+DEATH_SECONDS = 2.0  # limit of the wait for Ray to find out how a process died
+END_SECONDS = 10.0  # limit of the wait for Ray to end a process
 # Prefixes of the environment variables that the command passes on to its workers.
 PASSED_ON = ("AWS_", "CATDOG_CACHE", "COMET_", "PGHOST", "PGPASS", "PGPORT", "PGSSL", "PGUSER")
 
@@ -54,18 +54,15 @@ class Share:
     num_cpus: float
     num_gpus: float
 
-    @property
-    def threads(self) -> int:
-        return max(1, int(self.num_cpus))
-
     def __str__(self) -> str:
         gpus = f"{count(self.num_gpus, 'GPU')} and " if self.num_gpus else ""
         return f"{count(self.num_workers, 'worker')} with {gpus}{count(self.num_cpus, 'CPU')} each"
 
     def worker_slots(self) -> list[WorkerSlot]:
-        """Return one slot per worker. Ray decides about its device later."""
+        """Return one slot per worker. Ray chooses the device later."""
         device = "a GPU of the cluster" if self.num_gpus else "a CPU of the cluster"
-        return [WorkerSlot(slot, device, self.threads, alone=True) for slot in range(self.num_workers)]
+        threads = max(1, int(self.num_cpus))
+        return [WorkerSlot(slot, device, threads, alone=True) for slot in range(self.num_workers)]
 
 
 def connect(address: str, *, single: bool) -> list[tuple[float, float]]:
@@ -86,7 +83,7 @@ def connect(address: str, *, single: bool) -> list[tuple[float, float]]:
         raise ValueError(f"--ray-address: no Ray cluster can be joined {where} ({_first_line(error)})") from error
     finally:
         signal.signal(signal.SIGTERM, before)
-    # Ray would print pages about every death into the live table; the study has one sentence.
+    # Ray would print pages about every death into the live table, which shows one sentence about it.
     vars(sys.modules["ray._private.worker"])["print_to_stdstream"] = lambda *_, **__: None
     nodes = [node for node in ray.nodes() if node["Alive"]]
     num_machines = len({ray.util.get_node_ip_address(), *(node["NodeManagerAddress"] for node in nodes)})
@@ -96,7 +93,7 @@ def connect(address: str, *, single: bool) -> list[tuple[float, float]]:
 
 
 def share_out(nodes: Sequence[tuple[float, float]], wanted: int | None, per_gpu: int | None) -> Share:
-    """Divide nodes, each with so many CPUs and GPUs, among `wanted` workers, by default as many as fit.
+    """Divide nodes, given as (CPUs, GPUs), among `wanted` workers, by default as many as fit.
 
     `per_gpu` workers fit on each GPU; without GPUs, one on each CPU. Workers that do not fit wait for machines to join.
     Raises ValueError for a cluster without CPUs, and for `per_gpu` without GPUs.
@@ -133,7 +130,7 @@ class RayBackend:
 
 class _RayProcess:
     def __init__(self, backend: RayBackend, job: Job, slot: WorkerSlot) -> None:
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a machine needs our code after `_join` only
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a machine has our code only after `_join`
         share = backend.share
         member = ray.remote(_Member).options(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_restarts=0)
         settings = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
@@ -147,7 +144,9 @@ class _RayProcess:
         try:
             self.future.result()
         except RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, Exception) else RuntimeError(_last_line(error))) from error
+            if isinstance(error.cause, Exception):
+                raise error.cause from error
+            raise RuntimeError(str(error).strip().splitlines()[-1]) from error
         except RayActorError as error:
             death = error if isinstance(error, ActorDiedError) else self._death()
             how = " for want of memory" if "low on memory" in str(death) else ""
@@ -173,13 +172,11 @@ class _RayProcess:
             time.sleep(0.02)
 
     def _death(self) -> ActorDiedError | None:
-        """Return how a process died that Ray called unreachable; None if it still does not know."""
+        """Ask Ray again how an unreachable process died. Return None if it still does not know."""
         try:
             ray.get(self.actor.where.remote(), timeout=DEATH_SECONDS)
-        except ActorDiedError as error:
-            return error
-        except RayError:
-            pass
+        except RayError as error:
+            return error if isinstance(error, ActorDiedError) else None
         return None
 
     def _whereabouts(self) -> tuple[str, int]:
@@ -213,12 +210,11 @@ class _Member:
 
 
 def _join(home: Home) -> None:
-    """Enter the command's folder and find its code. Raises OSError if this machine does not meet `home`."""
+    """Enter the command's folder and import its code. Raises OSError if this machine does not meet `home`."""
     host = socket.gethostname()
     if home.single and host != home.host:
-        raise OSError(
-            f"{host} has joined the Ray cluster of {home.host}; many machines need --storage postgresql://..."
-        )
+        remedy = "many machines need --storage postgresql://..."
+        raise OSError(f"{host} has joined the Ray cluster of {home.host}; {remedy}")
     for folder in (home.folder, home.code):
         if not Path(folder).is_dir():
             raise OSError(f"{host} cannot work for {home.host}: it has no folder {folder}")
@@ -234,7 +230,7 @@ def _join(home: Home) -> None:
 
 
 def _answering(address: str) -> str:
-    """Return HOST:PORT. Raises ValueError if it does not answer; Ray itself would try for two minutes."""
+    """Return HOST:PORT. Raises ValueError if it does not answer; Ray itself would wait for two minutes."""
     host, _, port = address.rpartition(":") if ":" in address else (address, "", str(PORT))
     if not host or "/" in address or not port.isdecimal():
         raise ValueError(f"--ray-address is {address!r}; it takes HOST or HOST:PORT of the cluster's head node")
@@ -252,7 +248,3 @@ def _rounded(part: float) -> float:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]

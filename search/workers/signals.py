@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: stop the command, but never in the middle of a step that must not be cut short."""
+"""Stop the command at Ctrl-C and SIGTERM, but not inside a step that must be completed."""
 
 import signal
 import threading
@@ -32,7 +32,7 @@ def raise_if_stopped() -> None:
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Handle signals after the block. Blocking them covers this thread and what it starts; another may get one."""
+    """Handle signals after the block. They are blocked in this thread and in what it starts; others may get one."""
     received: list[int] = []
     handlers = {number: signal.signal(number, lambda number, _: received.append(number)) for number in STOP_SIGNALS}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

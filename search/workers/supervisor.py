@@ -18,17 +18,10 @@ from filelock import FileLock, Timeout
 from search.study.queue import num_free
 from search.study.shared_study import SharedStudy
 from search.task import Task, WorkerSlot
-from search.workers.artifacts import Artifacts, remove_checkpoints, remove_weights
+from search.workers import liveness
+from search.workers.artifacts import open_artifacts, remove_checkpoints, remove_weights
 from search.workers.backend import Backend, WorkerDiedError
-from search.workers.liveness import (
-    TICK_SECONDS,
-    Worker,
-    give_up_stuck,
-    is_paused,
-    kill_stopped,
-    note_death,
-    starved_beside_others,
-)
+from search.workers.liveness import TICK_SECONDS, Worker
 from search.workers.loky_backend import LokyBackend
 from search.workers.signals import deferred_signals, raise_if_stopped
 from search.workers.tracking import Tracking
@@ -40,10 +33,7 @@ MAX_PAUSE_SECONDS = 5.0  # between two readings, whatever they cost
 
 
 class TimeUpError(Exception):
-    """The time that the user gave the sweep is over."""
-
-    def __str__(self) -> str:
-        return "its time is over"
+    """The time limit of the whole command is reached."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ class Limits:
         """Raise KeyboardInterrupt after a signal to stop, and TimeUpError when the command's time is over."""
         raise_if_stopped()
         if self.until is not None and time.monotonic() > self.until:
-            raise TimeUpError
+            raise TimeUpError("its time is over")
 
 
 NO_LIMITS = Limits()
@@ -65,14 +55,14 @@ LOKY = LokyBackend()
 
 
 def worker_slots(devices: Sequence[str], num_workers: int, num_cores: int) -> list[WorkerSlot]:
-    """Deal workers onto devices in turn and divide the cores among them."""
+    """Assign workers to devices in turn and divide the cores among them."""
     threads = max(1, num_cores // num_workers)
     return [WorkerSlot(index, devices[index % len(devices)], threads) for index in range(num_workers)]
 
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """The workers of a sweep, shared by its parts. `worker_pool` makes it and ends the workers."""
+    """The workers of a sweep, shared by its parts. `worker_pool` creates it and ends the workers."""
 
     parts: Sequence[tuple[SharedStudy, Tracking | None]]  # workers train trials of the first part that has any
     task: Task
@@ -90,10 +80,10 @@ class WorkerPool:
         """Keep a worker in each slot, as long as there are trials, until every trial of one part has ended.
 
         Call it in the main thread, which handles signals. Calls `show` when a worker ends, else every few seconds.
-        Raises a worker's error about its machine (OSError), and TimeUpError; before that, it ends all workers.
+        Raises a worker's error about its machine (OSError), and TimeUpError, after it has ended all workers.
         """
         removed: set[int] = set()
-        store, filled, pause = _store_of(study), -math.inf, TICK_SECONDS
+        store, filled, pause = open_artifacts(study.sweep), -math.inf, TICK_SECONDS
         try:
             while study.num_unfinished():
                 cpu_seconds = time.thread_time()
@@ -105,7 +95,7 @@ class WorkerPool:
                 show()
                 remove_weights(study.sweep, study.trials(), removed, store)
                 if self.limits.trial is not None:
-                    give_up_stuck(self.workers, self.studies, self.limits.trial, observed_seconds)
+                    liveness.give_up_stuck(self.workers, self.studies, self.limits.trial, observed_seconds)
                 for worker in self.workers[:]:
                     self._replace_if_ended(worker)
                 cpu_seconds = time.thread_time() - cpu_seconds
@@ -117,16 +107,16 @@ class WorkerPool:
             raise
 
     def _fill_slots(self) -> None:
-        """Start workers in empty slots: at the start, and when another command left a trial behind."""
+        """Start workers in empty slots: at first, and later if another command left a trial behind."""
         occupied = {worker.slot for worker in self.workers}
-        empty = [slot for slot in self.slots if slot not in occupied and not is_paused(slot, self.paused)]
+        empty = [slot for slot in self.slots if slot not in occupied and not liveness.is_paused(slot, self.paused)]
         for slot in empty[: sum(num_free(study) for study in self.studies)] if empty else ():
             self._start(slot)
 
     def _start(self, slot: WorkerSlot, false_starts: int = 0) -> None:
         owner = replace(self.studies[0].owner, process=uuid.uuid4().hex)
         job = partial(work, [Part(study.sweep, tracking) for study, tracking in self.parts], owner, self.task)
-        with deferred_signals():  # a process that is not in the list would survive this one
+        with deferred_signals():  # a process that is not in the list would never be ended
             self.workers.append(Worker(slot, owner.process, self.backend.start(job, slot), false_starts))
 
     def _replace_if_ended(self, worker: Worker) -> None:
@@ -145,10 +135,10 @@ class WorkerPool:
         try:
             worker.process.result()
         except WorkerDiedError as death:
-            if starved := starved_beside_others(worker, self.workers, self.studies):
+            if starved := liveness.starved_beside_others(worker, self.workers, self.studies):
                 self.paused[worker.slot] = starved
                 return None
-            return note_death(worker, self.studies, death)
+            return liveness.note_death(worker, self.studies, death)
         return None  # it found no more trials
 
 
@@ -162,12 +152,12 @@ def worker_pool(
 ) -> Iterator[WorkerPool]:
     """Provide workers for a sweep: idle ones start its confirmation before its search has ended.
 
-    Any process may be killed at any time, this one included: the same calls continue where the studies stand.
+    Any process may be killed at any time, this one included: the same calls then resume the sweep.
     """
     pool = WorkerPool(parts, task, slots, limits, backend)
     _remove_old_checkpoints(pool.studies)
     is_over = threading.Event()
-    threading.Thread(target=kill_stopped, args=(pool.workers, is_over), daemon=True).start()
+    threading.Thread(target=liveness.kill_stopped, args=(pool.workers, is_over), daemon=True).start()
     try:
         yield pool
         ending = [worker.process.future for worker in pool.workers if not worker.process.is_waiting()]
@@ -193,7 +183,7 @@ def run_sweep(
 
 
 def _wait_for_end(workers: Sequence[Worker], seconds: float, limits: Limits) -> float:
-    """Wait until a worker ends, for `seconds` at most. Return the seconds in which this process was running."""
+    """Wait until a worker ends, for `seconds` at most. Return the seconds in which this process was not stopped."""
     observed, until = 0.0, time.monotonic() + seconds
     while (now := time.monotonic()) < until:
         limits.check()
@@ -209,9 +199,9 @@ def _wait_for_end(workers: Sequence[Worker], seconds: float, limits: Limits) -> 
 
 @contextmanager
 def sole_owner(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Lock the sweep of `folder` against a second command. Raises ValueError where one is running.
+    """Lock the sweep of `folder` against a second command. Raises ValueError if one is running.
 
-    If it is `shared`, its study on a server, commands on other machines may join.
+    If its study is on a server (`shared`), commands on other machines may join.
     """
     lock = FileLock(folder / (f"sweep-{socket.gethostname()}.lock" if shared else "sweep.lock"))
     try:
@@ -230,20 +220,16 @@ def sole_owner(folder: Path, *, shared: bool = False) -> Iterator[None]:
 
 
 def _end_all(workers: Sequence[Worker]) -> None:
-    """End every worker, even if a second Ctrl-C arrives. The study keeps the trials they held."""
+    """End every worker, even if a second Ctrl-C arrives. The study keeps their trials."""
     with deferred_signals():
         for worker in workers:
             worker.process.end()
 
 
-def _store_of(study: SharedStudy) -> Artifacts | None:
-    return Artifacts(study.sweep.artifacts) if study.sweep.artifacts else None
-
-
 def _remove_old_checkpoints(studies: Sequence[SharedStudy]) -> None:
     """Remove checkpoints of ended trials: a worker may have died between reporting a result and removing them."""
     for study in studies:
-        store = _store_of(study)
+        store = open_artifacts(study.sweep)
         for trial in study.trials():
             if trial.state.is_finished():
                 remove_checkpoints(study.sweep.trial_folder(trial.number))

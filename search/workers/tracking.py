@@ -1,8 +1,8 @@
 """Show every trial in Comet. This file decides what is sent; a process beside the worker (comet/writer.py) sends it.
 
 A worker passes its epochs on and never waits: if the writer hangs, fails or dies, the trial is not affected. The next
-call of the same command sends what is missing in Comet, from the study and the trial's folder. The writer leaves a note
-on each trial's experiment in that folder: comet.json with `delivered`, `fault`, `url` and a promoted model's `version`.
+run of the same command reads the study and the trials' folders and sends Comet what it lacks. The writer writes a note
+to each trial's folder: comet.json with `delivered`, `fault`, `url` and a promoted model's `version`.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ UNFINISHED = ".unfinished"  # folder of archives that are being written
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where experiments go, and what all those of a sweep share."""
+    """The destination of a sweep's experiments, and their common content."""
 
     mode: Literal["online", "offline"]
     sweep: Sweep
@@ -51,7 +51,7 @@ class Tracking:
         return self.sweep.folder / "comet"
 
     def key(self, number: int) -> str:
-        """Return the key of a trial's experiment: always the same, so that none is created twice."""
+        """Return the key of a trial's experiment, always the same, so that none is created twice."""
         return hashlib.sha256(f"{self.uid}/{number}".encode()).hexdigest()[:32]
 
     def note(self, number: int) -> dict[str, Any]:
@@ -59,9 +59,8 @@ class Tracking:
 
     def is_settled(self, number: int) -> bool:
         """Say whether a finished trial is complete in Comet, or in its archive."""
-        if self.mode == "offline" and (self.folder / f"{self.key(number)}.zip").exists():
-            return True
-        return bool(self.note(number).get("delivered"))
+        is_archived = self.mode == "offline" and (self.folder / f"{self.key(number)}.zip").exists()
+        return is_archived or bool(self.note(number).get("delivered"))
 
 
 @dataclass(frozen=True)
@@ -93,12 +92,10 @@ class Reporter:
     def close(self, trial: FrozenTrial, model: Model | None = None, news: str = "") -> None:
         """Report the result of a trial, as the study has it."""
         goal, is_complete = self.tracking.sweep.space.goal, trial.state == TrialState.COMPLETE
-        others = {"state": state_of(trial), "reason": trial.user_attrs.get("reason", "")}
-        if is_complete:
-            others["optimizer_metric_value"] = trial.value
+        value = {"optimizer_metric_value": trial.value} if is_complete else {}
         self._send(
             "close",
-            others=others,
+            others={"state": state_of(trial), "reason": trial.user_attrs.get("reason", ""), **value},
             final={goal.metric: trial.value} if is_complete and goal.metric != goal.column else {},
             column=goal.column,
             confusion=str(self.tracking.sweep.trial_folder(trial.number) / "confusion.json"),
@@ -107,13 +104,13 @@ class Reporter:
         )
 
     def publish(self, trial: FrozenTrial, model: Model | None = None, news: str = "") -> None:
-        """Report all of a finished trial, from the study and its folder."""
+        """Report a finished trial completely, from the study and its folder."""
         for _ in self.tracked(trial, read_history(self.tracking.sweep.trial_folder(trial.number))):
             pass
         self.close(trial, model, news)
 
     def finish(self, seconds: float = 0.0) -> None:
-        """Wait until the writer has sent everything, `seconds` longer than usual at most; then kill it."""
+        """Wait until the writer has sent everything, at most `tracking.patience` and `seconds`; then kill it."""
         if not self.process:
             return
         self.messages.put(None)
@@ -125,7 +122,7 @@ class Reporter:
         self.thread.join()
 
     def _open(self, trial: FrozenTrial) -> None:
-        if self.process and self.process.poll() is not None:  # it died; this trial gets another one
+        if self.process and self.process.poll() is not None:  # it died; start another one for this trial
             self.finish()
             self._start()
         sweep, number = self.tracking.sweep, trial.number
@@ -167,15 +164,10 @@ class Reporter:
         except OSError as error:
             self.process, self.fault = None, f"{folder}: {error.strerror}"
             return
+        command = [sys.executable, "-P", "-m", "search.comet.writer", self.tracking.mode, str(folder)]
+        env = self._environment()
         with log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "search.comet.writer", self.tracking.mode, str(folder)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                text=True,
-                env=self._environment(),
-            )
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, env=env)
         self.messages: SimpleQueue[str | None] = SimpleQueue()
         self.thread = threading.Thread(target=_deliver, args=(self.process, self.messages), daemon=True)
         self.thread.start()
@@ -197,7 +189,7 @@ class Reporter:
 
 
 def _deliver(process: "subprocess.Popen[str]", messages: "SimpleQueue[str | None]") -> None:
-    """Write messages to the process, in a thread of its own: a pipe that nobody reads blocks."""
+    """Write messages to the process. Run it in a thread of its own: a full pipe blocks."""
     assert process.stdin
     with suppress(OSError), process.stdin as pipe:  # it may die
         for message in iter(messages.get, None):
@@ -206,7 +198,7 @@ def _deliver(process: "subprocess.Popen[str]", messages: "SimpleQueue[str | None
 
 
 def settle(tracking: Tracking, trials: Sequence[FrozenTrial], model: Model | None, say: Callable[[str], None]) -> str:
-    """Send Comet what it lacks of finished trials, and the promoted `model`. Return a sentence about the outcome."""
+    """Send Comet the finished trials that it lacks, and the promoted `model`. Return a sentence about the outcome."""
     finished = [trial for trial in trials if trial.state.is_finished()]
     left = [trial for trial in finished if not tracking.is_settled(trial.number)]
     if model and tracking.note(model.trial).get("version") != model.version:
@@ -218,7 +210,7 @@ def settle(tracking: Tracking, trials: Sequence[FrozenTrial], model: Model | Non
 
 
 def _publish(tracking: Tracking, trials: Sequence[FrozenTrial], model: Model | None, say: Callable[[str], None]) -> str:
-    """Report finished trials; return why no writer could be started, if so."""
+    """Report finished trials. Return why no writer could be started; empty if one was."""
     reporter = Reporter(tracking)
     for trial in trials:
         reporter.publish(trial, model if model and trial.number == model.trial else None)
@@ -228,7 +220,7 @@ def _publish(tracking: Tracking, trials: Sequence[FrozenTrial], model: Model | N
 
 
 def _outcome(tracking: Tracking, finished: Sequence[FrozenTrial], fault: str) -> str:
-    """Say where the experiments are, or why not all have been sent."""
+    """Say where the experiments are, or why some have not been sent."""
     notes = [tracking.note(trial.number) for trial in finished if not tracking.is_settled(trial.number)]
     if notes:
         fault = next((note["fault"] for note in notes if note.get("fault")), fault)
@@ -249,7 +241,7 @@ def how_to_upload(sweep: Sweep) -> str:
 
 
 def notify(tracking: Tracking, trials: Sequence[FrozenTrial], news: str) -> None:
-    """Have Comet send the user a message through the best trial, if notifications are on."""
+    """Have Comet send the user a message with the best trial's experiment, if notifications are on."""
     finished = [trial for trial in trials if trial.state.is_finished()]
     if tracking.notify and tracking.mode == "online" and finished:
         as_loss = tracking.sweep.space.goal.as_loss
@@ -262,7 +254,6 @@ def notify(tracking: Tracking, trials: Sequence[FrozenTrial], news: str) -> None
 def read_note(folder: Path) -> dict[str, Any]:
     """Return the writer's note on the trial in `folder`; empty if there is none."""
     try:
-        note: dict[str, Any] = json.loads((folder / NOTE).read_text())
+        return dict(json.loads((folder / NOTE).read_text()))
     except (OSError, ValueError):
         return {}
-    return note

@@ -20,7 +20,7 @@ from search.study.storage import StorageError, first_line
 from search.study.sweep import Sweep
 from search.study.trials import CONFIRMS, DISPLACED, parameters_of
 from search.task import EpochMetrics, OutOfMemoryError, ProcessLostError, Task, TrialContext, WorkerSlot
-from search.workers.artifacts import Artifacts, checkpoint_of, remove_checkpoints
+from search.workers.artifacts import Artifacts, checkpoint_of, open_artifacts, remove_checkpoints
 from search.workers.history import write_history
 from search.workers.tracking import Reporter, Tracking
 
@@ -36,8 +36,8 @@ class Part:
 def work(parts: Sequence[Part], owner: Owner, task: Task, slot: WorkerSlot) -> None:
     """Train trials until no part of the sweep has any left, those of the first part first.
 
-    Raises OSError and StorageError for faults of the machine or of Comet's Optimizer, which are no trial's, and
-    ValueError if Comet refuses a request.
+    Raises OSError and StorageError for faults of the machine or of Comet's Optimizer, which are not a trial's fault,
+    and ValueError if Comet refuses a request.
     """
     try:
         _work([_with_device(part, slot) for part in parts], owner, task, slot)
@@ -46,7 +46,7 @@ def work(parts: Sequence[Part], owner: Owner, task: Task, slot: WorkerSlot) -> N
 
 
 def _with_device(part: Part, slot: WorkerSlot) -> Part:
-    """Replace the facts about the command's machine by those about the worker's."""
+    """Replace the facts about the command's machine by facts about the worker's."""
     if not part.tracking or not slot.label:
         return part
     facts = {**part.tracking.facts, "host": platform.node(), "devices": slot.label}
@@ -55,7 +55,7 @@ def _with_device(part: Part, slot: WorkerSlot) -> Part:
 
 def _work(parts: Sequence[Part], owner: Owner, task: Task, slot: WorkerSlot) -> None:
     reporter = Reporter(parts[0].tracking) if parts[0].tracking else None
-    artifacts = Artifacts(parts[0].sweep.artifacts) if parts[0].sweep.artifacts else None
+    artifacts = open_artifacts(parts[0].sweep)
     try:
         for study, tracking, acquired in _acquire_trials(parts, owner, slot):
             if reporter and tracking:
@@ -66,7 +66,7 @@ def _work(parts: Sequence[Part], owner: Owner, task: Task, slot: WorkerSlot) -> 
             if reporter:
                 reporter.close(study.read_trial(acquired.trial), news=study.news_of(acquired.trial))
             if was_lost:
-                return  # the next process has another id, so that no trial is blamed for this one's end
+                return  # the next process has another id: the end of this one counts against no trial
     finally:
         if reporter:
             reporter.finish()
@@ -75,7 +75,7 @@ def _work(parts: Sequence[Part], owner: Owner, task: Task, slot: WorkerSlot) -> 
 def _acquire_trials(
     parts: Sequence[Part], owner: Owner, slot: WorkerSlot
 ) -> Iterator[tuple[SharedStudy, Tracking | None, AcquiredTrial]]:
-    """Acquire trials while there are any: those of a part only if the parts before it have none."""
+    """Acquire trials while there are any; those of a part only if the parts before it have none."""
     studies: dict[str, SharedStudy] = {}
     while True:
         for part in parts:
@@ -97,7 +97,7 @@ def _train(
     reporter: Reporter | None,
     artifacts: Artifacts | None,
 ) -> bool:
-    """Run an acquired trial and release it. Return False if another worker has it by now."""
+    """Run an acquired trial and release it. Return False if another worker has it."""
     trial, folder = acquired.trial, study.sweep.trial_folder(acquired.trial.number)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def _train(
 
 @dataclass(frozen=True)
 class TrialRun:
-    """One trial in training, and what the training needs."""
+    """One trial in training."""
 
     study: SharedStudy
     trial: FrozenTrial
@@ -138,7 +138,7 @@ class TrialRun:
         try:
             state, reason = self._train()
         except (OSError, StorageError, TrialLostError, UpdateFinishedTrialError):
-            raise  # disk full, data gone, study out of reach: every other trial would fail too
+            raise  # disk full, data gone, study unreachable: every other trial would fail too
         except ProcessLostError as error:
             is_starved = isinstance(error, OutOfMemoryError)
             note_last_words(self.study, self.trial, str(error).splitlines()[0], starved=is_starved)
@@ -167,7 +167,6 @@ class TrialRun:
         return state, self.trial.user_attrs.get(DISPLACED, reason)
 
     def _best(self) -> EpochMetrics:
-        """Return the best epoch so far."""
         goal = self.study.sweep.space.goal
         return self.rows[goal.index([row[goal.column] for row in self.rows])]
 
