@@ -77,19 +77,10 @@ def hanging(request, tmp_path):
     """Pytest with a test whose set-up hangs, after it started a process: pytest's process, and that one's number."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_hanging.py").write_text(TESTS)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-s",
-        "-c",
-        ROOT / "pyproject.toml",
-        "--rootdir",
-        tmp_path,
-        "test_hanging.py",
-    ]
+    options = ["-s", "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, *request.param]
+    command = [sys.executable, "-m", "pytest", *options, "test_hanging.py"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = start([*command, *request.param], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    process = start(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     wait_until((tmp_path / "pid").exists, process)
     return process, int((tmp_path / "pid").read_text())
 

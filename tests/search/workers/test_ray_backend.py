@@ -115,21 +115,9 @@ def test_machine_with_another_version_is_refused_by_name(cluster, tmp_path):
 @pytest.mark.slow
 def test_whole_command_runs_over_the_cluster(cluster, tmp_path, write_space, photographs):
     options = ["--image-size", "64", "--epochs", "1", "--tracking", "off", "--confirm", "0", "--name", "small"]
-    options += [
-        "--backend",
-        "ray",
-        "--ray-address",
-        cluster.address,
-        "--workers",
-        "1",
-        "--trials",
-        "1",
-        "--no-baseline",
-    ]
-    done = subprocess.run(
-        [sys.executable, ROOT / "run_sweep.py", write_space(), "--data", photographs, *options],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-    )  # fmt: skip
+    options += ["--backend", "ray", "--ray-address", cluster.address, "--workers", "1", "--trials", "1"]
+    command = [sys.executable, ROOT / "run_sweep.py", write_space(), "--data", photographs, "--no-baseline", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     # Ray may not yet have heard of the end of a node that another test ended.
     assert re.search(r"Ray: 1 worker with 1 GPU and 1 CPU each, on a cluster of [23] nodes", done.stdout)

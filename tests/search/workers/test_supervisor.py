@@ -26,9 +26,8 @@ def start(folder, *arguments, **options):
 
 def workers_of(pid):
     """Pids of the worker processes of a sweep."""
-    listing = subprocess.run(
-        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False
-    )
+    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=False)
     return [int(line.split()[0]) for line in listing.stdout.splitlines() if "popen_loky" in line]
 
 
