@@ -4,7 +4,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +127,10 @@ def is_passing(error: Exception) -> bool:
 
 
 def _open_file(path: Path) -> RDBStorage:
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
     # PRAGMA synchronous stays FULL, though NORMAL commits far faster: after a power cut the study could lack a trial
     # whose checkpoint exists, and the next trial of that number would resume it.
-    connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers and the writer do not block
-    connection.close()
+    with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers and the writer do not block
     patience = {"connect_args": {"timeout": BUSY_SECONDS}}
     known = path.absolute() in FITTING
     storage = RDBStorage(f"sqlite:///{path}", engine_kwargs=patience, skip_compatibility_check=known)

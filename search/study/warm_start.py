@@ -36,7 +36,7 @@ class PriorSweep:
 def read_prior_sweep(folder: Path, space: Space) -> PriorSweep:
     """Read the sweep in `folder`. Raises ValueError if a search of `space` cannot learn from it."""
     if space.algorithm != "bayes":
-        raise ValueError(f"--warm-start is for algorithm bayes; {space.algorithm} learns from no results")
+        raise ValueError(f"--warm-start is for algorithm bayes; {space.algorithm} uses no results")
     try:
         study = load_study(folder)
     except ValueError as error:
@@ -49,7 +49,7 @@ def read_prior_sweep(folder: Path, space: Space) -> PriorSweep:
     ended = [trial for trial in study.get_trials(deepcopy=False, states=states) if trial.params]
     complete = [trial for trial in ended if trial.state == TrialState.COMPLETE]
     if not complete:
-        raise ValueError(f"--warm-start: no trial of {folder} is complete and in the space, so it has nothing to teach")
+        raise ValueError(f"--warm-start: no trial of {folder} is complete and in the space; name another sweep")
     confirmed = [candidate["trial"] for candidate in study.user_attrs.get(CANDIDATES, [])]  # the winner first
     best = sorted(ordered(complete, space.goal), key=lambda trial: trial.number not in confirmed[:1])
     winner = next((trial.params for trial in best if trial.params != space.baseline), {})

@@ -153,7 +153,7 @@ class Artifacts:
         except (ArtifactNotFound, OSError):
             raise
         except Exception as error:
-            raise OSError(f"the artifact store {self.address} is out of reach ({error})") from error
+            raise OSError(f"the artifact store {self.address} is unreachable ({error})") from error
 
 
 def open_artifacts(sweep: Sweep) -> Artifacts | None:

@@ -237,7 +237,7 @@ def _answering(address: str) -> str:
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise ValueError(f"--ray-address: nobody answers at {host}:{port} ({error})") from error
+        raise ValueError(f"--ray-address: no answer from {host}:{port} ({error})") from error
     return f"{host}:{port}"
 
 

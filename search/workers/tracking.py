@@ -237,7 +237,7 @@ def how_to_upload(sweep: Sweep) -> str:
     """Return the command that uploads the archives of both parts of a sweep; empty if there are none."""
     folder = sweep.folder / "comet"
     command = f"comet upload {folder}/*.zip"
-    return f"with an API key set, this sends what is archived: {command}" if any(folder.glob("*.zip")) else ""
+    return f"with an API key set, this sends the archives: {command}" if any(folder.glob("*.zip")) else ""
 
 
 def notify(tracking: Tracking, trials: Sequence[FrozenTrial], news: str) -> None:

@@ -194,7 +194,7 @@ def test_archives_of_a_killed_and_resumed_sweep_are_delivered_whole(tmp_path, se
     said = run(folder, 6, 2, *options, environment=environment)
     archives = sorted(folder.glob("comet/*.zip"))
     assert len(archives) == 6
-    assert f"this sends what is archived: comet upload {folder}/comet/*.zip" in said
+    assert f"this sends the archives: comet upload {folder}/comet/*.zip" in said
     assert not (folder / "comet/.unfinished").exists()
     assert not server.requests
     uploaded = subprocess.run(

@@ -201,7 +201,7 @@ def test_server_keeps_what_an_earlier_sweep_found(make, cold, postgres):
     [
         ({"parameters": {"x": {"type": "float", "min": 0, "max": 2}}}, "cold differs in parameters"),
         ({"spec": {"metric": "loss"}}, "cold differs in goal"),
-        ({"algorithm": "random"}, "random learns from no results"),
+        ({"algorithm": "random"}, "random uses no results"),
     ],
 )
 def test_sweep_of_another_space_is_refused_in_one_sentence(make, cold, changes, message):

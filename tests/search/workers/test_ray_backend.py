@@ -134,7 +134,7 @@ def refused(*options):
 
 
 def test_cluster_that_cannot_be_had_is_one_sentence():
-    assert refused("--ray-address", "127.0.0.1:1").startswith("--ray-address: nobody answers at 127.0.0.1:1 (")
+    assert refused("--ray-address", "127.0.0.1:1").startswith("--ray-address: no answer from 127.0.0.1:1 (")
     assert "takes HOST or HOST:PORT" in refused("--ray-address", "ray://head:10001")
     assert "on a cluster Ray assigns the GPUs" in refused("--devices", "cpu")
     assert "leave out --backend ray" in refused("--dry-run")
