@@ -1,4 +1,4 @@
-"""Gradio components that neither decode nor fetch an input, and that return outputs without writing files."""
+"""Gradio components that neither decode nor fetch their inputs, and write no files for their outputs."""
 
 import binascii
 import html
@@ -12,7 +12,7 @@ from gradio.utils import get_upload_folder
 from catdog.data.decode import MAX_BYTES
 from catdog.serving import render
 
-# Output of an image that stays. After gr.skip(), Gradio makes the component anew, without the methods replaced here.
+# Output of an unchanged image. After gr.skip(), Gradio makes the component anew, without the methods replaced here.
 UNCHANGED = object()
 
 
@@ -56,7 +56,7 @@ def _read_content(payload: Any) -> Any:
 
 
 def uploaded(path: str | None) -> Path:
-    """Return an uploaded file. Refuses all other files of this machine, some of which Gradio lets through."""
+    """Return an uploaded file. Raises gr.Error for any other file of this machine; Gradio itself admits some."""
     file = Path(path or "").resolve()
     if not file.is_relative_to(get_upload_folder()) or (file.exists() and not file.is_file()):
         raise error("this file was not uploaded")

@@ -1,4 +1,4 @@
-"""Answers and figures -> HTML, tables, CSV, JSON, data URLs."""
+"""Render answers and figures as HTML, tables, CSV, JSON and data URLs."""
 
 import csv
 import re
@@ -20,7 +20,7 @@ from PIL import Image
 from catdog.checkpoint import read_header
 from catdog.serving.model_card import headline
 from catdog.serving.monitor import FIGURES
-from catdog.serving.service import Reply
+from catdog.serving.service import Reply, Service
 from catdog.serving.uploads import ImageFile
 
 HEAT_COLOUR = (255, 60, 0)  # RGB
@@ -54,7 +54,7 @@ def verdict(reply: Reply) -> str:
 
 
 def to_json(reply: Reply) -> dict[str, Any]:
-    """Return an answer as the API gives it."""
+    """Return an answer in the API's form."""
     answer = reply.answer
     return {
         "label": answer.label if answer.familiar else None,
@@ -76,14 +76,16 @@ def facts(reply: Reply) -> str:
 
 
 def problem(sentence: str) -> str:
-    """Return an error in HTML, its commands in a fixed font."""
+    """Return an error in HTML, with its commands in a fixed font."""
     text = re.sub(r"(python (?:-m )?[\w./]+(?: NAME)?)", r"<code>\1</code>", escape(sentence))
     return f'<p class="problem" role="status">{text}</p>'
 
 
-def state_line(version: str, which: str, reason: str) -> str:
+def state_line(service: Service) -> str:
     """Return the line above the tabs: the model in service, or the reason why there is none."""
-    return f'<p role="status">Model <code>{version}</code>: {escape(which)}</p>' if version else problem(reason)
+    if not (model := service.classifier):
+        return problem(service.problem)
+    return f'<p role="status">Model <code>{model.version}</code>: {escape(headline(model.header))}</p>'
 
 
 def summary(replies: Sequence[ImageReply]) -> str:
@@ -91,9 +93,8 @@ def summary(replies: Sequence[ImageReply]) -> str:
     counts = Counter(verdict(one.reply) for one in replies if one.reply)
     num_broken = len(replies) - counts.total()
     shown = ", ".join(f"{count} {label}" for label, count in counts.most_common()) or "none"
-    return f"{counts.total()} answered: {shown}" + (
-        f"; {num_broken} without an answer, see the table." if num_broken else "."
-    )
+    rest = f"; {num_broken} without an answer, see the table" if num_broken else ""
+    return f"{counts.total()} answered: {shown}{rest}."
 
 
 def to_table(replies: Sequence[ImageReply], classes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -107,18 +108,16 @@ def to_table(replies: Sequence[ImageReply], classes: Sequence[str]) -> tuple[lis
 
 
 def to_csv(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Return a table as CSV. A spreadsheet must not take a cell for a formula: those are marked as text."""
+    """Return a table as CSV. Cells that a spreadsheet would take for formulas are marked as text."""
     file = StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(headings)
-    for row in cells:
-        writer.writerow([f"'{cell}" if cell.lstrip().startswith(("=", "+", "-", "@")) else cell for cell in row])
+    marked = [[f"'{cell}" if cell.lstrip().startswith(("=", "+", "-", "@")) else cell for cell in row] for row in cells]
+    csv.writer(file, lineterminator="\n").writerows([headings, *marked])
     return file.getvalue()
 
 
 def download_link(text: str) -> str:
     """Return a link that contains a CSV file."""
-    url = _data_url("text/csv;charset=utf-8", text.encode())
+    url = f"data:text/csv;charset=utf-8;base64,{b64encode(text.encode()).decode()}"
     return f'<a class="download" download="answers.csv" href="{url}">Download as CSV</a>'
 
 
@@ -126,19 +125,14 @@ def image_url(image: Image.Image) -> str:
     """Return an image as a data URL, so that no file is needed."""
     file = BytesIO()
     image.save(file, "WEBP", quality=82, method=0)
-    return _data_url("image/webp", file.getvalue())
-
-
-def _data_url(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{b64encode(content).decode()}"
+    return f"data:image/webp;base64,{b64encode(file.getvalue()).decode()}"
 
 
 def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
     """Lay a heat map, (h, w) from 0 to 1, over an RGB image of any size."""
-    resized = Image.fromarray(heat.astype(np.float32)).resize(image.size, Image.Resampling.BICUBIC)
-    opacity = np.asarray(resized).clip(0, 1)[..., None] * HEAT_OPACITY
-    mixed = np.asarray(image) * (1 - opacity) + np.array(HEAT_COLOUR) * opacity
-    return Image.fromarray(mixed.astype(np.uint8))
+    opacity = Image.fromarray((255 * HEAT_OPACITY * heat).astype(np.uint8))
+    colour = Image.new("RGB", image.size, HEAT_COLOUR)
+    return Image.composite(colour, image, opacity.resize(image.size, Image.Resampling.BICUBIC))
 
 
 def monitor(summary: Mapping[str, Any]) -> str:
@@ -171,7 +165,7 @@ def history(best_model: Path) -> list[list[str]]:
     for path in sorted((best_model / "history").glob("[0-9]*.safetensors"), reverse=True):
         with suppress(OSError):  # a promotion has just removed the oldest
             changed = path.stat().st_ctime
-            until = datetime.fromtimestamp(changed, UTC).strftime("%Y-%m-%d %H:%M UTC")
+            until = f"{datetime.fromtimestamp(changed, UTC):%Y-%m-%d %H:%M} UTC"
             rows.append([path.stem, _headline(path, changed), until])
     return rows
 

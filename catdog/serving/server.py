@@ -2,11 +2,9 @@
 
 import logging
 import os
-import secrets
 import shutil
 import socket
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
@@ -29,25 +27,23 @@ MAX_UPLOAD = 2 * MAX_BYTES  # bytes of one uploaded file: an archive may be larg
 MAX_UPLOAD_BODY = MAX_TOTAL + MAX_UPLOAD
 MAX_CALL_BODY = 3 * MAX_BYTES // 2  # of an API call, which may hold an image in base64
 FETCHING = ("file=http", "file=ftp", "proxy=")  # parts of Gradio's paths that make it fetch a URL
-LAST_PORT = 65535
 LOCK = ".lock"  # in a server's upload folder, held while the server runs
 DELETE_SECONDS = 5.0  # between two deletions of old uploads
 MAX_REQUESTS = 400  # at a time, open pages included; the next one returns 503
+Auth = tuple[str, str] | None  # user and password
 SETTINGS = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 log = logging.getLogger("catdog")
 
 
-def serve(
-    model: Path, listener: socket.socket, device: str, *, auth: tuple[str, str] | None, root_path: str, track: bool
-) -> None:
+def serve(model: Path, listener: socket.socket, device: str, *, auth: Auth, root_path: str, track: bool) -> None:
     """Serve a model file on a listening socket until a signal ends it; `track` logs to Comet if there is an API key."""
     keep_freed_memory()
     with ExitStack() as resources:
         reporter = resources.enter_context(closing(CometReporter())) if track and has_api_key() else None
         folder = resources.enter_context(_upload_folder(cache_folder() / "uploads"))
         service = Service(model, device, Monitor(), reporter)
-        app = make_app(service, folder, resources, auth=auth, root_path=root_path)
+        app = make_app(service, folder, resources, auth, root_path)
         config = uvicorn.Config(app, log_level="warning", limit_concurrency=MAX_REQUESTS, timeout_graceful_shutdown=2)
         logging.getLogger("uvicorn.error").addFilter(_is_relevant)
         host, port = listener.getsockname()[:2]
@@ -57,20 +53,21 @@ def serve(
             uvicorn.Server(config).run(sockets=[listener])
 
 
-def make_app(
-    service: Service,
-    folder: Path,
-    resources: ExitStack,
-    *,
-    auth: tuple[str, str] | None = None,
-    root_path: str = "",
-) -> FastAPI:
+def make_app(service: Service, folder: Path, resources: ExitStack, auth: Auth, root_path: str) -> FastAPI:
     """Return the application: the page, its API, /health and /metrics. Its shutdown closes `resources`."""
     os.environ.update(SETTINGS, GRADIO_TEMP_DIR=str(folder))
     from catdog.serving.ui import Page  # noqa: PLC0415 - imports Gradio, which reads its settings then
 
     page = Page(service, folder)
-    lifespan = _make_lifespan(service, page.delete_uploads, resources)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        service.repeat(page.delete_uploads, DELETE_SECONDS)
+        yield
+        service.stopped.set()
+        resources.close()  # here, because uvicorn raises SIGTERM again, which ends the process
+
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(RequestGuard)
 
@@ -84,7 +81,7 @@ def make_app(
     def metrics() -> Response:
         return Response(service.monitor.prometheus_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    return page.mount(app, auth=_make_auth_check(*auth) if auth else None, root_path=root_path, max_upload=MAX_UPLOAD)
+    return page.mount(app, auth=auth, root_path=root_path, max_upload=MAX_UPLOAD)
 
 
 class RequestGuard:
@@ -120,39 +117,6 @@ def _limit_body(receive: Any, limit: int) -> Any:
     return receive_within_limit
 
 
-def _make_auth_check(user: str, password: str) -> Callable[[str, str], bool]:
-    def check(given_user: str, given_password: str) -> bool:
-        is_user = secrets.compare_digest(given_user.encode(), user.encode())
-        return secrets.compare_digest(given_password.encode(), password.encode()) and is_user
-
-    return check
-
-
-def _make_lifespan(
-    service: Service, delete_uploads: Callable[[], None], resources: ExitStack
-) -> Callable[[FastAPI], Any]:
-    """Return the application's lifespan: the service runs and old uploads are deleted between startup and shutdown."""
-    stopped = threading.Event()
-
-    def delete_repeatedly() -> None:
-        while not stopped.wait(DELETE_SECONDS):
-            try:
-                delete_uploads()
-            except Exception:
-                log.exception("old uploads could not be deleted; trying again in %g s", DELETE_SECONDS)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.start()
-        threading.Thread(target=delete_repeatedly, daemon=True).start()
-        yield
-        stopped.set()
-        service.stop()
-        resources.close()  # here, because uvicorn raises SIGTERM again, which ends the process
-
-    return lifespan
-
-
 def _is_relevant(record: logging.LogRecord) -> bool:
     """Return False for uvicorn's message that its shutdown disconnected an open page."""
     return "timeout graceful shutdown" not in f"{record.getMessage()} {record.exc_info}"
@@ -160,8 +124,8 @@ def _is_relevant(record: logging.LogRecord) -> bool:
 
 def listen(host: str, port: int) -> socket.socket:
     """Open a listening socket. Raises ValueError, one sentence, if the address is not available."""
-    if not 0 <= port <= LAST_PORT:
-        raise ValueError(f"--port is {port}; it must be 0 to {LAST_PORT}")
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port is {port}; it must be 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with ExitStack() as on_error:

@@ -3,8 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -18,7 +19,7 @@ from catdog.serving.monitor import Monitor
 from catdog.serving.reference import known_answers
 
 MAX_BATCH = {"cpu": 4, "cuda": 64}  # images computed together; a CPU is no faster with more
-POLL_SECONDS = 0.5  # between two looks at the model file
+POLL_SECONDS = 0.5  # between two checks of the model file
 TOLERANCE = 0.05  # of a probability in the self-test: bfloat16 and devices differ
 FACTOR = 1.3  # likewise of a distance
 NO_CHAMPION = "no champion: {} does not exist; python run_sweep.py trains and promotes one"
@@ -51,8 +52,8 @@ class _Job:
 class Service:
     """Serves the model file at `path`, and replaces the model when the file is replaced.
 
-    A new file goes into service after its hash is verified and it passes its self-test. Otherwise it is refused, and
-    the model before stays in service.
+    A new file goes into service if its hash is right and it passes its self-test. Otherwise it is refused, and the old
+    model stays in service.
     """
 
     def __init__(self, path: Path, device: str, monitor: Monitor, reporter: CometReporter | None = None) -> None:
@@ -70,10 +71,19 @@ class Service:
         self.reload_if_changed()
         if self.file_state is None:
             log.warning("%s", self.problem)
-        threading.Thread(target=self._watch, daemon=True).start()
+        self.repeat(self._update, POLL_SECONDS)
 
-    def stop(self) -> None:
-        self.stopped.set()
+    def repeat(self, task: Callable[[], None], seconds: float) -> None:
+        """Run `task` in a thread every so many seconds, until `stopped` is set."""
+
+        def run() -> None:
+            while not self.stopped.wait(seconds):
+                try:
+                    task()
+                except Exception:
+                    log.exception("background task %s failed; trying again in %g s", task.__name__, seconds)
+
+        threading.Thread(target=run, daemon=True).start()
 
     def classify(self, image_file: bytes, *, saliency: bool = False) -> Reply:
         """Classify the content of an image file. Raises ValueError, one sentence, and UnavailableError."""
@@ -103,7 +113,7 @@ class Service:
         try:
             candidate = Classifier(self.path, self.device)
             self._self_test(candidate)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with the file, the model before stays in service
+        except Exception as error:  # noqa: BLE001 - after any fault of the file, the old model stays in service
             reason = str(error) if state else f"{self.path} is gone"
             if not isinstance(error, ValueError):  # not the file's fault and perhaps temporary, such as full memory
                 self.file_state, reason = None, f"{self.path} cannot be served yet ({type(error).__name__}: {error})"
@@ -127,7 +137,7 @@ class Service:
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
     def _self_test(self, candidate: Classifier) -> None:
-        """Warm a model up, and compare its answers with those of its promotion. Raises ValueError."""
+        """Warm up a model, and compare its answers with those of its promotion. Raises ValueError."""
         reference = candidate.header.get("reference")
         if reference is None:
             size = candidate.image_size
@@ -143,35 +153,29 @@ class Service:
             return
         ratios = np.array([answer.distance for answer in answers]) / distances
         if np.abs(probabilities - expected).max() > TOLERANCE or ratios.max() > FACTOR or ratios.min() < 1 / FACTOR:
-            raise ValueError(
-                f"{self.path} fails its self-test: its answers have changed since its promotion; promote it again"
-            )
+            changed = "its answers have changed since its promotion; promote it again"
+            raise ValueError(f"{self.path} fails its self-test: {changed}")
 
     def _submit(self, classifier: Classifier, image: np.ndarray, *, saliency: bool) -> Future[Answer]:
         job = _Job(classifier, image, saliency, Future())
         self.jobs.put(job)
         return job.done
 
-    def _watch(self) -> None:
-        while not self.stopped.wait(POLL_SECONDS):
-            try:
-                self.reload_if_changed()
-                report = self.monitor.tick()
-                if self.reporter:
-                    self.reporter.send(report)
-            except Exception:
-                log.exception("an error while watching the model file; trying again")
+    def _update(self) -> None:
+        """Check the model file, update the monitor and report to Comet."""
+        self.reload_if_changed()
+        report = self.monitor.tick()
+        if self.reporter:
+            self.reporter.send(report)
 
     def _answer_jobs(self) -> None:
         """Answer the waiting jobs, one batch at a time; images for the same model go together."""
         while True:
             jobs = [self.jobs.get()]
-            while len(jobs) < self.max_batch:
-                try:
+            with suppress(Empty):
+                while len(jobs) < self.max_batch:
                     jobs.append(self.jobs.get_nowait())
-                except Empty:
-                    break
-            for classifier in {id(job.classifier): job.classifier for job in jobs}.values():
+            for classifier in {job.classifier for job in jobs}:
                 _answer_batch([job for job in jobs if job.classifier is classifier])
 
 

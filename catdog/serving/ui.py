@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.events import api
 
 from catdog.data.decode import decode_preview
 from catdog.data.sources import CLASSES
@@ -17,19 +18,25 @@ from catdog.data.synthetic import draw
 from catdog.serving import render
 from catdog.serving.charts import draw_charts
 from catdog.serving.components import UNCHANGED, error, make_files, make_gallery, make_image, uploaded
-from catdog.serving.model_card import headline, model_card
+from catdog.serving.model_card import model_card
 from catdog.serving.service import Service, UnavailableError
 from catdog.serving.uploads import MAX_IMAGES, ImageFile, unpack
 
 PREVIEW_SIZE, THUMBNAIL_SIZE = 640, 160  # pixels, at most
 STATE_SECONDS, PLOT_SECONDS = 2, 5  # between two updates of an open page
 UPLOAD_LIFETIME_SECONDS = 300.0  # seconds; requests in the queue need their uploads
-MAX_QUEUED = 5  # requests with many images; the next one is asked to come back later
-NUM_PARALLEL = 4  # images of one such request, so that others get a turn
+MAX_QUEUED = 5  # requests with many images; further ones are refused
+NUM_PARALLEL = 4  # images of one such request at a time, so that other requests get a turn
 EXAMPLE_SEEDS, EXAMPLE_SIZE = (3, 5, 12, 16), 256
 MANY_HINT = f"Up to {MAX_IMAGES} images. A file that cannot be read is listed in the table."
-CSS = Path(__file__).with_name("ui.css")
-THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # nothing to download
+OPTIONS: dict[str, Any] = {
+    "show_error": True,
+    "ssr_mode": False,
+    "run_history": False,
+    "footer_links": ["api", "settings"],
+    "theme": gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),  # no downloads
+    "css_paths": [Path(__file__).with_name("ui.css")],
+}
 PRIVATE: dict[str, Any] = {"queue": False, "api_visibility": "private"}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "many"}
 QUIET = {**PRIVATE, "show_progress": "hidden"}
@@ -49,23 +56,9 @@ class Page:
         self.blocks = self._build()
         self.own_files = set(folder.rglob("*"))
 
-    def mount(
-        self, app: FastAPI, *, auth: Callable[[str, str], bool] | None, root_path: str, max_upload: int
-    ) -> FastAPI:
-        mounted: FastAPI = gr.mount_gradio_app(
-            app,
-            self.blocks,
-            path="/",
-            auth=auth,
-            root_path=root_path or None,
-            max_file_size=max_upload,
-            show_error=True,
-            ssr_mode=False,
-            run_history=False,
-            footer_links=["api", "settings"],
-            theme=THEME,
-            css_paths=[CSS],
-        )
+    def mount(self, app: FastAPI, *, auth: tuple[str, str] | None, root_path: str, max_upload: int) -> FastAPI:
+        options = {"auth": auth, "root_path": root_path or None, "max_file_size": max_upload, **OPTIONS}
+        mounted: FastAPI = gr.mount_gradio_app(app, self.blocks, "/", **options)
         return mounted
 
     def delete_uploads(self) -> None:
@@ -82,7 +75,7 @@ class Page:
     def _build(self) -> gr.Blocks:
         blocks: gr.Blocks
         with gr.Blocks(title="cat or dog", analytics_enabled=False) as blocks:
-            state = gr.HTML(self.state_line(), elem_id="state")
+            state = gr.HTML(render.state_line(self.service), elem_id="state")
             with gr.Tabs():
                 with gr.Tab("Classify") as classify:
                     self._build_classify()
@@ -92,6 +85,7 @@ class Page:
                     model_outputs = self._build_model()
                 with gr.Tab("Monitor") as monitor:
                     monitor_outputs = self._build_monitor()
+            self._build_api()
             timer, plot_timer, known = gr.Timer(STATE_SECONDS), gr.Timer(PLOT_SECONDS, active=False), gr.State("")
             gr.on([timer.tick, blocks.load], self.refresh, known, [known, state, *model_outputs], **QUIET)
             gr.on([plot_timer.tick, monitor.select], self.plots, None, monitor_outputs, **QUIET)
@@ -106,26 +100,18 @@ class Page:
             with gr.Column():
                 sources = ["upload", "clipboard", "webcam"]
                 image = make_image(label="Image", sources=sources, height=360, elem_id="picture")
-                examples = gr.Dataset(
-                    label="Drawn examples",
-                    components=[gr.Image(visible=False)],
-                    samples=[[str(path)] for path in self.examples],
-                    type="index",
-                )
+                samples = [[str(path)] for path in self.examples]
+                examples = gr.Dataset(label="Drawn examples", components=["image"], samples=samples, type="index")
             with gr.Column():
                 verdict = gr.Label(label="Answer", elem_id="verdict")
                 options: dict[str, Any] = {"interactive": False, "height": 300, "buttons": ["fullscreen"]}
                 heat = make_image(label="Evidence for the answer", elem_id="heat", **options)
                 facts = gr.HTML(elem_id="facts")
         outputs = [image, verdict, heat, facts]
-        # "multiple", because a pasted image causes two events, the first of them empty.
+        # "multiple", because a pasted image causes two events, of which the first is empty.
         image.input(self.show_one, image, outputs, show_progress_on=verdict, trigger_mode="multiple", **PRIVATE)
         image.clear(lambda: (None, None, ""), None, [verdict, heat, facts], **PRIVATE)
         examples.click(self.show_example, examples, outputs, show_progress_on=verdict, **PRIVATE)
-        with gr.Row(visible=False):  # for the API only
-            inputs = [make_image(label="image"), gr.Checkbox(label="heat")]
-            text = "Classify an image. With heat, also return a heat map: rows of numbers from 0 to 1."
-            gr.Button().click(self.classify, inputs, gr.JSON(), api_name="classify", api_description=text, queue=False)
 
     def _build_many(self) -> None:
         headings = render.to_table([], CLASSES)[0]
@@ -137,17 +123,11 @@ class Page:
         outputs = [summary, download, gallery, table]
         files.upload(self.show_many, files, outputs, api_visibility="private", **ONE_AT_A_TIME)
         files.clear(lambda: (MANY_HINT, "", [], {"headers": headings, "data": []}), None, outputs, **PRIVATE)
-        with gr.Row(visible=False):  # for the API only
-            inputs, text = make_files(label="files"), "Classify many images, or zip archives of images."
-            gr.Button().click(self.many, inputs, gr.JSON(), api_name="many", api_description=text, **ONE_AT_A_TIME)
 
     def _build_model(self) -> list[Any]:
         problem = gr.HTML(elem_id="refusal")
         card = gr.Markdown(elem_id="card")
         history = _make_table("Former champions", ["number", "which", "until"], 100, 610, 250)
-        with gr.Row(visible=False):  # for the API only
-            text = "Return the header of the model in service."
-            gr.Button().click(self.model, None, gr.JSON(), api_name="model", api_description=text)
         return [problem, card, history]
 
     def _build_monitor(self) -> list[Any]:
@@ -156,14 +136,20 @@ class Page:
         for _ in range(2):
             with gr.Row():
                 plots += [gr.Plot(show_label=False), gr.Plot(show_label=False)]
-        with gr.Row(visible=False):  # for the API only
-            text = "Return the monitor's figures and alerts."
-            gr.Button().click(self.figures, None, gr.JSON(), api_name="monitor", api_description=text)
         return [figures, *plots]
+
+    def _build_api(self) -> None:
+        """Add the functions of the API. Their docstrings are their descriptions there."""
+        api(self.model)
+        api(self.monitor)
+        with gr.Row(visible=False):
+            image, heat, files = make_image(label="image"), gr.Checkbox(label="heat"), make_files(label="files")
+            gr.Button().click(self.classify, [image, heat], gr.JSON(), api_name="classify", queue=False)
+            gr.Button().click(self.many, files, gr.JSON(), api_name="many", **ONE_AT_A_TIME)
 
     def show_one(self, content: bytes | None) -> tuple[Any, Any, Any, Any]:
         """Return the outputs of the Classify tab: image, label, heat map, facts."""
-        if content is None:  # Gradio clears the component before it takes a pasted image, which may be there by now
+        if content is None:  # Gradio clears the component before it takes a pasted image, which may be here already
             return UNCHANGED, gr.skip(), UNCHANGED, gr.skip()
         try:
             reply = self.service.classify(content, saliency=True)
@@ -177,6 +163,7 @@ class Page:
         return self.show_one(self.examples[index].read_bytes())
 
     def classify(self, content: bytes | None, heat: bool) -> dict[str, Any]:
+        """Classify an image. With heat, also return a heat map: rows of numbers from 0 to 1."""
         if content is None:
             raise error("there is no image; choose one")
         try:
@@ -194,17 +181,20 @@ class Page:
         return render.summary(replies), link, thumbnails, {"headers": headings, "data": cells}
 
     def many(self, files: list[str] | None, progress: gr.Progress = gr.Progress()) -> list[dict[str, Any]]:  # noqa: B008
+        """Classify many images, or zip archives of images."""
         return [
             {"file": one.file.name, **(render.to_json(one.reply) if one.reply else {"problem": one.problem})}
             for one in self._classify_files(files, progress)
         ]
 
     def model(self) -> dict[str, Any]:
+        """Return the header of the model in service."""
         if not self.service.classifier:
             raise error(self.service.problem)
         return {key: value for key, value in self.service.classifier.header.items() if key != "reference"}
 
-    def figures(self) -> dict[str, Any]:
+    def monitor(self) -> dict[str, Any]:
+        """Return the monitor's figures and alerts."""
         return self.service.monitor.summary()
 
     def plots(self) -> list[Any]:
@@ -212,14 +202,9 @@ class Page:
         summary, points = self.service.monitor.summary(), self.service.monitor.points()
         return [render.monitor(summary), *draw_charts(summary, points)]
 
-    def state_line(self) -> str:
-        classifier = self.service.classifier
-        version, which = (classifier.version, headline(classifier.header)) if classifier else ("", "")
-        return render.state_line(version, which, self.service.problem)
-
     def refresh(self, known: str) -> list[Any]:
         """Return the state line and the outputs of the Model tab if they have changed since `known`."""
-        line, problem, classifier = self.state_line(), self.service.problem, self.service.classifier
+        line, problem, classifier = render.state_line(self.service), self.service.problem, self.service.classifier
         if line + problem == known:
             return [gr.skip()] * 5
         card = model_card(classifier.header) if classifier else ""
@@ -247,7 +232,7 @@ class Page:
             return render.ImageReply(file, reply, thumbnail=thumbnail)
         except (ValueError, UnavailableError) as problem:
             return render.ImageReply(file, None, str(problem))
-        except Exception:  # the other images are answered all the same
+        except Exception:  # the other images still get an answer
             log.exception("one of many images had no answer")
             return render.ImageReply(file, None, "it could not be answered; try again")
 

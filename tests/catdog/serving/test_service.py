@@ -23,7 +23,7 @@ def service(tmp_path):
     (tmp_path / "best_model").mkdir()
     service.start()
     yield service
-    service.stop()
+    service.stopped.set()
 
 
 def put(path, service):
