@@ -35,15 +35,15 @@ def _requests(times: Sequence[datetime], points: Sequence[Interval]) -> go.Figur
 
 def _latency(times: Sequence[datetime], points: Sequence[Interval]) -> go.Figure:
     figure = _figure("Latency in milliseconds")
-    _add_line(figure, times, [1000 * p.p50 for p in points], "median", BLUE)
-    return _add_line(figure, times, [1000 * p.p95 for p in points], "95th percentile", ORANGE)
+    figure.add_trace(_line(times, [1000 * p.p50 for p in points], "median", BLUE))
+    return figure.add_trace(_line(times, [1000 * p.p95 for p in points], "95th percentile", ORANGE))
 
 
 def _drift(times: Sequence[datetime], points: Sequence[Interval], thresholds: Mapping[str, float]) -> go.Figure:
     figure = _figure("Drift divided by its alert threshold")
     for name, threshold in thresholds.items():
         values = [p.figures.get(name, float("nan")) / threshold for p in points]
-        _add_line(figure, times, values, FIGURES[name], COLOURS.get(name, GREY))
+        figure.add_trace(_line(times, values, FIGURES[name], COLOURS[name]))
     return figure.add_hline(1, line_color=RED, line_dash="dot").update_yaxes(rangemode="tozero")
 
 
@@ -59,10 +59,8 @@ def _utc(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def _add_line(
-    figure: go.Figure, times: Sequence[datetime], values: Sequence[float], name: str, colour: str
-) -> go.Figure:
-    return figure.add_scatter(x=times, y=values, name=name, mode="lines+markers", line_color=colour, marker_size=4)
+def _line(times: Sequence[datetime], values: Sequence[float], name: str, colour: str) -> go.Scatter:
+    return go.Scatter(x=times, y=values, name=name, mode="lines+markers", line_color=colour, marker_size=4)
 
 
 def _figure(title: str) -> go.Figure:

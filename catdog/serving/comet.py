@@ -32,7 +32,7 @@ log = logging.getLogger("catdog")
 
 
 def has_api_key() -> bool:
-    """Return whether there may be an API key where Comet looks for it: in the environment or a .comet.config."""
+    """Return whether there may be an API key in the environment or in a .comet.config."""
     if "COMET_API_KEY" in os.environ:
         return bool(os.environ["COMET_API_KEY"])
     paths = Path(os.environ.get("COMET_CONFIG", ".comet.config")), Path.home() / ".comet.config"
@@ -60,7 +60,7 @@ class CometReporter:
 
     def _write(self, report: Mapping[str, Any]) -> None:
         if self.process.poll() is not None:
-            return  # it has ended with a message of its own
+            return  # it has ended and printed the reason
         try:  # less than a pipe's atomic 4096 bytes
             os.write(self.pipe.fileno(), (json.dumps(report) + "\n").encode())
         except BlockingIOError:
@@ -95,7 +95,7 @@ class _Experiment:
             while self.alerts:
                 self._log_alert(self.alerts[0], values)
                 self.alerts.pop(0)
-        except Exception as error:  # noqa: BLE001 - whatever the client raises, it is tried again
+        except Exception as error:  # noqa: BLE001 - the client raises anything; the next report tries again
             self.experiment, self.retry_at = None, time.monotonic() + RETRY_SECONDS
             print(f"Comet could not be reached: {type(error).__name__}", file=sys.stderr, flush=True)
 

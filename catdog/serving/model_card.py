@@ -1,4 +1,4 @@
-"""A model's header -> its card, best_model/README.md: architecture, metrics, origin, limits."""
+"""Write the card of a model, best_model/README.md, from its header: architecture, metrics, origin, limits."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,26 +61,17 @@ def _architecture(config: ModelConfig) -> str:
 
 
 def _metrics(header: Mapping[str, Any]) -> str:
-    metrics, parts = header["metrics"], ["## Metrics"]
-    rows = [
-        [
-            part,
-            found.get("pictures", ""),
-            f"{found.get('accuracy', 0):.1%}",
-            _interval(found),
-            f"{found.get('loss', 0):.4f}",
-        ]
-        for part in ("test", "validation")
-        if (found := metrics.get(part))
-    ]
-    parts.append(_table(["split", "images", "accuracy", "95 % interval", "loss"], rows))
+    metrics, rows = header["metrics"], []
+    for split in ("test", "validation"):
+        if found := metrics.get(split):
+            accuracy, loss = f"{found.get('accuracy', 0):.1%}", f"{found.get('loss', 0):.4f}"
+            rows.append([split, found.get("pictures", ""), accuracy, _interval(found), loss])
+    parts = ["## Metrics", _table(["split", "images", "accuracy", "95 % interval", "loss"], rows)]
     if test := metrics.get("test"):
         looks = "once" if test.get("looks", 1) == 1 else f"{test['looks']} times"
-        left_out = (
-            f" {test['left_out']} of them were left out as duplicates of training images."
-            if test.get("left_out")
-            else ""
-        )
+        left_out = ""
+        if test.get("left_out"):
+            left_out = f" {test['left_out']} of them were left out as duplicates of training images."
         parts.append(
             f"The test images decided the promotion only, and were evaluated {looks}.{left_out} The validation images "
             "also selected the epoch and the trial, so their figures are optimistic."
@@ -103,16 +94,14 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _origin(provenance: Mapping[str, Any]) -> str:
-    source, again = (
-        f"Trial {provenance.get('trial')} of the sweep `{provenance.get('run')}`",
-        provenance.get("confirmation"),
-    )
-    run = "" if again is None else f", trained again with a fresh seed as its confirmation run {again}"
+    source = f"Trial {provenance.get('trial')} of the sweep `{provenance.get('run')}`"
+    if "confirmation" in provenance:
+        source += f", trained again with a fresh seed as its confirmation run {provenance['confirmation']}"
     data = provenance.get("data")
     if isinstance(data, Mapping):
         data = f"`{data['source']}`, fingerprint {data['fingerprint']}"
     when = f"{provenance.get('time', 'at an unknown time')}, commit {provenance.get('commit') or 'unknown'}"
-    parts = ["## Origin", f"{source}{run}. Data: {data}. Trained {when}."]
+    parts = ["## Origin", f"{source}. Data: {data}. Trained {when}."]
     if url := provenance.get("experiment"):
         parts.append(f"Comet experiment: <{url}>")
     for title, key in (("Searched parameters", "parameters"), ("Training", "training"), ("Versions", "versions")):
@@ -123,8 +112,7 @@ def _origin(provenance: Mapping[str, Any]) -> str:
 
 
 def _limits(header: Mapping[str, Any]) -> str:
-    data, reference = header["provenance"].get("data"), header.get("reference")
-    lines = []
+    data, reference, lines = header["provenance"].get("data"), header.get("reference"), []
     if isinstance(data, Mapping) and data["source"] == "synthetic":
         lines.append("It was trained and tested on drawn images. Its accuracy on photographs is unknown.")
     names = " and ".join(f"{name}s" for name in header["classes"])

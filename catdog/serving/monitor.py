@@ -101,7 +101,7 @@ class _Metrics:
 
 
 class Monitor:
-    """Counts requests, which takes microseconds each. The rest is done by `tick`, to be called every second or so."""
+    """Counts requests, in microseconds each. Call `tick` every second or so: it does the rest."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -116,7 +116,7 @@ class Monitor:
         self.num_errors, self.interval_start = 0, time.time()
 
     def watch(self, version: str, header: Mapping[str, Any]) -> None:
-        """Start over with another model; the totals go on."""
+        """Start a new window for another model; the totals continue."""
         with self.lock:
             self.version, self.header, self.alerts = version, header, {}
             self.window = _Window(header.get("reference", {}))
@@ -210,24 +210,21 @@ class Monitor:
 
     def prometheus_text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        content: bytes = generate_latest(self.metrics.registry)
-        return content
+        return bytes(generate_latest(self.metrics.registry))
 
 
 def _psi(values: tuple[int, ...], expected: list[float]) -> float:
     """Return the population stability index of class or bin numbers against expected shares."""
-    return psi(shares_of(np.bincount(values, minlength=len(expected)).tolist()), expected)
+    return psi(shares_of(np.bincount(values, minlength=len(expected))), expected)
 
 
 def _describe_alert(name: str, value: float, reference: Mapping[str, Any]) -> str:
     """Return a sentence on a figure above its threshold."""
+    usual, threshold = f"{reference['abstained']:.0%}", f"{reference['thresholds'][name]:.3g}"
     text = {
         "class_psi": "the classes have other shares than among the validation images",
         "confidence_psi": "the confidence is distributed differently than on the validation images",
-        "abstained": f"{value:.0%} of the images are probably none of the classes; of the validation images it was "
-        f"{reference['abstained']:.0%}",
+        "abstained": f"{value:.0%} of the images are probably none of the classes; of the validation images: {usual}",
         "errors": f"{value:.0%} of the requests had no answer",
     }[name]
-    return (
-        f"{text} (last {reference['window']}: {FIGURES[name]} {value:.3g}, above {reference['thresholds'][name]:.3g})"
-    )
+    return f"{text} (last {reference['window']}: {FIGURES[name]} {value:.3g}, above {threshold})"

@@ -1,4 +1,4 @@
-"""A network and its data -> the header entry `reference`, with which the monitor compares the model in service.
+"""Compute the header entry `reference` of a network from its data: the monitor compares the service with it.
 
 The entry has the detector of images that are probably none of the classes, the shares of classes and confidences among
 the validation images, the alert thresholds, and images with known answers for the self-test.
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from catdog.data.dataset import Data, ImageSubset
@@ -22,7 +23,7 @@ from catdog.explain import OODDetector, extract_features, margin_of
 from catdog.model import CNN
 
 NUM_USUAL = 1000  # training images that the detector is fitted to
-ABSTAINED = 0.02  # share of the validation images that are called neither
+ABSTAINED = 0.02  # share of the validation images that the detector rejects
 NUM_BINS = 10  # of the confidence, with equally many validation images each
 WINDOW = 300  # last images in service, which are compared with the validation images
 ERRORS = 0.2  # share of requests that may fail
@@ -45,14 +46,14 @@ def make_reference(model: CNN, data: Data, device: str) -> dict[str, Any]:
     detector = replace(detector, limit=float(torch.quantile(distance, 1 - ABSTAINED)))
     called, margins = logits.argmax(1).numpy(), margin_of(logits).numpy()
     edges = np.quantile(margins, np.linspace(0, 1, NUM_BINS + 1)[1:-1]).tolist()
-    classes = shares_of(np.bincount(called, minlength=len(data.classes)).tolist())
+    classes = shares_of(np.bincount(called, minlength=len(data.classes)))
     abstained = float((distance > detector.limit).float().mean())
     return {
         "norm": detector.for_header(),
         "pictures": len(data.validation),
         "classes": classes,
         "margin_edges": edges,
-        "margins": shares_of(np.bincount(np.digitize(margins, edges), minlength=NUM_BINS).tolist()),
+        "margins": shares_of(np.bincount(np.digitize(margins, edges), minlength=NUM_BINS)),
         "abstained": abstained,
         "window": WINDOW,
         "thresholds": {
@@ -83,10 +84,7 @@ def _known_answers(model: CNN, detector: OODDetector, device: torch.device) -> l
     features = extract_features(model, torch.from_numpy(images), device)
     probabilities, distances = features.logits.softmax(1).tolist(), detector.distance(features.statistics).tolist()
     answers = zip(files, probabilities, distances, strict=True)
-    return [
-        {"picture": b64encode(file).decode(), "probabilities": answer, "distance": distance}
-        for file, answer, distance in answers
-    ]
+    return [{"picture": b64encode(f).decode(), "probabilities": p, "distance": d} for f, p, d in answers]
 
 
 def _extract(model: CNN, subset: ImageSubset, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -97,10 +95,10 @@ def _extract(model: CNN, subset: ImageSubset, rows: Tensor, device: torch.device
     return torch.cat([one.logits for one in features]), torch.cat([one.statistics for one in features])
 
 
-def shares_of(counts: Sequence[int]) -> list[float]:
+def shares_of(counts: ArrayLike) -> list[float]:
     """Turn counts into shares, none of which is 0: half an image is added to each bin."""
-    total = sum(counts) + len(counts) / 2
-    return [(count + 0.5) / total for count in counts]
+    counts = np.asarray(counts) + 0.5
+    return list(map(float, counts / counts.sum()))
 
 
 def psi(shares: Sequence[float], reference: Sequence[float]) -> float:

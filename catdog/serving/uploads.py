@@ -1,4 +1,4 @@
-"""Uploaded files and zip archives -> image files, within limits."""
+"""Read image files from uploaded files and zip archives, within limits."""
 
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ class ImageFile:
 
 
 def unpack(uploads: Sequence[tuple[str, Path]]) -> list[ImageFile]:
-    """Read named files, archives among them, into memory. A broken one becomes an ImageFile with a problem.
+    """Read named files and archives into memory. A broken one becomes an ImageFile with a problem.
 
     Raises ValueError, one sentence, if there are too many or they are too large in total.
     """
@@ -46,7 +46,7 @@ def _read_uploads(uploads: Sequence[tuple[str, Path]]) -> Iterator[ImageFile]:
 
 
 def _read_archive(name: str, path: Path) -> Iterator[ImageFile]:
-    """Read the members of an archive. Nothing is written to disk, so that their names can do no harm."""
+    """Read the members of an archive. Nothing is written to disk, so their names can do no harm."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if not _is_clutter(member)]
@@ -62,7 +62,7 @@ def _read_archive(name: str, path: Path) -> Iterator[ImageFile]:
 
 
 def _is_clutter(member: zipfile.ZipInfo) -> bool:
-    """Return whether a member is a folder, or a file that file managers leave behind."""
+    """Return whether a member is a folder, or a by-product of a file manager."""
     *folders, name = member.filename.split("/")
     return member.is_dir() or "__MACOSX" in folders or name.startswith(".") or name in {"Thumbs.db", "_DS_Store"}
 

@@ -59,11 +59,7 @@ def test_nothing_is_told_before_the_window_is_full(monitor):
 
 @pytest.mark.parametrize(
     ("kind", "alert"),
-    [
-        ({"cats": 1.0}, "class_psi"),
-        ({"margins": (3, 5.5)}, "confidence_psi"),
-        ({"strange": 0.3}, "abstained"),
-    ],
+    [({"cats": 1.0}, "class_psi"), ({"margins": (3, 5.5)}, "confidence_psi"), ({"strange": 0.3}, "abstained")],
 )
 def test_each_shift_raises_its_own_alert_and_its_end_is_logged(monitor, kind, alert, caplog):
     show(monitor, 300, **kind)
