@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     stop_by_signals()
     options = parse(arguments)
     if os.environ.get("COMET_OPTIMIZER_PROCESS_ID", "0") != "0":  # comet optimize -j starts us once per job
-        say("the first process of this comet optimize runs the workers of all")
+        say("the first process of this comet optimize runs all workers")
         return 0
     resume = f"Progress is saved. Resume with: {resume_command(options)}"
     try:
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 def resume_command(options: argparse.Namespace) -> str:
     """Return the command that resumes this one, without passwords.
 
-    `comet optimize` passes us a search by its id in the environment. The command then names that id.
+    `comet optimize` passes the id of its search in the environment. The command then names that id.
     """
     search_id = os.environ.get("COMET_OPTIMIZER_ID")
     arguments = [argument for argument in sys.argv if not search_id or argument != str(options.config)]

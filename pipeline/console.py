@@ -38,7 +38,7 @@ def exit_with_error(status: int, message: str) -> int:
 
 
 def announce(plan: Plan, data: Data, study: SharedStudy) -> None:
-    """Print the data, the notes about this sweep, and the state of a resumed one."""
+    """Print the data, notes about this sweep, and its state if it is resumed."""
     say(f"data: {describe_source(plan.source)}; {len(data.training)} to train, {len(data.validation)} to validate")
     for note in data.notes:
         say_note(note)
@@ -68,7 +68,7 @@ def show_plan(plan: Plan) -> None:
     table = Table(title="first trials", title_justify="left")
     for title in ("trial", "parameters", "weights", "mult-adds"):
         table.add_column(title, justify="left" if title == "parameters" else "right")
-    # Comet's proposals are not known before it is asked; the baseline is.
+    # Only the baseline is known before Comet is asked.
     proposals = plan.proposals(sweep.space.first_proposed if plan.engine == "comet" else NUM_SHOWN)
     for number, parameters in enumerate(proposals):
         config, _ = configure(parameters, plan.fixed)
@@ -106,7 +106,7 @@ def _describe_warm_start(study: SharedStudy) -> Iterator[str]:
 
 
 def _describe_progress(study: SharedStudy) -> Iterator[str]:
-    """Say how far a resumed sweep is."""
+    """Describe the state of a resumed sweep."""
     trials, num_asked, name = study.trials(), study.sweep.num_trials, study.sweep.name
     ended = [trial for trial in trials if trial.state.is_finished()]
     if len(trials) > num_asked:

@@ -1,6 +1,6 @@
 """The dry run: forecast the cost of a sweep by profiling a few networks and simulating the sweep with their costs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -11,7 +11,7 @@ from catdog.data.dataset import Data, load_data, locate
 from catdog.device import gpu_memory
 from pipeline.console import NUM_SHOWN, console, say, say_note, show_plan
 from pipeline.plan import Plan, settings
-from pipeline.profiling import Network, Profile, evaluation_batch, network_of, profile_networks
+from pipeline.profiling import Network, Profile, Say, evaluation_batch, network_of, profile_networks
 from pipeline.stages import with_measured_workers
 from pipeline.task import TrainTrial, configure
 from search.formatting import count, duration
@@ -51,7 +51,7 @@ def dry_run(plan: Plan) -> int:
     return 0
 
 
-def forecast(plan: Plan, data: Data, proposals: Sequence[Parameters], show: Callable[[str], None]) -> Forecast:
+def forecast(plan: Plan, data: Data, proposals: Sequence[Parameters], show: Say) -> Forecast:
     """Profile the networks of `proposals`, a sweep's first trials, and simulate the sweep with their costs.
 
     Raises the errors of a sweep, and ValueError if no network could be profiled.
@@ -84,7 +84,7 @@ def forecast(plan: Plan, data: Data, proposals: Sequence[Parameters], show: Call
 
 
 def describe_forecast(forecast: Forecast, plan: Plan) -> Iterator[str]:
-    """Describe the cost of a sweep, and what it lacks, in sentences."""
+    """Describe the cost of a sweep, and the resources that it lacks, in sentences."""
     parts = f"trials {duration(forecast.search)}"
     if plan.confirm:
         parts += f", confirmation {duration(forecast.confirmation)} more"
@@ -110,12 +110,13 @@ def describe_forecast(forecast: Forecast, plan: Plan) -> Iterator[str]:
 
 
 def _show_begun(plan: Plan, data: Data) -> None:
-    """Say how far a sweep of that name is. Raises ValueError if it was made with other settings."""
+    """Print how many trials of an existing sweep have ended. Raises ValueError if its settings are different."""
     if not (study := load_begun_study(plan.sweep)):
         return
     require_settings(plan.sweep, study, settings(plan, data), plan.prior)
     num_ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
-    say_note(f"{plan.sweep.name} was begun before and {count(num_ended, 'trial')} of it ended; this is about all of it")
+    ended = f"{count(num_ended, 'trial')} of it ended"
+    say_note(f"{plan.sweep.name} exists, and {ended}; the forecast is for the whole sweep")
 
 
 def _costs(plan: Plan, data: Data, profile: Profile) -> dict[Network, TrialCost]:
@@ -151,7 +152,7 @@ def _cost(
 
 
 def _overhead(profile: Profile) -> float:
-    """Return the seconds of a sweep outside of its trials, estimated from the miniature."""
+    """Estimate the seconds of a sweep outside its trials from the miniature."""
     trials = profile.trials
     start = min(trial.datetime_start.timestamp() for trial in trials if trial.datetime_start) - profile.began
     last = max(trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete)

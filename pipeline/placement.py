@@ -1,10 +1,10 @@
-"""Worker slots: on the devices of this machine, on a Ray cluster, or as many as a measurement finds worthwhile."""
+"""Place workers on the devices of this machine or on a Ray cluster, or measure their best number per device."""
 
 import hashlib
 import os
 import platform
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from filelock import FileLock
 from catdog.data.cache import cache_folder
 from catdog.device import describe_device, find_devices
 from catdog.files import write_file
-from pipeline.profiling import Network, Profile, profile_networks, rate_of
+from pipeline.profiling import Network, Profile, Say, profile_networks, rate_of
 from pipeline.task import TrainTrial, library_versions
 from search.formatting import count
 from search.task import WorkerSlot
@@ -24,7 +24,7 @@ from search.workers.supervisor import Limits, worker_slots
 AUTO = "auto"  # workers per device: to be measured
 STEPS_SHARED = {"cpu": 1, "cuda": 256}  # of an epoch when workers share a GPU: time between epochs must not count
 NUM_SHARING = (1, 2, 4, 8)  # numbers of workers that are measured on one GPU
-WORTH = 1.05  # more workers are worth their memory if together they are faster by this factor
+WORTH = 1.05  # more workers are worth their memory if their joint rate is higher by this factor
 
 
 def count_cores() -> int:
@@ -55,7 +55,7 @@ def place_here(devices: Sequence[str], num_workers: int | None, per_device: int 
 
 
 def place_on_ray(
-    address: str, num_workers: int | None, per_device: int | None, *, single: bool, say: Callable[[str], None]
+    address: str, num_workers: int | None, per_device: int | None, *, single: bool, say: Say
 ) -> tuple[list[WorkerSlot], Backend]:
     """Divide a Ray cluster among workers. A `single` cluster is one of this machine alone."""
     try:
@@ -70,12 +70,7 @@ def place_on_ray(
 
 
 def measure_workers(
-    task: TrainTrial,
-    devices: Sequence[str],
-    networks: Sequence[Network],
-    limits: Limits,
-    say: Callable[[str], None],
-    show: Callable[[str], None],
+    task: TrainTrial, devices: Sequence[str], networks: Sequence[Network], limits: Limits, say: Say, show: Say
 ) -> list[WorkerSlot]:
     """Give each device the fewest workers that train these networks within 5 % of the best measured rate.
 
@@ -87,7 +82,9 @@ def measure_workers(
     file = cache_folder() / f"workers-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
     is_writable = os.access(file.parent, os.W_OK)
     with FileLock(f"{file}.lock") if is_writable else nullcontext():  # two measurements would disturb each other
-        cached = _cached_number(file)
+        cached = 0
+        with suppress(OSError, ValueError):  # not measured before
+            cached = int(file.read_text())
         if not cached:
             say("workers: measuring how many to run on a device, which takes a while")
         profile = partial(profile_networks, task, show=show, limits=limits, num_steps=STEPS_SHARED)
@@ -100,21 +97,8 @@ def measure_workers(
     return worker_slots(devices, number * len(devices), count_cores())
 
 
-def _cached_number(file: Path) -> int:
-    """Return the number of an earlier measurement, 0 if there is none."""
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):
-        return 0
-
-
-def _best_number(
-    profile: Callable[[Sequence[WorkerSlot], Sequence[Network]], Profile],
-    devices: Sequence[str],
-    networks: Sequence[Network],
-    say: Callable[[str], None],
-) -> int:
-    """Measure more and more workers per device while memory suffices; return the best number."""
+def _best_number(profile: Callable[..., Profile], devices: Sequence[str], networks: Sequence[Network], say: Say) -> int:
+    """Measure increasing numbers of workers per device while memory suffices; return the best number."""
     num_cores, rates = count_cores(), {}
     divisors = [number for number in range(1, num_cores + 1) if num_cores % number == 0]
     for number in divisors if devices == ["cpu"] else NUM_SHARING:

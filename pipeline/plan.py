@@ -1,10 +1,9 @@
-"""Command-line options and search space -> a Plan, or one sentence about the mistake in them."""
+"""Make a Plan from the command-line options and the search space, or raise one sentence about a mistake in them."""
 
 import argparse
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from catdog.data.dataset import Data
 from catdog.device import find_devices
 from catdog.model import MAX_IMAGE_SIZE
 from pipeline.placement import AUTO, place_here, place_on_ray
+from pipeline.profiling import Say
 from pipeline.task import DEFAULTS, METRICS, SEARCHABLE, cast, configure, library_versions
 from search.comet.client import has_api_key, wait_for_comet
 from search.comet.optimizer import read_search
@@ -36,15 +36,15 @@ TrackingMode = Literal["online", "offline", "off"]
 RUNS = Path("runs")
 NAME = r"[\w][\w.-]*"  # of a sweep
 SEARCH_ID = r"[0-9a-f]{32}"  # Comet's id of a search
-FIXED = ("epochs", "image_size")  # of every trial, where they are not searched
-LENIENT = {"image_size": MAX_IMAGE_SIZE, "body_repeats": 1}  # with which every other value makes a network, if any does
+FIXED = ("epochs", "image_size")  # the same for every trial unless they are searched
+LENIENT = {"image_size": MAX_IMAGE_SIZE, "body_repeats": 1}  # every other valid value makes a network with these
 
 
 @dataclass(frozen=True)
 class Plan:
     """Every decision of the command line and the search space."""
 
-    sweep: Sweep  # its search_id is set where the search exists at Comet already
+    sweep: Sweep  # its search_id is set if the search already exists at Comet
     source: str  # of images
     fixed: Parameters  # of every trial: epochs, image_size
     slots: list[WorkerSlot]
@@ -61,12 +61,12 @@ class Plan:
     prior: PriorSweep | None  # the sweep that the search starts from
 
     def proposals(self, number: int) -> list[Parameters]:
-        """Return the sweep's first trials. Comet's are not known before; random ones of its space represent them."""
+        """Return the sweep's first trials. Random ones stand for Comet's, which are not known in advance."""
         space = replace(self.sweep.space, algorithm="random") if self.engine == "comet" else self.sweep.space
         return first_proposals(space, min(number, self.sweep.num_trials), self.prior)
 
 
-def make_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Plan:
+def make_plan(options: argparse.Namespace, say: Say) -> Plan:
     """Validate everything the user wrote, before anything is created. Raises ValueError, one sentence."""
     began = time.monotonic()
     fixed = {name: DEFAULTS[name] if getattr(options, name) is None else getattr(options, name) for name in FIXED}
@@ -142,13 +142,12 @@ def _tracking(wanted: str, engine: str) -> TrackingMode:
     return wanted  # type: ignore[return-value]  # argparse has checked it
 
 
-def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: Callable[[str], None]) -> Space:
-    content: Mapping[str, Any] | None = None
-    if search_id:
-        content = known_keys(wait_for_comet(partial(read_search, search_id), Sweep.patience, say))
-    elif (RUNS / options.config).is_dir() and not options.config.exists():
+def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: Say) -> Space:
+    if not search_id and (RUNS / options.config).is_dir() and not options.config.exists():
         remedy = f"repeat its command with --name {options.config}"
         raise ValueError(f"{options.config} is a sweep, not a search space; {remedy}")
+    ask = partial(read_search, search_id)
+    content = known_keys(wait_for_comet(ask, Sweep.patience, say)) if search_id else None
     check = lambda values: configure({**LENIENT, **values}, {})  # noqa: E731 - each value by itself
     space = load_space(options.config, SEARCHABLE, METRICS, check, content)
     for name in FIXED:
@@ -215,7 +214,7 @@ def _server(url: str) -> Any:
 
 
 def _prior(name: str, sweep: Sweep, engine: Engine) -> PriorSweep | None:
-    """Return the sweep to start from: as it was when ours was begun, else as it is."""
+    """Return the sweep to start from: as noted when this sweep began, else as it is now."""
     if engine == "comet":
         raise ValueError("--warm-start is for --engine optuna; a Comet search takes no results of another sweep")
     if not re.fullmatch(NAME, name) or name == sweep.name:
@@ -224,9 +223,7 @@ def _prior(name: str, sweep: Sweep, engine: Engine) -> PriorSweep | None:
     return noted if noted and noted.name == name else read_prior_sweep(RUNS / name, sweep.space)
 
 
-def _place(
-    options: argparse.Namespace, devices: list[str], sweep: Sweep, say: Callable[[str], None]
-) -> tuple[list[WorkerSlot], Backend]:
+def _place(options: argparse.Namespace, devices: list[str], sweep: Sweep, say: Say) -> tuple[list[WorkerSlot], Backend]:
     if options.backend == "loky":
         if options.ray_address:
             raise ValueError("--ray-address is for --backend ray; give both or neither")

@@ -30,6 +30,9 @@ from search.workers.history import read_history
 from search.workers.supervisor import Limits, run_sweep
 from search.workers.tracking import Tracking
 
+Say = Callable[[str], None]
+"""Prints a sentence, or shows it as the status."""
+
 Network = tuple[tuple[str, object], ...]
 """The parameters that decide the cost of an epoch."""
 
@@ -96,7 +99,7 @@ def profile_networks(
     task: TrainTrial,
     slots: Sequence[WorkerSlot],
     networks: Sequence[Network],
-    show: Callable[[str], None],
+    show: Say,
     limits: Limits,
     num_steps: Mapping[str, int] = NUM_STEPS,
     *,

@@ -36,7 +36,7 @@ class Outcome:
     reason: str  # one sentence
     notes: tuple[str, ...] = ()  # further sentences for people
     challenger: Mapping[str, Any] = field(default_factory=dict)  # its provenance and test figures
-    champion: Mapping[str, Any] = field(default_factory=dict)  # likewise of the champion, if it was compared
+    champion: Mapping[str, Any] = field(default_factory=dict)  # likewise, if it was compared
     comparison: Mapping[str, Any] = field(default_factory=dict)
     test: Mapping[str, Any] = field(default_factory=dict)  # the test set, and how often it was used
 
@@ -73,8 +73,8 @@ class _Tested:
 def promote_trial(folder: Path, number: int | None, always: bool, source: str = "") -> list[str]:
     """Promote a trial of the sweep in `folder`, its winner by default, if it is better; return sentences about it.
 
-    A confirmed trial is promoted with the weights of its best run. The images are at `source`, else where they were
-    during training. Raises ValueError, one sentence.
+    A confirmed trial is promoted with the weights of its best run. `source` has the images, by default the source of
+    the training. Raises ValueError, one sentence.
     """
     study = load_study(folder)
     candidates = [Candidate(**entry) for entry in study.user_attrs.get(CANDIDATES, [])]
@@ -227,7 +227,7 @@ def _open_champion(best_model: Path, *, always: bool) -> _Contestant | None:
 
 
 def _reason_against_test(challenger: _Contestant, champion: _Contestant | None, *, always: bool) -> str:
-    """Return why these two are not to be tested, empty if they are."""
+    """Return the reason against a test of these two, empty if there is none."""
     if champion is None:
         return ""
     if have_same_weights(challenger.model, champion.model):

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -27,7 +27,6 @@ from search.comet.client import wait_for_comet
 from search.comet.optimizer import create_search
 from search.report.live_table import WholeSweep, live_view
 from search.report.page import kept_up_to_date, write_page
-from search.space.space import Parameters
 from search.study.confirmation import choose, create_confirmation
 from search.study.create import create_study
 from search.study.shared_study import SharedStudy
@@ -41,7 +40,7 @@ REGISTERED = "catdog"  # the champions' name in Comet's Model Registry
 NUM_MEASURED = 4  # networks with which the number of workers per device is measured
 
 Parts = Sequence[tuple[SharedStudy, Tracking | None]]
-"""The search and, where there is one, its confirmation."""
+"""The search and, if any, its confirmation."""
 
 
 def launch(plan: Plan) -> int:
@@ -70,7 +69,7 @@ def carry_out(plan: Plan, data: Data, study: SharedStudy) -> int:
     with _notified(*parts[0]):
         with kept_up_to_date(study.sweep.folder), workers as pool:
             ranking = search(study, pool, whole)
-            candidates = confirm(study, runs, pool, whole, task.cost) if winner_of(ranking) else []
+            candidates = confirm(study, runs, pool, whole, task) if winner_of(ranking) else []
         try:
             champion = promote(plan, study, candidates)
         except ValueError as error:
@@ -85,7 +84,7 @@ def carry_out(plan: Plan, data: Data, study: SharedStudy) -> int:
 
 
 def search(study: SharedStudy, pool: WorkerPool, whole: WholeSweep) -> list[Ranked]:
-    """Train trials until the budget is spent. Print and write the ranking, also of a search that is interrupted."""
+    """Train trials until the budget is spent. Print and write the ranking, even if the search is interrupted."""
     goal, path = study.sweep.space.goal, study.sweep.folder / "ranking.csv"
     try:
         with live_view(study, console, whole) as show:
@@ -99,11 +98,7 @@ def search(study: SharedStudy, pool: WorkerPool, whole: WholeSweep) -> list[Rank
 
 
 def confirm(
-    study: SharedStudy,
-    runs: SharedStudy | None,
-    pool: WorkerPool,
-    whole: WholeSweep,
-    cost: Callable[[Parameters], float],
+    study: SharedStudy, runs: SharedStudy | None, pool: WorkerPool, whole: WholeSweep, task: TrainTrial
 ) -> list[Candidate]:
     """Train the best configurations again with fresh seeds; return the candidates for promotion, the winner first."""
     confirmed: Sequence[FrozenTrial] = []
@@ -120,7 +115,7 @@ def confirm(
             if run.state == TrialState.FAIL:
                 reason, trial = run.user_attrs.get("reason"), run.user_attrs[CONFIRMS]
                 say(f"{runs.sweep.label(run)} failed: {reason}; trial {trial} is no candidate")
-    candidates = candidates_of(study, confirmed, cost)
+    candidates = candidates_of(study, confirmed, task.cost)
     study.note_candidates([asdict(candidate) for candidate in candidates])
     print_candidates(console, candidates, study.sweep.space.goal)
     return candidates
@@ -143,7 +138,7 @@ def promote(plan: Plan, study: SharedStudy, candidates: Sequence[Candidate]) -> 
 
 
 def report(plan: Plan, parts: Parts, champion: dict[str, Any] | None, *, with_model: bool) -> None:
-    """Write the report. Send Comet what it lacks: results for its Optimizer, experiments, the promoted model."""
+    """Write the report. Send Comet the missing results, experiments and the promoted model."""
     main_study = parts[0][0]
     say(f"report: {write_page(main_study.sweep.folder, champion)}")
     for study, tracking in parts:
@@ -176,7 +171,7 @@ def with_measured_workers(plan: Plan, data: Data) -> Plan:
 
 
 def _open_study(plan: Plan, data: Data) -> SharedStudy:
-    """Open the study. Comet proposes in the search noted there, else in the one to join, else in a new one."""
+    """Open the study. The Comet Optimizer uses the search noted there, else the one to join, else a new one."""
     sweep = plan.sweep
     study = create_study(sweep, settings(plan, data), say_note, plan.prior)
     if plan.engine != "comet":
@@ -195,14 +190,14 @@ def _open_study(plan: Plan, data: Data) -> SharedStudy:
 
 
 def _open_confirmation(plan: Plan, study: SharedStudy) -> SharedStudy | None:
-    """Open the confirmation's study, if anything is to be confirmed or was: earlier runs count."""
+    """Open the confirmation's study, if there is anything to confirm or an earlier run."""
     if not (plan.confirm or load_confirmation(study.sweep.folder)):
         return None
     return create_confirmation(study, plan.confirm, plan.confirm_seeds)
 
 
 def _tracking(plan: Plan, study: SharedStudy, code: Mapping[str, Any]) -> Tracking | None:
-    """Return the destination of experiments, None if there are none."""
+    """Return the destination of experiments, None if they are off."""
     if plan.tracking == "off":
         return None
     facts = {
@@ -218,7 +213,7 @@ def _tracking(plan: Plan, study: SharedStudy, code: Mapping[str, Any]) -> Tracki
 
 @contextmanager
 def _notified(study: SharedStudy, tracking: Tracking | None) -> Iterator[None]:
-    """Have Comet notify the user, if wanted, when the sweep has ended or why it stopped."""
+    """Have Comet notify the user, if wanted, that the sweep has ended, or why it stopped."""
     before = _num_ended(study)
     news = f"sweep {study.sweep.name} has ended"
     try:
@@ -259,7 +254,7 @@ def _test_once(plan: Plan, study: SharedStudy, weights: Path) -> list[str]:
 
 
 def _registered_model(study: SharedStudy, uid: str) -> Model | None:
-    """Return the entry of Comet's Model Registry for this part of the sweep `uid`, if the champion is its own."""
+    """Return the champion's entry in Comet's Model Registry, if it comes from this part of the sweep `uid`."""
     champion = provenance_of(BEST_MODEL)
     is_search = study.sweep.part == "search"
     number = champion.get("trial" if is_search else "confirmation")

@@ -1,4 +1,4 @@
-"""The task, cats and dogs: parameters of optimizer.json -> a trained network with its metrics."""
+"""The task, cats and dogs: train a network with parameters of optimizer.json and report its metrics."""
 
 import os
 import platform
@@ -40,12 +40,12 @@ class TrainTrial:
 
     sweep: Sweep
     source: str  # of images
-    fixed: Parameters  # of every trial, where they are not searched
-    fingerprint: str  # of the data that the sweep began with
+    fixed: Parameters  # the same for every trial unless they are searched
+    fingerprint: str  # of the data at the sweep's start
     environment: Mapping[str, Any]  # common entries of every trial's provenance
 
     def __call__(self, context: TrialContext) -> Iterator[EpochMetrics]:
-        """Train a trial. Raises ProcessLostError where only a new process can go on."""
+        """Train a trial. Raises ProcessLostError if only a new process can continue."""
         try:
             yield from self.epochs(context)
         except (RuntimeError, MemoryError) as error:
@@ -145,7 +145,7 @@ def configure(parameters: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[
 
 
 def cast(name: str, value: Any) -> Any:
-    """Convert a parameter to the type of its field: optimizer.json knows numbers and texts only."""
+    """Convert a parameter to the type of its field: optimizer.json has only numbers and texts."""
     kind = type(DEFAULTS[name])
     if kind is bool and (boolean := to_boolean(value)) is not None:
         return boolean

@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _task_of(folder: Path) -> ModuleType:
-    """Import the module that promotes trials of the sweep in `folder`. Raises ValueError where it cannot."""
+    """Import the module that promotes trials of the sweep in `folder`. Raises ValueError if that fails."""
     name = load_study(folder).user_attrs.get(TASK, DEFAULT_TASK)
     try:
         return import_module(name)

@@ -36,10 +36,7 @@ BAD = {
     "image too small": (["--image-size", "32"], "image_size 32 is too small for body_repeats 4"),
     "unknown device": (["--devices", "cuda:77"], "unknown device 'cuda:77'; this machine has cpu"),
     "artifacts in a file": (["--artifacts", "/etc/passwd/here"], "/etc/passwd is not a writable folder"),
-    "neither number nor auto": (
-        ["--workers-per-device", "some"],
-        "'some' is not auto or a whole number of at least 1",
-    ),
+    "neither number nor auto": (["--workers-per-device", "some"], "'some' is not auto or a whole number of at least 1"),
     "no budget": (["--trials", "0"], "argument --trials: '0' is not a whole number of at least 1"),
     "no number": (["--epochs", "many"], "argument --epochs: 'many' is not a whole number of at least 1"),
     "address without Ray": (["--ray-address", "head"], "--ray-address is for --backend ray; give both or neither"),

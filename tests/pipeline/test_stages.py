@@ -93,7 +93,7 @@ def test_smaller_sweep_is_extended_but_not_under_other_settings(home, small, pho
     assert main(["small"]) == 2
     assert "small is a sweep, not a search space; repeat its command with --name small" in capsys.readouterr().err
     assert main([*small, "--trials", "1", "--dry-run"]) == 0
-    assert "note: small was begun before and 1 trial of it ended; this is about" in capsys.readouterr().out
+    assert "note: small exists, and 1 trial of it ended; the forecast is for the whole sweep" in capsys.readouterr().out
     champion_of_another_sweep_is_named_and_kept(home, [*small, "--trials", "1"], capsys)
     assert main([*small, "--trials", "2"]) == 0
     assert "resuming small: 1 of 2 trials ended before" in capsys.readouterr().out
