@@ -134,7 +134,7 @@ def _costs(plan: Plan, data: Data, profile: Profile) -> dict[Network, TrialCost]
 def _cost(
     trial: FrozenTrial, epochs: Sequence[EpochMetrics], data: Data, num_trained: int, num_validated: int
 ) -> TrialCost:
-    """Split the time of a trial into a fixed cost and that of a whole epoch.
+    """Split the time of a trial into a fixed cost and the time of a whole epoch.
 
     The first epoch prepares kernels and is left out.
     """

@@ -218,7 +218,7 @@ def _prior(name: str, sweep: Sweep, engine: Engine) -> PriorSweep | None:
     if engine == "comet":
         raise ValueError("--warm-start is for --engine optuna; a Comet search takes no results of another sweep")
     if not re.fullmatch(NAME, name) or name == sweep.name:
-        raise ValueError(f"--warm-start is {name!r}; give the name of another sweep, that of its folder in {RUNS}/")
+        raise ValueError(f"--warm-start is {name!r}; give the name of another sweep, its folder in {RUNS}/")
     noted = noted_prior_sweep(sweep)
     return noted if noted and noted.name == name else read_prior_sweep(RUNS / name, sweep.space)
 

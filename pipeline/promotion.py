@@ -84,7 +84,7 @@ def promote_trial(folder: Path, number: int | None, always: bool, source: str = 
     if not always and is_settled(before, by_hand=True):
         return [f"kept the champion, as on {before['time']}: {before['reason']}; --promote always replaces it"]
     if not weights.exists() and weights.parent.is_dir():
-        remedy = "command.txt beside it trains such a network, for use as it is"
+        remedy = "command.txt beside it trains this network again, outside the sweep"
         raise ValueError(f"{weights} was not kept (--keep), so it cannot be promoted; {remedy}")
     provenance = load_model(weights)[1]["provenance"]
     if "trial" not in provenance:
@@ -110,7 +110,7 @@ def promote_weights(weights: Path, best_model: Path, source: str, device: str, *
             return Outcome(promoted=False, reason=reason)
         data = load_data(source, challenger.model.config.image_size)
         if data.fingerprint != challenger.trained_on()[0]:
-            raise ValueError(f"the images of {source} are not those that {challenger.name} was trained on; give these")
+            raise ValueError(f"{challenger.name} was not trained on the images of {source}; give its training images")
         test = load_test(source, challenger.model.config.image_size)
         tested = _test(challenger, test, source, device)
         opponent = None if always or champion is None else _test(champion, test, source, device)

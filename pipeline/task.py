@@ -80,7 +80,7 @@ class TrainTrial:
         except ValueError as error:
             raise OSError(str(error)) from error
         if data.fingerprint != self.fingerprint:
-            raise OSError(f"the images of {self.source} are not those that the sweep began with; give another --name")
+            raise OSError(f"the images of {self.source} have changed since the sweep began; give another --name")
         return data
 
     def command(self, context: TrialContext, model_config: ModelConfig, train_config: TrainConfig) -> str:

@@ -2,7 +2,7 @@
 
     python -m catdog.serving.comet    the process that uses Comet's client; reads a JSON object per line
 
-It is a process of its own because Comet's client blocks: for half a minute if refused, longer without an answer.
+It is a separate process because Comet's client blocks: for half a minute if refused, longer without an answer.
 """
 
 import hashlib
@@ -15,6 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +147,11 @@ def main() -> None:
 
     if not comet_ml.config.get_api_key(None, comet_ml.config.get_config()):
         return
-    experiment = _Experiment(comet_ml, "")
-    for line in sys.stdin:
-        report = json.loads(line)
-        if experiment.version != report["version"]:
-            experiment.end()
-            experiment = _Experiment(comet_ml, report["version"])
-        experiment.log(report)
-    experiment.end()
+    for version, reports in groupby(map(json.loads, sys.stdin), itemgetter("version")):
+        experiment = _Experiment(comet_ml, version)
+        for report in reports:
+            experiment.log(report)
+        experiment.end()
 
 
 if __name__ == "__main__":

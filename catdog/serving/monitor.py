@@ -147,7 +147,7 @@ class Monitor:
         self.metrics.requests.labels(outcome).inc()
 
     def tick(self) -> dict[str, Any]:
-        """Update figures, alerts and plots. Return a JSON-able report; its `alerts` are those that have just begun."""
+        """Update figures, alerts and plots. Return a JSON-able report; its `alerts` are the new ones."""
         with self.lock:
             figures = self.window.figures()
             before, self.alerts = self.alerts, self.window.alerts(figures)

@@ -43,7 +43,7 @@ class ImageReply:
             return self.problem
         answer = self.reply.answer
         shown = f"{answer.label} {answer.probabilities[answer.label]:.1%}" if answer.familiar else "probably neither"
-        return f"{shown}: {self.file.name}"  # the answer first: Gradio cuts off what is too long
+        return f"{shown}: {self.file.name}"  # the answer first: Gradio truncates long captions
 
 
 def verdict(reply: Reply) -> str:

@@ -105,7 +105,7 @@ class RequestGuard:
 
 
 def _limit_body(receive: Any, limit: int) -> Any:
-    """Return a `receive` that disconnects a client whose body exceeds `limit` bytes, whatever length it announced."""
+    """Return a `receive` that disconnects a client whose body exceeds `limit` bytes, despite its announced length."""
     num_bytes = 0
 
     async def receive_within_limit() -> Any:

@@ -151,7 +151,7 @@ def test_champion_of_other_data_or_classes_is_no_opponent(bench, good):
 
 
 def test_model_of_other_images_is_not_tested_on_these(bench, good):
-    with pytest.raises(ValueError, match="the images of synthetic are not those that trial 0 of one was trained on"):
+    with pytest.raises(ValueError, match="trial 0 of one was not trained on the images of synthetic; give its"):
         bench(good[0], 0, data="of other images")
     assert not bench.champion.exists()
 

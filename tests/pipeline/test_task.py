@@ -11,7 +11,7 @@ from search.task import OutOfMemoryError, ProcessLostError, TrialContext
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [("gone", "does not exist"), ("other", "are not those that the sweep began with")]
+    ("change", "message"), [("gone", "does not exist"), ("other", "have changed since the sweep began")]
 )
 def test_data_that_goes_or_changes_is_no_trials_fault(home, small, photographs, change, message):
     plan = make_plan(parse(small), print)
