@@ -5,7 +5,7 @@
 Every request uploads a drawn JPEG of 500 x 375 pixels and waits for its answer through Gradio's HTTP API, as Gradio's
 own clients do (upload and run, or, where the app queues, upload, call and event stream), from threads of this process,
 each with a connection and a session of its own. The tutorial's app is gr.Interface(fn, "image", "label") with
-torchvision's transforms in float32; Gradio queues its requests. Both serve the README network at 224 px, untrained, on
+torchvision's transforms in float32; Gradio queues its requests. Both serve the baseline network at 224 px, untrained, on
 all cores, which the clients use too. Rounds go in turn, the other server stopped meanwhile; p50, p95 and p99 are of all
 requests of all rounds. During the swaps each answer is compared with that of the version it names.
 """
@@ -54,7 +54,7 @@ def drawn_jpegs():
 
 
 def save_network(path, seed):
-    """An untrained README network, with everything that a promoted one carries."""
+    """An untrained baseline network, with everything that a promoted one carries."""
     from catdog.checkpoint import save_model
     from catdog.data import dataset as data
     from catdog.data.dataset import load_data
@@ -271,7 +271,7 @@ def measure(folder, options):
 
 def report(taken, rates, failures, alone):
     print(f"{os.cpu_count()} cores, {platform.machine()}, python {platform.python_version()}, ", end="")
-    print(f"torch {version('torch')}, gradio {version('gradio')}; README network, 224 px")
+    print(f"torch {version('torch')}, gradio {version('gradio')}; baseline network, 224 px")
     print(f"decoding and one forward pass: median {statistics.median(alone):.1f} ms, ", end="")
     print(f"p95 {np.quantile(alone, 0.95):.1f} ms (n = {len(alone)})")
     heads = ("requests", "p50 ms", "p95 ms", "p99 ms", "images/s", "failed")

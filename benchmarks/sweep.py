@@ -11,7 +11,7 @@ c  Ray Tune with ASHA and its Optuna search, and the tutorial's training (peers/
 d  the same with our training generator
 e  `comet optimize -j 2` with the tutorial's training (peers/comet_script.py); Comet stands on loopback, where its
    bayes is random search
-f  ours, but with the README network as trial 0, as it comes; the space does not hold it
+f  ours, but with the baseline network as trial 0, as it comes; the space does not hold it
 
 The tutorial's training (peers/tutorial.py) is ImageFolder, DataLoader and float32 on our network with our recipe.
 Time runs from the start of the command, imports and decoding included; nothing is decoded before. In each round the
@@ -46,7 +46,7 @@ PEERS = {
     "c": "Ray, tutorial's training",
     "d": "Ray, our training",
     "e": "comet optimize",
-    "f": "ours, README network 1st",
+    "f": "ours, baseline network 1st",
 }
 NUM_CORES = 2
 IMAGE_SIZE = 64  # pixels

@@ -1,6 +1,6 @@
 """Images per second of training: ours beside the usual tutorial's loop and beside the limit, in turn, in one run.
 
-    python benchmarks/training.py [--rounds N] [--networks "README 64 px" ...]
+    python benchmarks/training.py [--rounds N] [--networks "baseline 64 px" ...]
 
 Both train the same network on the same drawn images with Adam on every core. The tutorial reads JPEG files with
 ImageFolder and a DataLoader of two processes, in float32, channels first. The limit is the network's convolutions and
@@ -43,8 +43,8 @@ from catdog.train import TrainConfig, train
 BATCH, NUM_LOADERS, SKIPPED = 32, 2, 2
 JPEG_SIZE = 384  # pixels of the files of the tutorial; those of the Kaggle set have 383 by geometric mean
 NETWORKS = {  # name: (configuration, batches a round)
-    "README 64 px": (ModelConfig(image_size=64), 8),
-    "README 224 px": (ModelConfig(), 2),
+    "baseline 64 px": (ModelConfig(image_size=64), 8),
+    "baseline 224 px": (ModelConfig(), 2),
     "32/128 64 px": (ModelConfig(stem_width=32, body_width=128, image_size=64), 24),
 }
 

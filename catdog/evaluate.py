@@ -19,7 +19,7 @@ from catdog.files import write_file
 from catdog.kernels.precision import Precision, autocast
 from catdog.model import CNN
 
-BATCH_PIXELS = 250 * 64 * 64  # of all images of a batch; the README network then needs about 1 GB
+BATCH_PIXELS = 250 * 64 * 64  # of all images of a batch; the baseline network then needs about 1 GB
 NUM_MISTAKES, THUMBNAIL = 12, 112  # number of images in mistakes.json, and their size in pixels
 
 

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture of the network. The defaults are the README network: 2,668,418 parameters at 224 px."""
+    """The architecture of the network. The defaults are the baseline: 2,668,418 parameters at 224 px."""
 
     stem_width: int = 64  # channels after the first block
     body_width: int = 512  # channels of every later block

@@ -29,7 +29,7 @@ STEP = "eager"  # how a GPU runs a step, or "graph", "compile", "compile+graph";
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The hyperparameters of training. The defaults are the README recipe."""
+    """The hyperparameters of training. The defaults are those of the baseline."""
 
     learning_rate: float = 1e-4  # the schedule's peak
     batch_size: int = 32  # images

@@ -84,7 +84,7 @@ def _add_search_options(add: Callable[..., object]) -> None:
     add("--name", help="folder of the sweep below runs/; an existing sweep is resumed (default: the config's name)")
     add("--engine", choices=("optuna", "comet"), default="optuna", help="source of proposals (default: %(default)s)")
     add("--trials", type=_positive, help="number of trials, baseline included (default: spec.maxCombo)")
-    text = "do not run the baseline network (README) as trial 0"
+    text = "do not run the baseline network as trial 0"
     add("--no-baseline", dest="baseline", action="store_false", help=text)
     add("--seed", type=_natural, help="seed of proposals, weights and data order (default: spec.seed)")
     text = "earlier sweep of the same space: its results inform the search, its winner is trained again"

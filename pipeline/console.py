@@ -85,7 +85,7 @@ def _describe_parameters(parameters: Mapping[str, Any]) -> str:
 
 def _describe_missing_baseline(plan: Plan) -> str:
     """Say that the baseline network is not a trial, and what it and the largest network of the space cost."""
-    text, space = "the baseline network (README) is no trial of this sweep (--no-baseline)", plan.sweep.space
+    text, space = "the baseline network is no trial of this sweep (--no-baseline)", plan.sweep.space
     widest = {name: max(space.values_of(name)) for name in SIZES if space.values_of(name)}
     try:
         cost, largest = (count_mult_adds(configure(sizes, plan.fixed)[0]) for sizes in ({}, widest))

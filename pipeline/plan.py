@@ -123,7 +123,7 @@ def _require_network(fixed: Parameters, baseline: bool) -> None:
         try:
             configure({}, fixed)
         except ValueError as error:
-            remedy = "the baseline network (README) is trial 0: --no-baseline leaves it out"
+            remedy = "the baseline network is trial 0: --no-baseline leaves it out"
             raise ValueError(f"{error}; {remedy}") from error
 
 

@@ -44,7 +44,7 @@ def share_of_peak(bench, network, rate):
 
 
 def readme(bench, seed):
-    """The README network and recipe on all images."""
+    """The baseline on all images."""
     scale, began = bench.scale, time.perf_counter()
     network = scale.network
     data = load_data(bench.source, network.image_size)
@@ -193,7 +193,7 @@ def work(count, seconds, task):
 
 
 def workers(bench):
-    """Images/s of 1, 2 and 4 processes that train the README network on one device at the same time, in sum."""
+    """Images/s of 1, 2 and 4 processes that train the baseline network on one device at the same time, in sum."""
     scale, context = bench.scale, multiprocessing.get_context("spawn")
     barriers = {count: context.Barrier(count) for count in scale.counts}
     for size in scale.sizes:

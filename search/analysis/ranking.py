@@ -69,7 +69,7 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], goal: Goal, path:
     if not ranking:
         console.print("no trial has begun yet")
         return
-    title = "ranking, best first" + ("; trial 0 is the README baseline" if baseline else "")
+    title = "ranking, best first" + ("; trial 0 is the baseline" if baseline else "")
     table = _table(title, ranking, goal, parameter_names(ranking))
     options = console.options.update(max_width=10_000)
     shows_all = Measurement.get(console, options, table).maximum <= console.width

@@ -20,7 +20,7 @@ class Record:
 
     folder: Path
     goal: Goal
-    baseline: bool  # whether trial 0 is the README configuration
+    baseline: bool  # whether trial 0 is the baseline
     trials: Sequence[FrozenTrial]
     runs: Sequence[FrozenTrial]  # of the confirmation
     counted: Sequence[FrozenTrial]  # the chosen ones among the runs

@@ -64,7 +64,7 @@ def _baseline(record: Record) -> Iterator[Card]:
     if baseline is None:
         return
     value = "no result" if baseline.value is None else f"{baseline.value:.4f}"
-    yield Card("README baseline (trial 0)", value, f"{baseline.state} after {baseline.epochs} epochs")
+    yield Card("baseline (trial 0)", value, f"{baseline.state} after {baseline.epochs} epochs")
     for column, (mean, (low, high)) in gain_over_baseline(record.folder, record.candidates, record.goal.column).items():
         scale, form, unit = (100, "+.2f", " points") if "accuracy" in column else (1, "+.4f", "")
         text = bounds((scale * low, scale * high), form) + unit

@@ -60,7 +60,7 @@ class Space:
     max_combo: int  # the budget in the file; 0 where it gives none
     seed: int
     grid_size: int
-    baseline: Parameters | None  # the README configuration, as in optimizer.json; None: not tried
+    baseline: Parameters | None  # the parameters of trial 0, as in optimizer.json; None: not tried
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -130,7 +130,7 @@ def load_space(
 ) -> Space:
     """Read and validate `path`, or the `content` of a search of that name at Comet.
 
-    `defaults` maps every searchable parameter to its README value, and `metrics` every column of an epoch to its
+    `defaults` maps every searchable parameter to its value in the baseline, and `metrics` every column of an epoch to its
     better direction. Raises ValueError: one sentence that names the file, the key, the value and the remedy.
     """
     content = read_file(path) if content is None else content

@@ -106,11 +106,11 @@ def test_smaller_sweep_is_extended_but_not_under_other_settings(home, small, pho
 
 
 @pytest.mark.slow
-def test_sweep_without_the_readme_network(home, small, with_baseline, capsys):
+def test_sweep_without_the_baseline(home, small, with_baseline, capsys):
     assert main(small) == 0
     said, trials = capsys.readouterr().out, load_study(Path("runs/small")).get_trials()
-    assert "README baseline" not in said
-    assert "note: the baseline network (README) is no trial of this sweep (--no-baseline)" in said
+    assert "trial 0 is the baseline" not in said
+    assert "note: the baseline network is no trial of this sweep (--no-baseline)" in said
     assert [trial.params["body_width"] in (4, 8) for trial in trials] == [True] * 3
     assert main(with_baseline) == 2
     assert "other settings (baseline was False, is True); give another --name" in capsys.readouterr().err

@@ -97,9 +97,9 @@ def test_trial_0_is_called_the_baseline_only_where_it_is(study, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["report", "one"])
     main()
-    assert ("trial 0 is the README baseline" in capsys.readouterr().out) is baseline
+    assert ("trial 0 is the baseline" in capsys.readouterr().out) is baseline
     titles = [card.title for card in cards(read_record(tmp_path / "runs/one"), None)]
-    assert ("README baseline (trial 0)" in titles) is baseline
+    assert ("baseline (trial 0)" in titles) is baseline
 
 
 def test_command_refuses_an_unknown_run(monkeypatch, capsys, tmp_path):
