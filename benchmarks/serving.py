@@ -5,7 +5,7 @@
 Every request uploads a drawn JPEG of 500 x 375 pixels and waits for its answer through Gradio's HTTP API, as Gradio's
 own clients do (upload and run, or, where the app queues, upload, call and event stream), from threads of this process,
 each with a connection and a session of its own. The tutorial's app is gr.Interface(fn, "image", "label") with
-torchvision's transforms in float32; Gradio queues its requests. Both serve the baseline network at 224 px, untrained, on
+torchvision's transforms in float32; Gradio queues its requests. Both serve the baseline at 224 px, untrained, on
 all cores, which the clients use too. Rounds go in turn, the other server stopped meanwhile; p50, p95 and p99 are of all
 requests of all rounds. During the swaps each answer is compared with that of the version it names.
 """

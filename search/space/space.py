@@ -130,7 +130,7 @@ def load_space(
 ) -> Space:
     """Read and validate `path`, or the `content` of a search of that name at Comet.
 
-    `defaults` maps every searchable parameter to its value in the baseline, and `metrics` every column of an epoch to its
+    `defaults` maps every searchable parameter to its baseline value, and `metrics` every column of an epoch to its
     better direction. Raises ValueError: one sentence that names the file, the key, the value and the remedy.
     """
     content = read_file(path) if content is None else content
