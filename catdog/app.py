@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def read_auth(option: Path | None) -> tuple[str, str] | None:
-    """Read user:password from the file `option` or the environment. Raises ValueError if there is a mistake in it."""
+    """Read user:password from the file `option` or the environment. Raises ValueError for other text."""
     try:
         text = option.read_text() if option else os.environ.get(AUTH, "")
     except OSError as error:

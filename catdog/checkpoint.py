@@ -70,7 +70,7 @@ def load_state(path: Path) -> dict[str, Any]:
         except Exception as error:  # each kind of damage has its own
             if is_process_lost(error):
                 raise
-            file.unlink()  # or `save_state` would replace the good file by the damaged one
+            file.unlink(missing_ok=True)  # or `save_state` would replace the good file by the damaged one
         else:
             return state
     return {}

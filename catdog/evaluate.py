@@ -42,7 +42,8 @@ def evaluate(
     split = torch.split(subset.rows, max(1, BATCH_PIXELS // subset.images.shape[1] ** 2))
     with autocast(device, precision):
         parts = [model(normalize(images)).float() for images, _ in batches(subset, split, device)]
-    logits, y = torch.cat(parts).cpu(), subset.y.cpu()  # once: this waits for the GPU
+    logits = torch.cat(parts).cpu()  # once: this waits for the GPU
+    y = subset.y.cpu()
     accuracy = (logits.argmax(1) == y).double().mean().item()
     return Scores(F.cross_entropy(logits, y).item(), accuracy, logits)
 

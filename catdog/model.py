@@ -98,11 +98,11 @@ def count_mult_adds(config: ModelConfig) -> int:
 
 
 def layer_table(model: CNN) -> str:
-    """Return torchinfo's table of the layers for one image."""
+    """Return torchinfo's table of the layers for one image, after running `model` on one where it is."""
     from torchinfo import summary  # noqa: PLC0415 - used by few commands
 
-    size = model.config.image_size
-    table = summary(model, input_size=(1, 3, size, size), verbose=0)
+    size, device = model.config.image_size, next(model.parameters()).device
+    table = summary(model, input_size=(1, 3, size, size), device=device, verbose=0)
     return re.sub(r"\(Units\.(.)\w+\)", r"(\1)", str(table))  # torchinfo prints its enum's name since Python 3.11
 
 
@@ -139,7 +139,8 @@ def main() -> None:
         config = config_from(parser.parse_args(), ModelConfig)
     except ValueError as error:
         parser.exit(2, f"{error}\n")
-    print(layer_table(build_model(config)))
+    with torch.device("meta"):  # shapes alone, nothing is computed
+        print(layer_table(CNN(config)))
 
 
 if __name__ == "__main__":

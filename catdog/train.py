@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that the field uses
@@ -24,7 +24,7 @@ from catdog.kernels.precision import Precision, autocast, bfloat16_fault, has_bf
 from catdog.model import CNN, ModelConfig, add_options, build_model, config_from
 
 KEEP = {"val_loss": -1, "val_accuracy": 1, "train_loss": -1, "train_accuracy": 1, "last": 1}  # 1: more is better
-STEP = "eager"  # how a GPU runs a step, or "graph", "compile", "compile+graph"; benchmarks/gpu.py measures all
+STEP: Literal["eager", "graph", "compile", "compile+graph"] = "eager"  # on a GPU; benchmarks/gpu.py measures all
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ class _Trainer:
         num_steps = math.ceil(len(rows) / self.config.batch_size)  # of an epoch, also if it leaves out a batch
         total_steps, steps_done = self.config.epochs * num_steps, (number - 1) * num_steps
         scheduler = make_scheduler(self.config.schedule, self.optimizer, total_steps, steps_done)
-        total, num_seen = torch.zeros(2, device=self.device), sum(map(len, split))  # total: summed loss, number correct
+        num_seen = sum(map(len, split))
+        total = torch.zeros(2, device=self.device)  # summed loss, number correct
         for images, y in batches(self.training, split, self.device):
             (learning_rate,) = scheduler.get_last_lr()
             total += self._step(images, y)

@@ -131,13 +131,14 @@ def _add_promotion_options(add: Callable[..., object]) -> None:
     text = "number of best configurations to train again with fresh seeds; 0: none (default: %(default)s)"
     add("--confirm", type=_natural, default=3, metavar="K", help=text)
     add("--confirm-seeds", type=_positive, default=2, metavar="M", help="runs of each of them (default: %(default)s)")
-    text = "if-better: only if the winner beats the champion; always: without a comparison (default: %(default)s)"
+    text = "if-better: if the winner beats the champion; always: without comparing; never (default: %(default)s)"
     add("--promote", choices=("if-better", "always", "never"), default="if-better", help=text)
 
 
 def _seconds(text: str) -> float:
     with suppress(ValueError):
-        if 0 < (seconds := float(text)) < math.inf:
+        seconds = float(text)
+        if 0 < seconds < math.inf:
             return seconds
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
 

@@ -38,7 +38,7 @@ class Forecast:
 
 
 def dry_run(plan: Plan) -> int:
-    """Print the plan and the forecast of its cost. Keep nothing."""
+    """Load the images, then print the plan and the forecast of its cost. Keep nothing but the cache of the images."""
     data = load_data(plan.source, plan.fixed["image_size"])
     _show_begun(plan, data)
     plan = with_measured_workers(plan, data)

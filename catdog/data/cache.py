@@ -1,6 +1,7 @@
 """Decode or draw images once, and keep them as arrays on disk that every training process maps into memory.
 
-The cache is $CATDOG_CACHE (default ~/.cache/catdog), with a folder per data set and size. Remove it at any time.
+The cache is $CATDOG_CACHE (default ~/.cache/catdog), with a folder per data set and size. Remove it at any time; it
+is built again.
 """
 
 import hashlib
@@ -89,7 +90,8 @@ def _load_or_build(part: str, size: int, stamps: Iterable[list[Any]], build: Cal
     folder = build_once(cache_folder() / f"{part}-{size}px-{identity.hexdigest()[:24]}", build)
     notes = json.loads((folder / "about.json").read_text())["notes"]
     images = np.load(folder / "images.npy", mmap_mode="c")  # copy-on-write: torch needs a writable array
-    return DecodedImages(torch.from_numpy(images), **np.load(folder / "columns.npz"), notes=tuple(notes))
+    columns = np.load(folder / "columns.npz")  # named as the fields are
+    return DecodedImages(torch.from_numpy(images), **columns, notes=tuple(notes))
 
 
 def _stamp(folder: Path, file: LabelledFile) -> list[Any]:

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one_cycle"]
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-COMPILED = ("step", "zero_grad", "state_dict", "load_state_dict", "add_param_group")  # methods that import the compiler
+IMPORTING = ("step", "zero_grad", "state_dict", "load_state_dict", "add_param_group")  # they import the compiler
 WARM_UP = 0.25  # share of the steps in which one_cycle rises to the learning rate
 
 
@@ -28,9 +29,13 @@ def make_optimizer(
     return _uncompiled(OPTIMIZERS[kind])([group], lr=rate, weight_decay=weight_decay, fused=True, **settings)
 
 
+@cache
 def _uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """Derive a class that does not import PyTorch's compiler: it takes two seconds, and nothing here is compiled."""
-    methods = {name: torch.no_grad()(inspect.unwrap(getattr(kind, name))) for name in COMPILED}
+    """Derive an optimizer that does not import PyTorch's compiler. The import takes two seconds.
+
+    PyTorch wraps these methods to keep the compiler out and to turn gradients off. Only the latter is needed here.
+    """
+    methods = {name: torch.no_grad()(inspect.unwrap(getattr(kind, name))) for name in IMPORTING}
     return type(kind.__name__, (kind,), methods)
 
 

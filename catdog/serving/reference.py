@@ -84,7 +84,10 @@ def _known_answers(model: CNN, detector: OODDetector, device: torch.device) -> l
     features = extract_features(model, torch.from_numpy(images), device)
     probabilities, distances = features.logits.softmax(1).tolist(), detector.distance(features.statistics).tolist()
     answers = zip(files, probabilities, distances, strict=True)
-    return [{"picture": b64encode(f).decode(), "probabilities": p, "distance": d} for f, p, d in answers]
+    return [
+        {"picture": b64encode(file).decode(), "probabilities": answer, "distance": distance}
+        for file, answer, distance in answers
+    ]
 
 
 def _extract(model: CNN, subset: ImageSubset, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -130,9 +130,9 @@ def image_url(image: Image.Image) -> str:
 
 def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
     """Lay a heat map, (h, w) from 0 to 1, over an RGB image of any size."""
-    opacity = Image.fromarray((255 * HEAT_OPACITY * heat).astype(np.uint8))
+    heat_map = Image.fromarray((255 * heat).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
     colour = Image.new("RGB", image.size, HEAT_COLOUR)
-    return Image.composite(colour, image, opacity.resize(image.size, Image.Resampling.BICUBIC))
+    return Image.composite(colour, image, heat_map.point(lambda value: value * HEAT_OPACITY))
 
 
 def monitor(summary: Mapping[str, Any]) -> str:

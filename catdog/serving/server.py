@@ -63,7 +63,7 @@ def make_app(service: Service, folder: Path, resources: ExitStack, auth: Auth, r
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
-        service.repeat(page.delete_uploads, DELETE_SECONDS)
+        service.repeat("deleting old uploads", page.delete_uploads, DELETE_SECONDS)
         yield
         service.stopped.set()
         resources.close()  # here, because uvicorn raises SIGTERM again, which ends the process

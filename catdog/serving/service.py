@@ -71,9 +71,9 @@ class Service:
         self.reload_if_changed()
         if self.file_state is None:
             log.warning("%s", self.problem)
-        self.repeat(self._update, POLL_SECONDS)
+        self.repeat("checking the model file", self._update, POLL_SECONDS)
 
-    def repeat(self, task: Callable[[], None], seconds: float) -> None:
+    def repeat(self, name: str, task: Callable[[], None], seconds: float) -> None:
         """Run `task` in a thread every so many seconds, until `stopped` is set."""
 
         def run() -> None:
@@ -81,7 +81,7 @@ class Service:
                 try:
                     task()
                 except Exception:
-                    log.exception("background task %s failed; trying again in %g s", task.__name__, seconds)
+                    log.exception("%s failed; trying again in %g s", name, seconds)
 
         threading.Thread(target=run, daemon=True).start()
 
@@ -175,7 +175,7 @@ class Service:
             with suppress(Empty):
                 while len(jobs) < self.max_batch:
                     jobs.append(self.jobs.get_nowait())
-            for classifier in {job.classifier for job in jobs}:
+            for classifier in dict.fromkeys(job.classifier for job in jobs):
                 _answer_batch([job for job in jobs if job.classifier is classifier])
 
 

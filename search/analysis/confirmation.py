@@ -82,7 +82,7 @@ def candidates_of(study: SharedStudy, runs: Sequence[FrozenTrial], cost: Cost) -
 
 
 def read_outcomes(folders: Sequence[Path], column: str) -> np.ndarray | None:
-    """Return (folders, N) values of a column, one per validation image; None if a trial did not save them."""
+    """Return (folders, N) values of a column, one per validation image; None if a trial saved none, or others."""
     values = []
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         for folder in folders:
@@ -151,7 +151,8 @@ def _standing(one: _Confirmed, best: _Confirmed, noise: statistics.SeedNoise, go
 
 def _unconfirmed(study: SharedStudy, trial: FrozenTrial, cost: Cost) -> Candidate:
     outcomes = read_outcomes([study.sweep.trial_folder(trial.number)], study.sweep.space.goal.column)
-    interval, value = None if outcomes is None else statistics.mean_interval(outcomes[0]), _value(trial)
+    interval = None if outcomes is None else statistics.mean_interval(outcomes[0])
+    value = _value(trial)
     return Candidate(trial.number, (), (value,), value, interval, cost(parameters_of(trial)), "best mean", None)
 
 

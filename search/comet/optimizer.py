@@ -23,7 +23,7 @@ TICKET, WAITING = "comet_ticket", "comet_next"  # user attributes: of a trial, a
 
 
 def create_search(content: Mapping[str, Any], max_combo: int) -> str:
-    """Start a search for at most `max_combo` proposals; return its id. Raises the errors of `translated_errors`."""
+    """Start a search over optimizer.json's `content`; return its id. Raises the errors of `translated_errors`."""
     spec = {**content.get("spec", {}), "maxCombo": max_combo, "retryAssignLimit": 0}
     with translated_errors():
         search = quiet_client().Optimizer({**content, "spec": spec, "verbose": 0})
@@ -46,7 +46,10 @@ class CometSampler(BaseSampler):
         self.distributions, self.search_id = dict(distributions), search_id
 
     def reserve(self, study: optuna.Study) -> bool:
-        """Get a ticket before its trial exists; return False when the search is over. Raises ServiceDownError."""
+        """Get a ticket before its trial exists; return False when the search is over.
+
+        Raises ServiceDownError; then nothing has changed.
+        """
         waiting = study.user_attrs.get(WAITING)
         if waiting and _name(waiting) not in _tickets(study):
             return True

@@ -41,7 +41,10 @@ def main() -> None:
 
 
 def _champion_of(study: optuna.Study) -> dict[str, Any] | None:
-    """Return the champion's header if a trial of the study was compared with one; raise ValueError if it is damaged."""
+    """Return the champion's header, verified without torch, if a trial of the study was compared with a champion.
+
+    Raises ValueError if it is damaged.
+    """
     if PROMOTION not in study.user_attrs or not CHAMPION.exists():
         return None
     try:

@@ -27,7 +27,10 @@ CONFIG = {"displaylogo": False, "responsive": True}  # of plotly
 
 
 def write_page(folder: Path, champion: Mapping[str, Any] | None = None) -> Path:
-    """Write report.html into a sweep's folder, atomically; return its path. Raises ValueError if it holds no sweep."""
+    """Write report.html into a sweep's folder, atomically; return its path. `champion` is the header of that model.
+
+    Raises ValueError if the folder holds no sweep.
+    """
     page = _render(read_record(folder), champion)
     write_text(folder / PAGE, page, concurrent=True)  # the sweep and a person may write at once
     return folder / PAGE

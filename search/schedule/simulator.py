@@ -66,7 +66,7 @@ def simulate(sweep: Sweep, costs: Sequence[TrialCost], num_workers: int, confirm
         picked = random.integers(min(first, len(costs) - 1), len(costs), sweep.num_trials - len(costs))
         drawn = [*costs, *(costs[index] for index in picked)]
         sizes = np.log([cost.epoch for cost in drawn])
-        gain = GAIN * (sizes - sizes.mean()) / max(sizes.std(), 1e-9)
+        gain = GAIN * ((sizes - sizes.mean()) / max(sizes.std(), 1e-9))
         luck = math.sqrt(1 - GAIN**2) * random.normal(size=len(drawn))
         value = partial(_noisy, (luck - gain).tolist(), random)
         epochs = list(simulate_search(sweep.title, sweep.make_pruner(), drawn, value, num_workers))
@@ -81,7 +81,10 @@ def simulate(sweep: Sweep, costs: Sequence[TrialCost], num_workers: int, confirm
 def simulate_search(
     name: str, pruner: BasePruner, costs: Sequence[TrialCost], value: Callable[[int, int], float], num_workers: int
 ) -> Iterator[SimulatedEpoch]:
-    """Simulate trials in the study `name`; yield each epoch. `value(trial, epoch)`, epochs from 1: less is better."""
+    """Simulate trials in the study `name`; yield each epoch as it ends.
+
+    `value(trial, epoch)` is the trial's value after an epoch (from 1); less is better.
+    """
     study = optuna.create_study(study_name=name, pruner=pruner, sampler=RandomSampler())
     trials: list[optuna.Trial] = []
     running: list[tuple[float, int, int]] = []  # a heap of epochs: end in seconds, trial, epoch

@@ -116,7 +116,7 @@ def _seconds_for(job: ObservedTrial, epochs: float, typical_pace: float) -> floa
 
 
 def _runs_to_come(snapshot: Snapshot, complete: Sequence[ObservedTrial], typical: _Typical) -> list[float]:
-    """Return the seconds of each run that has not begun: of the best `complete` trials, and of trials to come."""
+    """Return the seconds of each run that has not begun: of `complete` trials, best first, and of those to come."""
     best, begun = complete[: snapshot.confirm], Counter(run.confirms for run in snapshot.runs)
     paces = [trial.pace or typical.pace for trial in best for _ in range(begun[trial.number], snapshot.repeats)]
     to_end = snapshot.num_waiting + len(_running(snapshot.trials))

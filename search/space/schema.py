@@ -177,6 +177,8 @@ def _first_mistake(error: ValidationError) -> str:
         "union_tag_not_found": f"{key} has no type; give it integer, float, discrete or categorical",
         "union_tag_invalid": f"{key}.type is {kind!r}; it must be one of {', '.join(TYPES)}",
         "too_short": f"{key} is empty; name at least one",
+        "finite_number": f"{key} is {value!r}; give a finite number",
+        "float_type": f"{key} is {value!r}; give a number",
         "value_error": f"{key} {message}",
     }
     return sentences.get(first["type"], f"{key} is {value!r}; {message[0].lower()}{message[1:]}")

@@ -31,7 +31,8 @@ def create_study(
     sweep.folder.mkdir(parents=True, exist_ok=True)
     if sweep.storage:
         open_storage(sweep.folder, sweep.storage)  # raises if another version of Optuna made the tables
-    storage, direction = open_storage(sweep.folder, sweep.storage, locking=True), sweep.space.goal.direction
+    storage = open_storage(sweep.folder, sweep.storage, locking=True)
+    direction = sweep.space.goal.direction
     try:
         study = optuna.create_study(study_name=sweep.name, storage=storage, direction=direction, load_if_exists=True)
         if sweep.storage:
@@ -53,7 +54,10 @@ def create_study(
 
 
 def load_begun_study(sweep: Sweep) -> optuna.Study | None:
-    """Open the study of a sweep for reading; return None if it was not begun. Raises ValueError as `create_study`."""
+    """Open the study of a sweep for reading; return None if it was not begun.
+
+    Raises ValueError if the study is damaged, or gone while its trials exist.
+    """
     _require_study_of_trials(sweep)
     study = find_study(sweep)
     return study if study and _is_begun(sweep, study) else None

@@ -136,7 +136,7 @@ class ConfirmationQuota:
         """Return trial and repeat (from 1) of each run that would be chosen if the search ended now.
 
         The best come first. Each trial that has not ended can displace one configuration, the last: while n have not
-        ended, the first K - n are safe.
+        ended, the first `num_confirmed` - n are safe.
         """
         trials = self.search.get_trials(deepcopy=False)
         complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]

@@ -79,9 +79,9 @@ class Sweep:
     def make_pruner(self) -> BasePruner:
         """Return the pruner, which decides after each epoch whether a trial continues."""
         if self.pruner == "hyperband":
-            # After a third of the epochs, the best third of the trials continue to the end: the first epoch says
-            # little, and benchmarks/replay.py compares other settings. `max_resource` leaves out the last epoch, which
-            # decides nothing: so there is one bracket alone, and the pruner decides about every trial.
+            # After more than a third of the epochs, the best third of the trials continue to the end: the first epoch
+            # says little, and benchmarks/replay.py compares other settings. `max_resource` leaves out the last epoch,
+            # which decides nothing: so there is one bracket alone, and the pruner decides about every trial.
             fewest = max(2, self.epochs // 3 + 1)
             return HyperbandPruner(min_resource=fewest, max_resource=max(fewest, self.epochs - 1), reduction_factor=3)
         return MedianPruner() if self.pruner == "median" else NopPruner()

@@ -32,7 +32,7 @@ class Worker:
     give_up: Callable[[], bool] | None = None  # set if it was stuck: fails its trial; False while that is locked
 
     def has_ended(self) -> bool:
-        """Say whether the process has ended; if it was stuck, whether its trial has failed."""
+        """Say whether the process has ended; if it was stuck, whether its trial is settled, too."""
         return self.give_up() if self.give_up else self.process.future.done()
 
 

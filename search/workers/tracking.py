@@ -110,7 +110,7 @@ class Reporter:
         self.close(trial, model, news)
 
     def finish(self, seconds: float = 0.0) -> None:
-        """Wait until the writer has sent everything, at most `tracking.patience` and `seconds`; then kill it."""
+        """Wait until the writer has sent everything, at most `tracking.patience` plus `seconds`; then kill it."""
         if not self.process:
             return
         self.messages.put(None)

@@ -205,16 +205,17 @@ def test_process_that_is_frozen_where_it_must_not_be_is_cut_off(postgres, tmp_pa
 def test_processes_that_wait_for_many_quick_ones_cut_nobody_off(postgres, tmp_path, opened, monkeypatch):
     monkeypatch.setattr("search.study.storage.LOCK_SECONDS", 4)
     first = opened(create_study(server_sweep(postgres, tmp_path / "runs/one"), {}))
-    studies = [first, *(opened(SharedStudy(first.sweep)) for _ in range(7))]
+    studies = [first, *(opened(SharedStudy(first.sweep)) for _ in range(9))]
 
     def hold(study):
-        with study.locks.exclusively("claim"):  # the last one waits for seven others, longer than LOCK_SECONDS
-            for _ in range(8):
-                time.sleep(0.1)
-                study.locks.check()
+        for _ in range(2):
+            with study.locks.exclusively("claim"):  # each waits for nine others, longer than LOCK_SECONDS
+                for _ in range(5):
+                    time.sleep(0.1)
+                    study.locks.check()
 
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(hold, studies)) == [None] * 8
+    with ThreadPoolExecutor(10) as pool:
+        assert list(pool.map(hold, studies)) == [None] * 10
 
 
 def test_address_that_nobody_answers_is_not_kept(tmp_path):
