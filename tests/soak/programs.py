@@ -31,7 +31,7 @@ SPACE = {
         "body_width": {"type": "discrete", "values": [16, 32]},
         "learning_rate": {"type": "float", "min": 0.001, "max": 0.01, "scalingType": "loguniform"},
     },
-    "spec": {"maxCombo": 40, "metric": "best_val_loss", "task": "minimize", "seed": 1},
+    "spec": {"maxCombo": 40, "metric": "best_val_loss", "objective": "minimize", "seed": 1},
 }
 # Root may write to read-only files; without that right it is refused as everybody is.
 AS_A_USER = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.getuid() == 0 else []
