@@ -114,7 +114,7 @@ COMMANDS = {
     "python benchmarks/convolutions.py": Here("--rounds 1"),
     "python benchmarks/cores.py": Here("--rounds 1"),
     "python benchmarks/decoding.py [--data FOLDER]": Here("--rounds 1", "python benchmarks/decoding.py"),
-    "python benchmarks/forecast.py": Here(f"--rounds 1 configs/quick.json --image-size 64 {SMALL}"),
+    "python benchmarks/forecast.py": Here(f"--rounds 1 $PWD/configs/quick.json --image-size 64 {SMALL}"),
     "python benchmarks/idle.py": Here("--rounds 1 --scale 0.01"),
     "python benchmarks/larger.py": Here("--rounds 1 --images 2000"),
     "python benchmarks/memory.py": Here("--numbers 100"),
