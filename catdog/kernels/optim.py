@@ -31,7 +31,7 @@ def make_optimizer(
 
 @cache
 def _uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """Derive an optimizer that does not import PyTorch's compiler. The import takes two seconds.
+    """Derive an optimizer that does not import PyTorch's compiler. The import takes a second or more.
 
     PyTorch wraps these methods to keep the compiler out and to turn gradients off. Only the latter is needed here.
     """

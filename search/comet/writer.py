@@ -165,6 +165,9 @@ class CometWriter:
         self.is_new = not isinstance(experiment, comet.ExistingExperiment)
         return experiment
 
+    def _api(self) -> Any:
+        return self.comet.API(cache=False)
+
     def _steps(self, name: str) -> set[int]:
         """Return the steps of a metric that Comet had when the experiment was opened."""
         if self.is_new:
@@ -175,7 +178,7 @@ class CometWriter:
 
     def _sent(self, name: str) -> set[int]:
         """Ask Comet for the steps of a metric that it has."""
-        experiment = self.comet.API(cache=False).get_experiment_by_key(self.message["key"])
+        experiment = self._api().get_experiment_by_key(self.message["key"])
         metrics = experiment.get_metrics(name) if experiment else None
         return {int(metric["step"] or 0) for metric in metrics or []}
 
@@ -197,7 +200,7 @@ class CometWriter:
     def _confirm_model(self, model: dict[str, str], workspace: str) -> None:
         """Raise NotDeliveredError unless the model is in the registry."""
         if self.online:
-            versions = self.comet.API(cache=False).get_registry_model_versions(workspace, model["name"])
+            versions = self._api().get_registry_model_versions(workspace, model["name"])
             if model["version"] not in (versions or []):
                 raise NotDeliveredError(self.errors.text or f"the Model Registry has no version {model['version']}")
 
@@ -207,7 +210,7 @@ class CometWriter:
         self.experiment.log_model(model["name"], model["file"], overwrite=True)
         status = None
         if self.online:
-            allowed = self.comet.API(cache=False).model_registry_allowed_status_values(self.experiment.workspace)
+            allowed = self._api().model_registry_allowed_status_values(self.experiment.workspace)
             status = next((status for status in STATUSES if status in allowed), None)
         self.experiment.register_model(
             model["name"], version=model["version"], tags=["champion"], status=status, sync=self.online, timeout=30
