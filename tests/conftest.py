@@ -15,7 +15,7 @@ from catdog.data.cache import build_once
 from catdog.data.dataset import ImageSubset, load_data
 from catdog.data.preprocess import preprocessing
 from catdog.data.synthetic import draw, synthetic
-from catdog.kernels.precision import bfloat16_fault, verdict_file
+from catdog.kernels.precision import bfloat16_fault
 from catdog.model import ModelConfig, build_model
 from catdog.serving.reference import make_reference
 from catdog.train import TrainConfig, train
@@ -49,22 +49,22 @@ def _nothing_runs_on():
 
 
 @pytest.fixture(scope="session")
-def verdict(tmp_path_factory):
-    """What this machine's bfloat16 is worth, found out once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CATDOG_CACHE", str(tmp_path_factory.mktemp("verdict")))
-        bfloat16_fault()
-        file = verdict_file()
-        return (file.name, file.read_text()) if file.exists() else None
+def verdict(made_once):
+    """What this machine's bfloat16 is worth, found out once: the content of a cache folder."""
+
+    def make(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CATDOG_CACHE", str(folder))
+            bfloat16_fault()
+
+    return made_once("verdict", make)
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch, verdict):
     """Keep decoded images out of the user's cache."""
     monkeypatch.setenv("CATDOG_CACHE", str(tmp_path / "cache"))
-    if verdict:
-        (tmp_path / "cache").mkdir()
-        (tmp_path / "cache" / verdict[0]).write_text(verdict[1])
+    shutil.copytree(verdict, tmp_path / "cache")
     return tmp_path / "cache"
 
 

@@ -3,7 +3,9 @@
 import hashlib
 import os
 import platform
+import time
 import timeit
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
@@ -53,8 +55,8 @@ def has_bfloat16(device: torch.device) -> bool:
 def bfloat16_fault() -> str:
     """Return why "auto" is float32 on a CPU that has bfloat16, in one sentence, or "" if bfloat16 is used or missing.
 
-    The check compares the values and the time of a convolution in bfloat16 and in float32. The verdict is cached beside
-    the decoded images, per machine, version of PyTorch and settings of its libraries.
+    The check compares the values and the CPU time of a convolution in bfloat16 and in float32. The verdict is cached
+    beside the decoded images, per machine, version of PyTorch and settings of its libraries.
     """
     if not has_bfloat16(torch.device("cpu")):
         return ""
@@ -87,12 +89,22 @@ def _measured_fault() -> str:
     error = max(float((mine.float() - one).norm() / one.norm()) for mine, one in zip(found, exact, strict=True))
     if not error <= LARGEST_ERROR:  # also if it is nan
         return f"bfloat16 is not used: a convolution in it differs from float32's by {error:.0%} on this machine"
-    calls = [partial(convolution, x, weight, gradient) for convolution in both]
-    rounds = [[timeit.timeit(call, number=1) for call in calls] for _ in range(NUM_ROUNDS)]
-    ratio = min(slow for _, slow in rounds) / min(exact for exact, _ in rounds)
+    in_float32, in_bfloat16 = _times([partial(convolution, x, weight, gradient) for convolution in both])
+    ratio = in_bfloat16 / in_float32
     if ratio >= 1:
         return f"bfloat16 is not used: a convolution in it takes {ratio:.1f}x as long as in float32 on this machine"
     return ""
+
+
+def _times(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Return the least CPU time of each call, in seconds, on one thread: other processes on the cores do not count."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rounds = [[timeit.timeit(call, number=1, timer=time.thread_time) for call in calls] for _ in range(NUM_ROUNDS)]
+    finally:
+        torch.set_num_threads(threads)
+    return [min(times) for times in zip(*rounds, strict=True)]
 
 
 def _in_float32(x: Tensor, weight: Tensor, gradient: Tensor) -> list[Tensor]:

@@ -1,4 +1,5 @@
 import re
+import time
 
 import pytest
 import torch
@@ -19,14 +20,15 @@ def machine(monkeypatch, tmp_path):
     precision.bfloat16_fault.cache_clear()
 
 
-def stand_in(monkeypatch, *, wrong=False, slow=False):
-    """Let bfloat16 be float32 that is exact and takes no time, or is wrong, or slow."""
+def stand_in(monkeypatch, *, wrong=False, slow=False, waits=0.0):
+    """Let bfloat16 be float32 that is exact and takes no time, or is wrong, or slow, or waits so many seconds."""
     kept = []
 
     def in_bfloat16(*tensors):
         if slow or not kept:
             for _ in range(20):
                 kept[:] = precision._in_float32(*tensors)
+        time.sleep(waits)
         return [2 * tensor if wrong else tensor for tensor in kept]
 
     monkeypatch.setattr(precision, "_in_bfloat16", in_bfloat16)
@@ -59,6 +61,13 @@ def test_bfloat16_that_is_right_and_fast_is_used(monkeypatch):
     stand_in(monkeypatch)
     assert precision.bfloat16_fault() == ""
     assert uses_bfloat16(CPU)
+
+
+def test_time_that_other_processes_have_the_cores_does_not_count(monkeypatch):
+    stand_in(monkeypatch, waits=0.2)
+    threads = torch.get_num_threads()
+    assert precision.bfloat16_fault() == ""
+    assert torch.get_num_threads() == threads
 
 
 def test_verdict_is_kept_for_the_next_process(monkeypatch, machine):
