@@ -49,7 +49,7 @@ def _nothing_runs_on():
 
 
 @pytest.fixture(scope="session")
-def verdict(made_once):
+def bfloat16_verdict(made_once):
     """What this machine's bfloat16 is worth, found out once: the content of a cache folder."""
 
     def make(folder):
@@ -61,10 +61,10 @@ def verdict(made_once):
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch, verdict):
+def cache(tmp_path, monkeypatch, bfloat16_verdict):
     """Keep decoded images out of the user's cache."""
     monkeypatch.setenv("CATDOG_CACHE", str(tmp_path / "cache"))
-    shutil.copytree(verdict, tmp_path / "cache")
+    shutil.copytree(bfloat16_verdict, tmp_path / "cache")
     return tmp_path / "cache"
 
 
