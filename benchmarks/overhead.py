@@ -1,6 +1,6 @@
 """What a trial costs that trains nothing: this harness beside plain Optuna and Ray Tune, on the same cores, in turn.
 
-    python benchmarks/overhead.py [--trials 100,1000,3000] [--workers 2,8] [--storages sqlite,postgresql] ...
+    python benchmarks/overhead.py [--trials 100,1000,3000] [--workers 2,8] [--storages sqlite postgresql] ...
 
 Each trial draws one parameter at random and reports three made-up losses at once, the same in every trial, so that the
 pruner (successive halving) is asked and never stops one. The first trial of each worker waits until
@@ -55,6 +55,7 @@ from search.study.storage import validated_storage
 RUN = ROOT / "benchmarks/overhead_run.py"
 SPAN = 100  # trials at either end that are compared
 SECONDS = 900  # that one run may take
+STORAGES = ["sqlite", "postgresql"]
 AT_MOST = {"ray": 20, "ray-reuse": 1000}  # trials; Ray takes long
 
 
@@ -130,8 +131,8 @@ def parse():
     parser.add_argument("--trials", type=numbers, default=[100, 1000, 3000], help="numbers of trials")
     parser.add_argument("--bayes-trials", type=numbers, default=[100], help="the same with TPE ('': none)")
     parser.add_argument("--workers", type=numbers, default=[2, 8])
-    parser.add_argument("--storages", type=lambda words: words.split(","), default=["sqlite", "postgresql"])
-    parser.add_argument("--libraries", type=lambda words: words.split(","), default=list(RUNS))
+    parser.add_argument("--storages", nargs="+", choices=STORAGES, default=STORAGES)
+    parser.add_argument("--libraries", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--rounds", type=int, default=3, help="of short runs; of 1,000 trials or more, TPE and Ray one")
     parser.add_argument("--parent-only", action="store_true", help="only what the command's own process takes")
     return parser.parse_args()

@@ -119,7 +119,7 @@ COMMANDS = {
     "python benchmarks/larger.py": Here("--rounds 1 --images 2000"),
     "python benchmarks/memory.py": Here("--numbers 100"),
     "python benchmarks/overhead.py": Here(
-        "--trials 4 --bayes-trials '' --workers 2 --storages sqlite --libraries ours,optuna --rounds 1"
+        "--trials 4 --bayes-trials '' --workers 2 --storages sqlite --libraries harness optuna --rounds 1"
     ),
     "python benchmarks/overhead.py --parent-only": Here("--trials 4 --rounds 1"),
     "python benchmarks/promotion.py": Here("--sweeps 3"),
