@@ -153,7 +153,7 @@ def train_once(made_once, name, drawn, config, recipe):
 @pytest.fixture(scope="session")
 def good(made_once):
     """A small network that knows drawn cats and dogs, and the cache of the images."""
-    folder = train_once(made_once, "good", DRAWN, GOOD, TrainConfig(1e-2, epochs=8, schedule="one_cycle"))
+    folder = train_once(made_once, "good", DRAWN, GOOD, TrainConfig(1e-2, epochs=16, schedule="one_cycle"))
     return load_model(folder / "model.safetensors")[0], folder / "cache"
 
 

@@ -25,7 +25,7 @@ from catdog.data.decode import read_image
 from catdog.data.sources import LabelledFile, Listing
 from catdog.data.synthetic import synthetic
 
-FORMAT = 2  # of the cache; raise it when decoding or drawing changes
+FORMAT = 3  # of the cache; raise it when decoding or drawing changes
 NAMES_SHOWN = 10
 CHUNK = 1000  # files in the queue of the threads; each takes 2 KB
 

@@ -27,7 +27,7 @@ STATE_SECONDS, PLOT_SECONDS = 2, 5  # between two updates of an open page
 UPLOAD_LIFETIME_SECONDS = 300.0  # seconds; requests in the queue need their uploads
 MAX_QUEUED = 5  # requests with many images; further ones are refused
 NUM_PARALLEL = 4  # images of one such request at a time, so that other requests get a turn
-EXAMPLE_SEEDS, EXAMPLE_SIZE = (3, 5, 12, 16), 256
+EXAMPLE_SEEDS, EXAMPLE_SIZE = (1, 6, 12, 20), 256
 MANY_HINT = f"Up to {MAX_IMAGES} images. A file that cannot be read is listed in the table."
 OPTIONS: dict[str, Any] = {
     "show_error": True,

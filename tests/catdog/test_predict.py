@@ -68,7 +68,7 @@ def test_tampered_model_is_refused(ask, model_file, photographs, capsys):
 
 
 def test_strange_image_is_probably_neither(champion, tmp_path, monkeypatch, capsys):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     monkeypatch.setattr("sys.argv", ["predict", str(tmp_path / "noise.png"), "--model", str(champion())])
     with pytest.raises(SystemExit):

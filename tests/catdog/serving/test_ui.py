@@ -110,7 +110,7 @@ def test_drawn_example_is_answered_by_a_click(visit, server):
 
 
 def test_strange_image_is_said_to_be_neither(visit, server, tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     page = visit(server)
     page.set_input_files("#picture input[type=file]", tmp_path / "noise.png")
