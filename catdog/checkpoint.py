@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from catdog.data.files import write_file
 from catdog.device import is_process_lost
-from catdog.files import write_file
 from catdog.model import CNN, ModelConfig
 
 Header = dict[str, Any]

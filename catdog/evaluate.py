@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from catdog.data.dataset import Data, ImageSubset
+from catdog.data.files import write_file
 from catdog.data.loader import batches
 from catdog.data.preprocess import normalize
-from catdog.files import write_file
 from catdog.kernels.precision import Precision, autocast
 from catdog.model import CNN
 

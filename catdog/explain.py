@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from catdog.data.preprocess import normalize
+from catdog.kernels.block import Block, ResidualBlock
 from catdog.kernels.precision import autocast
 from catdog.kernels.winograd import weights_transformed_once
 from catdog.model import CNN, ModelConfig
 
-LAYERS_PER_BLOCK = 4  # convolution, ReLU, BatchNorm, pooling
 MIN_SALIENCY_SIZE = 7  # pixels of the map that saliency is computed on: that of the last block at 224 px
 
 
@@ -62,12 +62,16 @@ class OODDetector:
 
 def group_sizes(config: ModelConfig) -> list[int]:
     """Return the sizes of the groups of statistics: a block's means, its deviations, the next block's means, ..."""
-    return [config.stem_width] * 2 + [config.body_width] * 2 * (config.body_repeats + 1)
+    first = config.num_poolings - config.residual_blocks  # that a residual block follows
+    return [width for number, width in enumerate(config.widths) for _ in range(2 if number < first else 4)]
 
 
 def extract_features(model: CNN, images: Tensor, device: torch.device, *, saliency: bool = False) -> Features:
     """Run `model`, in eval mode on `device`, on (B, S, S, 3) uint8. `saliency` costs a part of a backward pass."""
-    layers, cut = [layer for block in model.blocks() for layer in block], _saliency_layer(model.config)
+    layers, flip, num = _layers(model), model.config.flip_average, len(images)
+    if flip:
+        images = torch.cat((images, images.flip(2)))
+    cut = _saliency_layer(layers, model.config)
     statistics: list[Tensor] = []
     with autocast(device, "auto"), weights_transformed_once():
         with torch.no_grad():
@@ -75,8 +79,10 @@ def extract_features(model: CNN, images: Tensor, device: torch.device, *, salien
         with torch.set_grad_enabled(saliency):
             x = _apply(layers[cut:], maps.requires_grad_(saliency), statistics)
             logits = model.head(x).float()
-    heat = _hires_cam(maps, margin_of(logits)) if saliency else torch.zeros(len(images), 0, 0)
-    return Features(logits.detach().cpu(), torch.cat(statistics, dim=1).cpu(), heat.cpu())
+            if flip:
+                logits = (logits[:num] + logits[num:]) / 2
+    heat = _hires_cam(maps, margin_of(logits), flip=flip) if saliency else torch.zeros(num, 0, 0)
+    return Features(logits.detach().cpu(), torch.cat(statistics, dim=1)[:num].cpu(), heat.cpu())
 
 
 def margin_of(logits: Tensor) -> Tensor:
@@ -85,17 +91,23 @@ def margin_of(logits: Tensor) -> Tensor:
     return best - logits.scatter(1, predicted[:, None], -torch.inf).logsumexp(1)
 
 
-def _saliency_layer(config: ModelConfig) -> int:
-    """Return the number of layers before the last map that is large enough; a pooling follows it."""
-    blocks = [block for block in range(config.num_poolings) if config.image_size >> block >= MIN_SALIENCY_SIZE]
-    return LAYERS_PER_BLOCK * max(blocks, default=0) + LAYERS_PER_BLOCK - 1
+def _layers(model: CNN) -> list[nn.Module]:
+    """Return the layers before the head: those of each block, and residual blocks whole."""
+    return [layer for block in model.blocks() for layer in (block if isinstance(block, Block) else [block])]
+
+
+def _saliency_layer(layers: Sequence[nn.Module], config: ModelConfig) -> int:
+    """Return the number of layers before the last pooling of a map that is large enough."""
+    poolings = [number for number, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+    large = [number for block, number in enumerate(poolings) if config.image_size >> block >= MIN_SALIENCY_SIZE]
+    return max(large, default=poolings[0])
 
 
 def _apply(layers: Sequence[nn.Module], x: Tensor, statistics: list[Tensor]) -> Tensor:
-    """Apply layers in order. Append each channel's mean and standard deviation after each pooling to `statistics`."""
+    """Apply layers in order. Append each channel's mean and standard deviation after each block to `statistics`."""
     for layer in layers:
         x = layer(x)
-        if isinstance(layer, nn.MaxPool2d):
+        if isinstance(layer, nn.MaxPool2d | ResidualBlock):
             positions = x.detach().permute(0, 2, 3, 1).flatten(1, 2)  # (B, h * w, C): the order in memory
             mean, square = (moment.mean(1, dtype=torch.float32) for moment in (positions, positions.square()))
             several = positions.shape[1] > 1  # one position has no deviation, only bfloat16's rounding error
@@ -104,15 +116,17 @@ def _apply(layers: Sequence[nn.Module], x: Tensor, statistics: list[Tensor]) -> 
     return x
 
 
-def _hires_cam(maps: Tensor, margins: Tensor) -> Tensor:
+def _hires_cam(maps: Tensor, margins: Tensor, *, flip: bool) -> Tensor:
     """Return where (B, C, h, w) maps support the predicted class, (B, h, w), 0 to 1.
 
     This is HiResCAM (Draelos and Carin 2020): Grad-CAM (Selvaraju et al. 2017) without the gradient's mean over the
-    positions. That mean suits networks that average their last map. In this network, which does not, it points beside
-    the animal.
+    positions. That mean suits networks that average their last map. In other networks it points beside the animal.
+    With `flip`, the maps are (2 B, C, h, w), the second half of the mirror images.
     """
     (gradient,) = torch.autograd.grad(margins.sum(), maps)
     heat = (maps.detach() * gradient).float().sum(1).relu()
+    if flip:
+        heat = heat[: len(margins)] + heat[len(margins) :].flip(2)
     return heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-12)
 
 

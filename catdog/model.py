@@ -5,12 +5,13 @@ import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from typing import TypeVar, cast
+from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from catdog.kernels.block import Block
+from catdog.kernels.block import Block, ResidualBlock
 from catdog.kernels.winograd import weights_transformed_once
 
 MAX_IMAGE_SIZE = 2048  # pixels; a decoded image takes image_size**2 * 3 bytes of memory
@@ -23,9 +24,14 @@ class ModelConfig:
 
     stem_width: int = 64  # channels after the first block
     body_width: int = 512  # channels of every later block
-    body_repeats: int = 4  # applications of a body_width -> body_width block
-    share_body: bool = True  # True: one block for all applications; False: one for each
+    body_repeats: int = 4  # number of blocks after the first two
+    share_body: bool = True  # True: blocks of body_width -> body_width channels are one block; False: one each
+    double_width: bool = False  # True: each block has twice the channels of the one before, up to body_width
+    residual_blocks: int = 0  # a residual block follows each of so many blocks, counted from the last
+    drop_path: float = 0.0  # probability that an image skips a residual block in training, 0 <= p < 1
+    global_pool: bool = False  # True: the linear layer gets each channel's mean; False: every value of the last map
     dropout: float = 0.0  # probability of zeroing a feature before the linear layer, 0 <= p < 1
+    flip_average: bool = False  # True: outside training, the logits are the mean of an image's and its mirror image's
     image_size: int = 224  # height and width of the input, pixels
     classes: int = 2
 
@@ -33,13 +39,19 @@ class ModelConfig:
         for name in ("stem_width", "body_width", "body_repeats", "classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        for name in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if self.image_size > MAX_IMAGE_SIZE:
             raise ValueError(f"image_size is {self.image_size}; it must be at most {MAX_IMAGE_SIZE} pixels")
         if self.final_size < 1:
             need = f"{self.num_poolings} poolings need at least {2**self.num_poolings} pixels"
             raise ValueError(f"image_size {self.image_size} is too small for body_repeats {self.body_repeats}: {need}")
+        if not 0 <= self.residual_blocks <= self.num_poolings:
+            most = f"body_repeats {self.body_repeats} makes {self.num_poolings} blocks for them to follow"
+            raise ValueError(f"residual_blocks is {self.residual_blocks}; {most}")
+        if self.drop_path and not self.residual_blocks:
+            raise ValueError(f"drop_path is {self.drop_path}; it needs residual blocks, and residual_blocks is 0")
 
     @property
     def num_poolings(self) -> int:
@@ -50,31 +62,55 @@ class ModelConfig:
         """Height and width, in pixels, of the last feature map."""
         return int(self.image_size // 2**self.num_poolings)
 
+    @property
+    def widths(self) -> list[int]:
+        """Channels after each block."""
+        widths = [self.stem_width]
+        while len(widths) < self.num_poolings:
+            widths.append(min(2 * widths[-1], self.body_width) if self.double_width else self.body_width)
+        return widths
+
 
 class CNN(nn.Module):
-    """Map normalized images (B, 3, image_size, image_size) to logits (B, classes)."""
+    """Map normalized images (B, 3, S, S) to logits (B, classes). S is image_size; with global_pool any size will do."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.body_width
-        self.stem = Block(3, config.stem_width)
-        self.widen = Block(config.stem_width, width)
-        num_blocks = 1 if config.share_body else config.body_repeats
-        self.body = nn.ModuleList(Block(width, width) for _ in range(num_blocks))
-        linear = nn.Linear(width * config.final_size**2, config.classes)
-        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(config.dropout), linear)
+        first, second, *later = config.widths
+        self.stem = Block(3, first)
+        self.widen = Block(first, second)
+        pairs = list(pairwise([second, *later]))
+        if config.share_body:  # one block for all of the last kind
+            pairs = [pair for pair in pairs if pair != pairs[-1]] + pairs[-1:]
+        self.body = nn.ModuleList(Block(*pair) for pair in pairs)
+        width = config.widths[-1]
+        pool: nn.Module = nn.Flatten()
+        if config.global_pool:
+            pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), pool)
+        features = width if config.global_pool else width * config.final_size**2
+        self.head = nn.Sequential(pool, nn.Dropout(config.dropout), nn.Linear(features, config.classes))
+        followed = config.widths[config.num_poolings - config.residual_blocks :]
+        self.residual = nn.ModuleList(ResidualBlock(width, config.drop_path) for width in followed)
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[nn.Module]:
         """Yield the blocks in the order in which they are applied, a shared one repeatedly."""
-        yield from (self.stem, self.widen)
-        for repeat in range(self.config.body_repeats):
-            yield cast("Block", self.body[0 if self.config.share_body else repeat])
+        for number in range(self.config.num_poolings):
+            yield [self.stem, self.widen, *self.body][min(number, len(self.body) + 1)]
+            following = number - self.config.num_poolings + self.config.residual_blocks
+            if following >= 0:
+                yield self.residual[following]
 
     def forward(self, x: Tensor) -> Tensor:
         with weights_transformed_once() if x.device.type == "cpu" else nullcontext():
-            for block in self.blocks():
-                x = block(x)  # half as high and wide
+            logits = self._logits(x)
+            if self.config.flip_average and not self.training:
+                logits = (logits + self._logits(x.flip(3))) / 2
+        return logits
+
+    def _logits(self, x: Tensor) -> Tensor:
+        for block in self.blocks():
+            x = block(x)
         logits: Tensor = self.head(x)
         return logits
 
@@ -87,14 +123,20 @@ def build_model(config: ModelConfig, seed: int = 0) -> CNN:
 
 
 def count_mult_adds(config: ModelConfig) -> int:
-    """Count the multiply-adds of one image's forward pass, convolutions and linear layer, as torchinfo does."""
-    size, width = config.image_size, config.body_width
-    widths = [(3, config.stem_width), (config.stem_width, width), *[(width, width)] * config.body_repeats]
-    total = 0
-    for num_in, num_out in widths:
-        total += (9 * num_in + 1) * num_out * size**2 + 2 * num_out  # convolution with bias, BatchNorm's weights
-        size //= 2
-    return total + (width * size**2 + 1) * config.classes
+    """Count the multiply-adds of one prediction, convolutions and linear layer, as torchinfo does."""
+    size, total, num_in = config.image_size, 0, 3
+    for number, width in enumerate(config.widths):
+        total += _conv_mult_adds(num_in, width, size)
+        size, num_in = size // 2, width
+        if number >= config.num_poolings - config.residual_blocks:
+            total += 2 * _conv_mult_adds(width, width, size)
+    features = num_in if config.global_pool else num_in * size**2
+    return (total + (features + 1) * config.classes) * (2 if config.flip_average else 1)
+
+
+def _conv_mult_adds(num_in: int, num_out: int, size: int) -> int:
+    """Count a 3x3 convolution with bias, and the weights of its BatchNorm."""
+    return (9 * num_in + 1) * num_out * size**2 + 2 * num_out
 
 
 def layer_table(model: CNN) -> str:

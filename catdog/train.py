@@ -4,6 +4,7 @@ import argparse
 import math
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,49 +16,20 @@ from torch import Tensor
 from catdog.checkpoint import load_state, save_model, save_state
 from catdog.data.dataset import Data, ImageSubset, load_data
 from catdog.data.loader import batches
-from catdog.data.preprocess import Augmentation, augment, normalize, preprocessing
+from catdog.data.preprocess import normalize, preprocessing
 from catdog.device import find_devices, keep_freed_memory
 from catdog.evaluate import evaluate
 from catdog.kernels.cuda_graph import CUDAGraphStep
-from catdog.kernels.optim import Optimizer, Schedule, make_optimizer, make_scheduler
-from catdog.kernels.precision import Precision, autocast, bfloat16_fault, has_bfloat16, resolved
+from catdog.kernels.precision import autocast, bfloat16_fault, has_bfloat16, resolved
 from catdog.model import CNN, ModelConfig, add_options, build_model, config_from
+from catdog.recipe.augmentation import augment, cutmix, erase
+from catdog.recipe.average import MovingAverage
+from catdog.recipe.config import CHOICES, TrainConfig, image_size_of, require_sizes
+from catdog.recipe.optimizers import make_optimizer
+from catdog.recipe.schedules import make_scheduler
 
 KEEP = {"val_loss": -1, "val_accuracy": 1, "train_loss": -1, "train_accuracy": 1, "last": 1}  # 1: more is better
 STEP: Literal["eager", "graph", "compile", "compile+graph"] = "eager"  # on a GPU; benchmarks/gpu.py measures all
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The hyperparameters of training. The defaults are those of the baseline."""
-
-    learning_rate: float = 1e-4  # the schedule's peak
-    batch_size: int = 32  # images
-    epochs: int = 20
-    weight_decay: float = 0.0
-    optimizer: Optimizer = "adam"  # sgd: Nesterov momentum 0.9
-    schedule: Schedule = "constant"
-    augmentation: Augmentation = "none"  # cumulative: flip, then zoom and shift, then light
-    label_smoothing: float = 0.0  # 0 <= s < 1
-    precision: Precision = "auto"  # auto: bfloat16 if the device supports it well, else float32
-    seed: int = 0  # of weights, order of images, augmentation and dropout
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must not be negative")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
-        for name, kind in CHOICES.items():
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(kind))}")
-
-
-CHOICES = {"optimizer": Optimizer, "schedule": Schedule, "augmentation": Augmentation, "precision": Precision}
 
 
 @dataclass(frozen=True)
@@ -110,17 +82,24 @@ def train(
 
 
 class _Trainer:
-    """The state of a training: weights, optimizer, schedule and random states."""
+    """The state of a training: weights, optimizer, schedule and random states.
+
+    `trained` is the network whose weights the optimizer changes. `model` is the one that is evaluated and kept: the
+    same, or its moving average.
+    """
 
     def __init__(
         self, model: CNN, config: TrainConfig, training: ImageSubset, validation: ImageSubset, device: torch.device
     ) -> None:
         self.model, self.config, self.device = model, config, device
         self.training, self.validation = training, validation
+        require_sizes(model.config, config)
+        self.trained = deepcopy(model) if config.ema else model
+        self.average = MovingAverage(model, self.trained, config.ema) if config.ema else None
         step = STEP if device.type == "cuda" else "eager"
-        weights, graph = model.parameters(), device if "graph" in step else None
+        weights, graph = self.trained.parameters(), device if "graph" in step else None
         self.optimizer = make_optimizer(config.optimizer, weights, config.learning_rate, config.weight_decay, graph)
-        self.network = torch.compile(model, dynamic=False) if "compile" in step else model
+        self.network = torch.compile(self.trained, dynamic=False) if "compile" in step else self.trained
         self.graph_step = CUDAGraphStep(config.batch_size, device) if graph else None
         self.optimizer.zero_grad(set_to_none=True)  # drops gradients that the caller may have left
         self.precision = resolved(device, config.precision)  # of the whole training, also after a resume
@@ -152,7 +131,7 @@ class _Trainer:
 
     def _train_epoch(self, number: int) -> tuple[float, float, float]:
         """Take one optimizer step per batch. Return mean loss, accuracy and the learning rate of the last step."""
-        self.model.train()
+        self.trained.train()
         rows = self.training.rows
         order = rows[torch.randperm(len(rows), generator=self.order).to(rows.device)]
         # BatchNorm cannot normalize a single image of one pixel
@@ -160,36 +139,49 @@ class _Trainer:
         num_steps = math.ceil(len(rows) / self.config.batch_size)  # of an epoch, also if it leaves out a batch
         total_steps, steps_done = self.config.epochs * num_steps, (number - 1) * num_steps
         scheduler = make_scheduler(self.config.schedule, self.optimizer, total_steps, steps_done)
-        num_seen = sum(map(len, split))
+        num_seen, size = sum(map(len, split)), image_size_of(number, self.model.config, self.config)
         total = torch.zeros(2, device=self.device)  # summed loss, number correct
-        for images, y in batches(self.training, split, self.device):
+        for step, (images, y) in enumerate(batches(self.training, split, self.device), steps_done):
             (learning_rate,) = scheduler.get_last_lr()
-            total += self._step(images, y)
+            total += self._step(images, y, size)
             scheduler.step()
+            if self.average:
+                self.average.update(step)
         loss, num_correct = total.tolist()
         return loss / num_seen, num_correct / num_seen, float(learning_rate)
 
-    def _step(self, images: Tensor, y: Tensor) -> Tensor:
+    def _step(self, images: Tensor, y: Tensor, size: int) -> Tensor:
         """Train on (B, S, S, 3) uint8 and (B,) labels. Return the summed loss and the number correct, (2,)."""
-        x = augment(normalize(images), self.config.augmentation, self.generator)
+        x = augment(normalize(images), self.config.augmentation, self.generator, size)
+        if self.config.erasing:
+            x = erase(x, self.config.erasing, self.generator)
+        if self.config.cutmix:
+            y = F.one_hot(y, self.model.config.classes).float()
+            x, y = cutmix(x, y, self.config.cutmix, self.generator)
         return self.graph_step(self._update, x, y) if self.graph_step else self._update(x, y)
 
     def _update(self, x: Tensor, y: Tensor) -> Tensor:
-        """Update the weights from (B, 3, S, S) floats. All of it may be captured in a CUDA graph."""
-        network = self.network if len(y) == self.config.batch_size else self.model  # compiled for one shape
+        """Update the weights from (B, 3, S, S) floats and (B,) labels or (B, classes) shares of labels.
+
+        All of it may be captured in a CUDA graph.
+        """
+        network = self.network if len(y) == self.config.batch_size else self.trained  # compiled for one shape
         with autocast(self.device, self.precision):
             logits = network(x)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=self.config.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        with autocast(self.device, self.precision):  # of Muon's matrix products
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return torch.stack((loss.detach() * len(y), (logits.detach().argmax(1) == y).sum()))
+        labels = y if y.dim() == 1 else y.argmax(1)
+        return torch.stack((loss.detach() * len(y), (logits.detach().argmax(1) == labels).sum()))
 
     def state(self, history: list[Epoch]) -> dict[str, Any]:
         """Return the state of a checkpoint."""
         return {
             "config": asdict(self.config),
             "model": self.model.state_dict(),
+            "trained": self.trained.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "device": self.device.type,
             "precision": self.precision,
@@ -202,9 +194,11 @@ class _Trainer:
         state = load_state(path)
         if not state:
             return []
-        if state["config"] != asdict(self.config):
+        if TrainConfig(**state["config"]) != self.config:  # fields that it lacks are newer, and off by default
             raise ValueError(f"{path} belongs to other settings; remove it to start over")
         self.model.load_state_dict(state["model"])
+        if self.average:
+            self.trained.load_state_dict(state["trained"])
         settings = self.optimizer.state_dict()["param_groups"]  # this device's; the configuration is the same
         self.optimizer.load_state_dict({**state["optimizer"], "param_groups": settings})
         history = [Epoch(**record) for record in state["history"]]
@@ -246,6 +240,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         shape, recipe = config_from(options, ModelConfig), config_from(options, TrainConfig)
+        require_sizes(shape, recipe)
         data = load_data(options.data, shape.image_size)
         (device,) = find_devices(options.device)[:1]
     except ValueError as error:

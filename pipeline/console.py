@@ -18,7 +18,9 @@ from search.study.shared_study import SharedStudy
 from search.workers.artifacts import weights_to_remove
 
 NUM_SHOWN = 10  # trials in a dry run
-SIZES = ("stem_width", "body_width", "body_repeats", "image_size")  # the parameters that decide the cost of a network
+# The parameters that decide the cost of a network. double_width makes it smaller, each of the others larger.
+SIZES = {"stem_width": max, "body_width": max, "body_repeats": max, "image_size": max, "residual_blocks": max}
+SIZES |= {"flip_average": max, "double_width": min}
 
 console = Console(width=None if sys.stdout.isatty() else WIDE)
 
@@ -86,7 +88,7 @@ def _describe_parameters(parameters: Mapping[str, Any]) -> str:
 def _describe_missing_baseline(plan: Plan) -> str:
     """Say that the baseline network is not a trial, and what it and the largest network of the space cost."""
     text, space = "the baseline network is no trial of this sweep (--no-baseline)", plan.sweep.space
-    widest = {name: max(space.values_of(name)) for name in SIZES if space.values_of(name)}
+    widest = {name: choose(space.values_of(name)) for name, choose in SIZES.items() if space.values_of(name)}
     try:
         cost, largest = (count_mult_adds(configure(sizes, plan.fixed)[0]) for sizes in ({}, widest))
     except ValueError:  # the images are too small for it

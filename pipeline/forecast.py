@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial
 
 from catdog.data.dataset import Data, load_data, locate
 from catdog.device import gpu_memory
+from catdog.recipe.config import image_size_of
 from pipeline.console import NUM_SHOWN, console, say, say_note, show_plan
 from pipeline.plan import Plan, settings
 from pipeline.profiling import Network, Profile, Say, evaluation_batch, network_of, profile_networks
@@ -63,7 +64,7 @@ def forecast(plan: Plan, data: Data, proposals: Sequence[Parameters], show: Say)
     if not costs:
         raise ValueError(f"no network could be profiled: {next(iter(profile.faults.values()))}")
     known = [
-        replace(costs[network_of(parameters)], epochs=configure(parameters, plan.fixed)[1].epochs)
+        _whole_cost(costs[network_of(parameters)], parameters, plan)
         for parameters in proposals
         if network_of(parameters) in costs
     ]
@@ -148,6 +149,15 @@ def _cost(
         + (whole - trained) / num_validated * len(data.validation)
         + (with_files - whole),
         epochs=0,  # depends on the proposal
+    )
+
+
+def _whole_cost(cost: TrialCost, parameters: Parameters, plan: Plan) -> TrialCost:
+    """Return the cost of a trial, from that of its network: its epochs, and their mean time if image sizes grow."""
+    shape, recipe = configure(parameters, plan.fixed)
+    sizes = [image_size_of(number, shape, recipe) for number in range(1, recipe.epochs + 1)]
+    return replace(
+        cost, epoch=cost.epoch * fmean(size**2 for size in sizes) / shape.image_size**2, epochs=recipe.epochs
     )
 
 

@@ -12,8 +12,8 @@ import joblib
 from filelock import FileLock
 
 from catdog.data.cache import cache_folder
+from catdog.data.files import write_file
 from catdog.device import describe_device, find_devices
-from catdog.files import write_file
 from pipeline.profiling import Network, Profile, Say, profile_networks, rate_of
 from pipeline.task import TrainTrial, library_versions
 from search.formatting import count

@@ -6,6 +6,7 @@ import re
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ RUNS = Path("runs")
 NAME = r"[\w][\w.-]*"  # of a sweep
 SEARCH_ID = r"[0-9a-f]{32}"  # Comet's id of a search
 FIXED = ("epochs", "image_size")  # the same for every trial unless they are searched
-LENIENT = {"image_size": MAX_IMAGE_SIZE, "body_repeats": 1}  # every other valid value makes a network with these
+RELATED = ("image_size", "body_repeats", "residual_blocks", "drop_path", "global_pool", "start_size")  # must suit
 
 
 @dataclass(frozen=True)
@@ -148,19 +149,25 @@ def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: 
         raise ValueError(f"{options.config} is a sweep, not a search space; {remedy}")
     ask = partial(read_search, search_id)
     content = known_keys(wait_for_comet(ask, Sweep.patience, say)) if search_id else None
-    check = lambda values: configure({**LENIENT, **values}, {})  # noqa: E731 - each value by itself
-    space = load_space(options.config, SEARCHABLE, METRICS, check, content)
+    space = load_space(options.config, SEARCHABLE, METRICS, _check_alone, content)
     for name in FIXED:
         if name in space.parameters and getattr(options, name) is not None:
             raise ValueError(f"{options.config}: {name} is searched; leave out --{name.replace('_', '-')}")
-    smallest = min(space.values_of("image_size") or [fixed["image_size"]])
-    for depth in space.values_of("body_repeats") or [DEFAULTS["body_repeats"]]:
+    extremes = [space.values_of(name) or [fixed.get(name, DEFAULTS[name])] for name in RELATED]
+    for values in product(*extremes):
         try:
-            configure({"image_size": smallest, "body_repeats": depth}, fixed)
+            configure(dict(zip(RELATED, values, strict=True)), fixed)
         except ValueError as error:
             raise ValueError(f"{options.config}: {error}") from error
     seed = space.seed if options.seed is None else options.seed
     return replace(space, seed=seed, baseline=space.baseline if options.baseline else None)
+
+
+def _check_alone(values: Parameters) -> None:
+    """Raise ValueError for a value that no network can have, whatever its other parameters."""
+    depth = 8 if "residual_blocks" in values else 1
+    lenient = {"image_size": MAX_IMAGE_SIZE, "body_repeats": depth, "residual_blocks": 1, "global_pool": True}
+    configure({**lenient, **values}, {})
 
 
 def _sweep(options: argparse.Namespace, space: Space, fixed: Parameters, search_id: str) -> Sweep:

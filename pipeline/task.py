@@ -17,7 +17,8 @@ from catdog.data.preprocess import preprocessing
 from catdog.device import is_out_of_memory, is_process_lost
 from catdog.evaluate import confusion, write_outcomes
 from catdog.model import ModelConfig, build_model, count_mult_adds, layer_table
-from catdog.train import Epoch, TrainConfig, train
+from catdog.recipe.config import TrainConfig, require_sizes
+from catdog.train import Epoch, train
 from search.analysis.statistics import accuracy_interval
 from search.space.schema import to_boolean
 from search.space.space import Parameters
@@ -141,7 +142,9 @@ def configure(parameters: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[
     def of(config: type) -> dict[str, Any]:
         return {field.name: values[field.name] for field in fields(config) if field.name in values}
 
-    return ModelConfig(**of(ModelConfig)), TrainConfig(**of(TrainConfig))
+    shape, recipe = ModelConfig(**of(ModelConfig)), TrainConfig(**of(TrainConfig))
+    require_sizes(shape, recipe)
+    return shape, recipe
 
 
 def cast(name: str, value: Any) -> Any:

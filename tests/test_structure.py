@@ -17,10 +17,10 @@ from tests.conftest import ROOT
 
 # Bottom first. A module imports only from its own line and the lines above it.
 LAYERS = """
-catdog.files catdog.device
+catdog.device
 catdog.data
 catdog.kernels
-catdog.model catdog.checkpoint catdog.evaluate catdog.train catdog.explain catdog.predict
+catdog.model catdog.checkpoint catdog.evaluate catdog.recipe catdog.train catdog.explain catdog.predict
 catdog.serving
 catdog.app
 search.formatting search.durable search.task

@@ -1,1 +1,1 @@
-"""The parts of a training step: convolutions, blocks, precision, optimizers, CUDA graphs."""
+"""The parts of a training step that make it fast: convolutions, blocks, precision, CUDA graphs."""

@@ -1,8 +1,9 @@
-"""The block of the network, with a faster tail for training on CPUs."""
+"""The blocks of the network, with a faster tail for training on CPUs."""
 
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -24,6 +25,25 @@ class Block(nn.Sequential):
         if use_layers or not bool((norm.weight > 0).all()):
             return cast("Tensor", super().forward(x))  # type: ignore[no-untyped-call]
         return cast("Tensor", _Tail.apply(convolution(x), norm.weight, norm.bias, norm))
+
+
+class ResidualBlock(nn.Module):
+    """x + two times Conv3x3 -> ReLU -> BatchNorm of x: (B, C, H, W) -> (B, C, H, W).
+
+    In training, each image skips the branch with the probability `drop_path` (stochastic depth, Huang et al. 2016).
+    """
+
+    def __init__(self, channels: int, drop_path: float) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        layers = [(Conv2d(channels, channels), nn.ReLU(inplace=True), nn.BatchNorm2d(channels)) for _ in range(2)]
+        self.branch = nn.Sequential(*layers[0], *layers[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.branch(x)
+        if self.training and self.drop_path:
+            y = y * F.dropout(y.new_ones(len(y), 1, 1, 1), self.drop_path)
+        return x + y
 
 
 class _Tail(torch.autograd.Function):

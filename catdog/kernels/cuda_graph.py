@@ -31,6 +31,8 @@ class CUDAGraphStep:
         if self.failed or len(y) != self.batch_size:
             return step(x, y)
         with torch.cuda.device(self.device):
+            if self.graph and x.shape != self.x.shape:  # the images have grown
+                self.graph, self.num_warm_ups = None, 0
             if self.num_warm_ups < NUM_WARM_UPS:
                 self.num_warm_ups += 1
                 return self._run_on_side_stream(step, x, y)

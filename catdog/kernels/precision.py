@@ -16,7 +16,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from catdog.data.cache import cache_folder
-from catdog.files import write_file
+from catdog.data.files import write_file
 from catdog.kernels.winograd import convolve
 
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from catdog.checkpoint import read_header
-from catdog.files import write_file
+from catdog.data.files import write_file
 from catdog.model import ModelConfig, count_mult_adds, count_parameters
 
 USAGE = """## Usage
@@ -49,13 +49,16 @@ def model_card(header: Mapping[str, Any]) -> str:
 
 
 def _architecture(config: ModelConfig) -> str:
-    weights = "with shared weights" if config.share_body else "each with its own weights"
+    blocks = " -> ".join(map(str, [3, *config.widths]))
+    weights = "blocks of equal channels share their weights" if config.share_body else "each with its own weights"
+    residual = f"A residual block follows each of the last {config.residual_blocks}. " if config.residual_blocks else ""
+    pool = "the mean of each channel" if config.global_pool else "all values of the last map"
+    flip = "The answer is the mean over an image and its mirror image. " if config.flip_average else ""
     return (
         "## Architecture\n\n"
-        f"Blocks of Conv3x3, ReLU, BatchNorm and MaxPool2: 3 -> {config.stem_width} -> {config.body_width}, then "
-        f"{config.body_repeats} times {config.body_width} -> {config.body_width} ({weights}), dropout "
-        f"{config.dropout:.3g}, one linear layer. Input: RGB, resized to {config.image_size} x {config.image_size} "
-        "pixels without keeping the aspect ratio.\n"
+        f"Blocks of Conv3x3, ReLU, BatchNorm and MaxPool2: {blocks} channels, {weights}. {residual}"
+        f"One linear layer on {pool}, dropout {config.dropout:.3g}. {flip}"
+        f"Input: RGB, resized to {config.image_size} x {config.image_size} pixels without keeping the aspect ratio.\n"
         f"{count_parameters(config):,} parameters, {count_mult_adds(config) / 1e6:,.1f} million mult-adds per image."
     )
 

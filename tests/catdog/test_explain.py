@@ -27,6 +27,22 @@ def test_logits_are_those_of_the_network_with_and_without_heat(model, images):
         assert torch.allclose(features.logits, expected, atol=0.05)  # bfloat16 where this CPU has it
 
 
+RICH = ModelConfig(4, 16, 2, double_width=True, residual_blocks=2, global_pool=True, flip_average=True, image_size=32)
+
+
+def test_parts_of_the_network_are_the_same_in_both_forms(images):
+    model = build_model(RICH, seed=3).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=False):
+        expected = model(normalize(images))
+    plain, heat = (extract_features(model, images, CPU, saliency=saliency) for saliency in (False, True))
+    for features in (plain, heat):
+        assert torch.allclose(features.logits, expected, atol=0.05)
+        assert features.statistics.shape == (6, sum(group_sizes(RICH)))
+    assert heat.saliency.shape == (6, 8, 8)
+    mirrored = extract_features(model, images.flip(2), CPU, saliency=True).saliency
+    assert torch.allclose(mirrored, heat.saliency.flip(2), atol=0.05)
+
+
 def test_statistics_are_mean_and_spread_of_every_channel_after_every_block(model, images):
     features = extract_features(model, images, CPU)
     with torch.no_grad():

@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torchinfo import summary
 
+from catdog.kernels.block import ResidualBlock
 from catdog.model import ModelConfig, build_model, count_mult_adds, count_parameters, main
 
 SMALL = ModelConfig(stem_width=2, body_width=4, body_repeats=2, image_size=32)
+DOUBLED = ModelConfig(4, 32, 3, share_body=False, double_width=True, residual_blocks=2, global_pool=True, image_size=64)
 
 
 def test_default_network_is_the_readme_table():
@@ -25,13 +29,63 @@ def test_default_network_is_the_readme_table():
 
 
 @pytest.mark.parametrize(
-    "config", [ModelConfig(), SMALL, ModelConfig(16, 32, 3, share_body=False, image_size=96), ModelConfig(8, 8, 1)]
+    "config",
+    [
+        ModelConfig(),
+        SMALL,
+        ModelConfig(16, 32, 3, share_body=False, image_size=96),
+        ModelConfig(8, 8, 1),
+        DOUBLED,
+        replace(DOUBLED, body_width=16, body_repeats=4, share_body=True, residual_blocks=6, flip_average=True),
+    ],
 )
 def test_counts_are_those_of_torchinfo(config):
     size = (1, 3, config.image_size, config.image_size)
     table = summary(build_model(config), input_size=size, verbose=0)
     assert count_parameters(config) == table.total_params
     assert count_mult_adds(config) == table.total_mult_adds
+
+
+def test_doubled_widths_end_at_the_body_width():
+    assert DOUBLED.widths == [4, 8, 16, 32, 32]
+    assert replace(DOUBLED, double_width=False).widths == [4, 32, 32, 32, 32]
+    assert replace(DOUBLED, stem_width=64).widths == [64, 32, 32, 32, 32]
+
+
+def test_shared_body_shares_the_blocks_of_equal_channels():
+    model = build_model(replace(DOUBLED, body_repeats=4, body_width=16, share_body=True, image_size=64))
+    applied = list(map(id, model.blocks()))
+    assert model.config.widths == [4, 8, 16, 16, 16, 16]
+    assert len(applied) == 6 + 2
+    assert len(set(applied)) == 4 + 2
+
+
+def test_residual_block_adds_to_its_input_and_is_skipped_by_the_drawn_images():
+    torch.manual_seed(0)
+    block, x = ResidualBlock(4, 0.5), torch.randn(64, 4, 5, 5)
+    skipped = (block(x) == x).flatten(1).all(1)
+    assert 16 < skipped.sum() < 48
+    torch.testing.assert_close(block.eval()(x), x + block.branch(x))
+
+
+def test_flip_average_is_the_mean_over_both_outside_training():
+    model, x = build_model(replace(SMALL, flip_average=True)).eval(), torch.randn(2, 3, 32, 32)
+    plain = build_model(SMALL).eval()
+    torch.testing.assert_close(model(x), (plain(x) + plain(x.flip(3))) / 2)
+    torch.testing.assert_close(model(x), model(x.flip(3)))
+    torch.testing.assert_close(model.train()(x), plain.train()(x))
+
+
+def test_pooled_network_takes_images_of_any_size():
+    model = build_model(DOUBLED).eval()
+    assert [model(torch.zeros(1, 3, size, size)).shape for size in (32, 64, 96)] == [(1, 2)] * 3
+
+
+def test_parts_that_do_not_suit_the_network_are_refused():
+    with pytest.raises(ValueError, match="residual_blocks is 5; body_repeats 2 makes 4 blocks for them to follow"):
+        replace(SMALL, residual_blocks=5)
+    with pytest.raises(ValueError, match=r"drop_path is 0\.1; it needs residual blocks, and residual_blocks is 0"):
+        replace(SMALL, drop_path=0.1)
 
 
 def test_unshared_body_has_weights_of_its_own_for_each_application():

@@ -13,9 +13,31 @@ def test_space_of_small_networks_takes_small_images(home, small, write_space):
     write_space(parameters={"body_repeats": depths})
     with pytest.raises(ValueError, match=r"\.json: image_size 32 is too small for body_repeats 4"):
         make_plan(parse(options), print)
-    write_space(parameters={"body_width": [4, 8], "schedule": ["linear"]})
-    with pytest.raises(ValueError, match=r"\.json: parameters\.schedule: schedule is 'linear'"):
+    write_space(parameters={"body_width": [4, 8], "schedule": ["step"]})
+    with pytest.raises(ValueError, match=r"\.json: parameters\.schedule: schedule is 'step'"):
         make_plan(parse(options), print)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"residual_blocks": [0, 6]}, r"residual_blocks is 6; body_repeats 2 makes 4 blocks"),
+        ({"residual_blocks": [0, 2], "drop_path": [0, 0.1]}, "drop_path is 0.1; it needs residual blocks"),
+        ({"start_size": [0, 16]}, "start_size is 16; only a network with global_pool"),
+        ({"start_size": [0, 64], "global_pool": ["true"]}, "start_size is 64; it must be 16 to 32 pixels"),
+        ({"ema": [0.9, 1.5]}, r"parameters\.ema: ema is 1.5"),
+    ],
+)
+def test_parts_that_do_not_suit_each_other_are_refused_before_the_sweep(home, small, write_space, parameters, message):
+    config = str(write_space(parameters={"body_repeats": [2, 3], "body_width": [4, 8], **parameters}))
+    with pytest.raises(ValueError, match=message):
+        make_plan(parse([config, *small[1:], "--image-size", "32"]), print)
+
+
+def test_parts_that_suit_each_other_are_planned(home, small, write_space):
+    parts = {"residual_blocks": [1, 4], "drop_path": [0, 0.1], "start_size": [0, 16], "global_pool": ["true"]}
+    config = str(write_space(parameters={"body_repeats": [2], "body_width": [4, 8], **parts}))
+    make_plan(parse([config, *small[1:], "--image-size", "32"]), print)
 
 
 def test_search_at_comet_has_no_warm_start(home, small, capsys, monkeypatch):

@@ -77,3 +77,10 @@ def test_step_that_cannot_be_recorded_is_run_after_one_warning(said):
         replayed(step, *batch(4, 3))
     replayed(step, *batch(4, 4))
     assert said == [0, 1, 2, "record", "failed", 3, 4]
+
+
+def test_larger_images_are_recorded_again(said):
+    replayed = CUDAGraphStep(4, torch.device("cpu"))
+    for size in [8] * 5 + [16] * 5:
+        replayed(lambda x, _: said.append(x.shape[1]), torch.zeros(4, size), torch.zeros(4))
+    assert said == [*[8] * 3, "record", 8, "replay", "replay", *[16] * 3, "record", 16, "replay", "replay"]

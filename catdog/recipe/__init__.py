@@ -1,0 +1,1 @@
+"""How a network is trained: configuration, optimizers, schedules, augmentation, averaged weights."""

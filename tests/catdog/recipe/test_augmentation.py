@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from catdog.data.preprocess import normalize
+from catdog.recipe.augmentation import augment, cutmix, erase
+
+KINDS = ["none", "flip", "crop", "color", "strong"]
+
+
+def generator(seed=1):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_augmentation_keeps_shape_and_follows_its_generator(subset, kind):
+    x = normalize(subset.images[:8])
+    one, same = (augment(x, kind, generator()) for _ in range(2))
+    assert one.shape == x.shape
+    assert torch.equal(one, same)
+    assert torch.equal(one, x) == (kind == "none")
+    assert one.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_augmentation_gives_another_size(subset, kind):
+    x = normalize(subset.images[:8])
+    small = augment(x, kind, generator(), 16)
+    assert small.shape == (8, 3, 16, 16)
+    assert (small.mean((1, 2, 3)) - x.mean((1, 2, 3))).abs().mean() < 0.5
+
+
+def test_flip_mirrors_about_half_of_the_images(subset):
+    x = normalize(subset.images)
+    flipped = augment(x, "flip", generator(0))
+    mirrored = (flipped == x.flip(3)).flatten(1).all(1)
+    untouched = (flipped == x).flatten(1).all(1)
+    assert (mirrored | untouched).all()
+    assert 40 < mirrored.sum() < 80
+
+
+def test_strong_shows_a_part_of_the_image_and_nothing_beyond_it():
+    places = torch.linspace(-1, 1, 64).expand(200, 1, 64, 64)
+    x = torch.cat((places, places.transpose(2, 3), torch.ones_like(places)), dim=1)
+    y = augment(x, "strong", generator())
+    width = (y[:, 0].amax((1, 2)) - y[:, 0].amin((1, 2))) / 2  # contrast changes it by 0.6 to 1.4
+    assert 0.25 < width.min() < 0.5
+    assert 1.1 < width.max() < 1.4
+    middle = y[:, 0, :, 1:] - y[:, 0, :, :-1]
+    assert ((middle > 0).all((1, 2)) | (middle < 0).all((1, 2))).all()  # no reflection at a border
+
+
+def test_cutmix_mixes_labels_by_the_area_of_the_rectangle():
+    x = torch.arange(64.0).view(64, 1, 1, 1).expand(64, 3, 16, 16)
+    y = torch.eye(64)
+    mixed, labels = cutmix(x, y, 0.5, generator())
+    for row in range(64):
+        share = (mixed[row, 0] != row).double().mean().item()
+        assert set(mixed[row].unique().tolist()) <= {row, (row - 1) % 64}
+        assert labels[row, row].item() == pytest.approx(1 - share)
+        assert labels[row].sum().item() == pytest.approx(1)
+    assert 20 < (mixed != x).flatten(1).any(1).sum() < 40
+    assert torch.equal(cutmix(x, y, 0.0, generator())[0], x)
+
+
+def test_erasing_leaves_most_of_an_image():
+    x = torch.ones(64, 3, 32, 32)
+    gone = (erase(x, 1.0, generator()) == 0).double().mean((1, 2, 3))
+    assert gone.max() < 0.36
+    assert gone.mean() > 0.08
+    assert torch.equal(erase(x, 0.0, generator()), x)
