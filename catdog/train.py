@@ -24,7 +24,7 @@ from catdog.kernels.precision import autocast, bfloat16_fault, has_bfloat16, res
 from catdog.model import CNN, ModelConfig, add_options, build_model, config_from
 from catdog.recipe.augmentation import augment, cutmix, erase
 from catdog.recipe.average import MovingAverage
-from catdog.recipe.config import CHOICES, TrainConfig, image_size_of, require_sizes
+from catdog.recipe.config import CHOICES, TrainConfig, image_size_of, require_suited
 from catdog.recipe.optimizers import make_optimizer
 from catdog.recipe.schedules import make_scheduler
 
@@ -93,7 +93,7 @@ class _Trainer:
     ) -> None:
         self.model, self.config, self.device = model, config, device
         self.training, self.validation = training, validation
-        require_sizes(model.config, config)
+        require_suited(model.config, config)
         self.trained = deepcopy(model) if config.ema else model
         self.average = MovingAverage(model, self.trained, config.ema) if config.ema else None
         step = STEP if device.type == "cuda" else "eager"
@@ -240,7 +240,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         shape, recipe = config_from(options, ModelConfig), config_from(options, TrainConfig)
-        require_sizes(shape, recipe)
+        require_suited(shape, recipe)
         data = load_data(options.data, shape.image_size)
         (device,) = find_devices(options.device)[:1]
     except ValueError as error:

@@ -38,7 +38,7 @@ RUNS = Path("runs")
 NAME = r"[\w][\w.-]*"  # of a sweep
 SEARCH_ID = r"[0-9a-f]{32}"  # Comet's id of a search
 FIXED = ("epochs", "image_size")  # the same for every trial unless they are searched
-RELATED = ("image_size", "body_repeats", "residual_blocks", "drop_path", "global_pool", "start_size")  # must suit
+RELATED = ("image_size", "body_repeats", "residual_blocks", "drop_path", "global_pool", "start_scale")  # must suit
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: 
         raise ValueError(f"{options.config} is a sweep, not a search space; {remedy}")
     ask = partial(read_search, search_id)
     content = known_keys(wait_for_comet(ask, Sweep.patience, say)) if search_id else None
-    space = load_space(options.config, SEARCHABLE, METRICS, _check_alone, content)
+    space = load_space(options.config, SEARCHABLE, METRICS, check_alone, content)
     for name in FIXED:
         if name in space.parameters and getattr(options, name) is not None:
             raise ValueError(f"{options.config}: {name} is searched; leave out --{name.replace('_', '-')}")
@@ -163,7 +163,7 @@ def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: 
     return replace(space, seed=seed, baseline=space.baseline if options.baseline else None)
 
 
-def _check_alone(values: Parameters) -> None:
+def check_alone(values: Parameters) -> None:
     """Raise ValueError for a value that no network can have, whatever its other parameters."""
     depth = 8 if "residual_blocks" in values else 1
     lenient = {"image_size": MAX_IMAGE_SIZE, "body_repeats": depth, "residual_blocks": 1, "global_pool": True}

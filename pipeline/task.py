@@ -17,7 +17,7 @@ from catdog.data.preprocess import preprocessing
 from catdog.device import is_out_of_memory, is_process_lost
 from catdog.evaluate import confusion, write_outcomes
 from catdog.model import ModelConfig, build_model, count_mult_adds, layer_table
-from catdog.recipe.config import TrainConfig, require_sizes
+from catdog.recipe.config import TrainConfig, require_suited
 from catdog.train import Epoch, train
 from search.analysis.statistics import accuracy_interval
 from search.space.schema import to_boolean
@@ -143,7 +143,7 @@ def configure(parameters: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[
         return {field.name: values[field.name] for field in fields(config) if field.name in values}
 
     shape, recipe = ModelConfig(**of(ModelConfig)), TrainConfig(**of(TrainConfig))
-    require_sizes(shape, recipe)
+    require_suited(shape, recipe)
     return shape, recipe
 
 

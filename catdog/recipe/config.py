@@ -28,7 +28,7 @@ class TrainConfig:
     erasing: float = 0.0  # probability that an image loses a rectangle
     label_smoothing: float = 0.0  # 0 <= s < 1
     ema: float = 0.0  # decay per step of the moving average of the weights that is evaluated and kept; 0: the weights
-    start_size: int = 0  # pixels: image size of the first epochs, which grows to image_size; 0: image_size throughout
+    start_scale: float = 1.0  # image size of the first epochs as a share of image_size, to which it grows; 0 < s <= 1
     precision: Precision = "auto"  # auto: bfloat16 if the device supports it well, else float32
     seed: int = 0  # of weights, order of images, augmentation and dropout
 
@@ -46,7 +46,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "epochs": (lambda value: value >= 1, "be at least 1"),
     "learning_rate": (lambda value: value > 0, "be above 0"),
     "weight_decay": (lambda value: value >= 0, "not be negative"),
-    "start_size": (lambda value: value >= 0, "not be negative"),
+    "start_scale": (lambda value: 0 < value <= 1, "be above 0 and at most 1"),
     "cutmix": (lambda value: 0 <= value <= 1, "be 0 to 1"),
     "erasing": (lambda value: 0 <= value <= 1, "be 0 to 1"),
     "label_smoothing": (lambda value: 0 <= value < 1, "be at least 0 and below 1"),
@@ -55,17 +55,15 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 CHOICES = {"optimizer": Optimizer, "schedule": Schedule, "augmentation": Augmentation, "precision": Precision}
 
 
-def require_sizes(shape: ModelConfig, recipe: TrainConfig) -> None:
-    """Raise ValueError for a start_size that the network cannot use."""
-    start, end, least = recipe.start_size or shape.image_size, shape.image_size, 2**shape.num_poolings
-    if start != end and not shape.global_pool:
-        raise ValueError(f"start_size is {start}; only a network with global_pool takes images of several sizes")
-    if not least <= start <= end:
-        raise ValueError(f"start_size is {start}; it must be {least} to {end} pixels, the image_size, or 0")
+def require_suited(shape: ModelConfig, recipe: TrainConfig) -> None:
+    """Raise ValueError for a recipe that the network cannot be trained with."""
+    if recipe.start_scale < 1 and not shape.global_pool:
+        reason = "only a network with global_pool takes images of several sizes"
+        raise ValueError(f"start_scale is {recipe.start_scale}; {reason}")
 
 
 def image_size_of(epoch: int, shape: ModelConfig, recipe: TrainConfig) -> int:
-    """Return the image size, in pixels, of an epoch, counted from 1."""
-    start, end = recipe.start_size or shape.image_size, shape.image_size
+    """Return the image size, in pixels, of an epoch, counted from 1: a multiple of 8, and never too small."""
     grown = next(share for until, share in SIZE_STEPS if epoch <= until * recipe.epochs + 1e-9)
-    return end if grown == 1 else start + int((end - start) * grown) // 8 * 8
+    scale = recipe.start_scale + (1 - recipe.start_scale) * grown
+    return shape.image_size if scale == 1 else max(round(shape.image_size * scale / 8) * 8, 2**shape.num_poolings)

@@ -60,7 +60,7 @@ def test_equal_seeds_train_equal_weights_and_others_do_not(subset):
     assert not same_weights(trained[0], trained[2])
 
 
-EXTRAS = {"augmentation": "strong", "cutmix": 0.5, "erasing": 0.5, "ema": 0.9, "start_size": 16, "schedule": "wsd"}
+EXTRAS = {"augmentation": "strong", "cutmix": 0.5, "erasing": 0.5, "ema": 0.9, "start_scale": 0.5, "schedule": "wsd"}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,9 @@ def test_moving_average_is_what_is_evaluated_and_kept(subset):
 
 
 def test_network_learns_with_every_part_of_the_recipe(subset):
-    recipe = replace(RECIPE, optimizer="muon", epochs=8, ema=0.8, start_size=24, schedule="linear", augmentation="flip")
+    recipe = replace(
+        RECIPE, optimizer="muon", epochs=8, ema=0.8, start_scale=0.75, schedule="linear", augmentation="flip"
+    )
     records = list(run(subset, recipe, POOLED)[1])
     assert records[-1].train_loss < 0.8 * records[0].train_loss
 

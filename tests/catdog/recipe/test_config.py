@@ -3,7 +3,7 @@ import math
 import pytest
 
 from catdog.model import ModelConfig
-from catdog.recipe.config import TrainConfig, image_size_of, require_sizes
+from catdog.recipe.config import TrainConfig, image_size_of, require_suited
 
 POOLED = ModelConfig(stem_width=4, body_width=8, body_repeats=2, global_pool=True, image_size=128)
 
@@ -20,7 +20,7 @@ POOLED = ModelConfig(stem_width=4, body_width=8, body_repeats=2, global_pool=Tru
         ("ema", 1.0, "ema is 1.0; it must be at least 0 and below 1"),
         ("cutmix", 1.5, "cutmix is 1.5; it must be 0 to 1"),
         ("erasing", -0.5, "erasing is -0.5; it must be 0 to 1"),
-        ("start_size", -8, "start_size is -8; it must not be negative"),
+        ("start_scale", 0.0, "start_scale is 0.0; it must be above 0 and at most 1"),
         ("optimizer", "adan", "optimizer is 'adan'; it must be one of adam, adamw, sgd, muon"),
         ("schedule", "step", "schedule is 'step'; it must be one of constant, cosine, one_cycle, linear, wsd"),
         ("augmentation", "mixup", "augmentation is 'mixup'"),
@@ -33,20 +33,15 @@ def test_recipe_out_of_range_is_refused(field, value, message):
 
 
 def test_images_grow_in_three_steps():
-    sizes = [image_size_of(epoch, POOLED, TrainConfig(epochs=10, start_size=80)) for epoch in range(1, 11)]
+    sizes = [image_size_of(epoch, POOLED, TrainConfig(epochs=10, start_scale=0.625)) for epoch in range(1, 11)]
     assert sizes == [80] * 3 + [104] * 4 + [128] * 3
-    assert image_size_of(1, POOLED, TrainConfig(epochs=1, start_size=80)) == 128
+    assert image_size_of(1, POOLED, TrainConfig(epochs=1, start_scale=0.625)) == 128
+    assert image_size_of(1, POOLED, TrainConfig(start_scale=0.01)) == 16  # four poolings need as many
     assert {image_size_of(epoch, POOLED, TrainConfig()) for epoch in range(1, 21)} == {128}
 
 
-@pytest.mark.parametrize(
-    ("shape", "start", "message"),
-    [
-        (POOLED, 15, "start_size is 15; it must be 16 to 128 pixels, the image_size, or 0"),
-        (POOLED, 129, "start_size is 129; it must be 16 to 128 pixels"),
-        (ModelConfig(), 112, "start_size is 112; only a network with global_pool takes images of several sizes"),
-    ],
-)
-def test_start_size_that_the_network_cannot_use_is_refused(shape, start, message):
-    with pytest.raises(ValueError, match=message):
-        require_sizes(shape, TrainConfig(start_size=start))
+def test_network_that_does_not_pool_cannot_have_growing_images():
+    with pytest.raises(
+        ValueError, match=r"start_scale is 0\.5; only a network with global_pool takes images of several"
+    ):
+        require_suited(ModelConfig(), TrainConfig(start_scale=0.5))

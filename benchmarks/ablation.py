@@ -1,0 +1,169 @@
+"""What each part of the recipe for photographs is worth: trainings with and without it, of equal time and equal seeds.
+
+    python benchmarks/ablation.py --data FOLDER --record benchmarks/ablation.json    # trains what the file lacks
+    python benchmarks/ablation.py --record benchmarks/ablation.json                  # prints the table alone
+
+Each row changes one part of the recipe. Its epochs are as many as take the time of the recipe's, by the CPU time of a
+few steps on one thread. Two trainings run at once, on one thread each. The test images are not used. Columns:
+
+    cost      CPU time of a whole epoch of full-size images, as a share of the recipe's
+    epochs    of each training
+    accuracy  on the validation images, after the last epoch; mean over the seeds
+    loss      likewise
+    gain      of the recipe's accuracy over the row's, in points: mean of the paired differences, 95 % interval (t)
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from scipy import stats
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from catdog.data.dataset import ImageSubset, load_data
+from catdog.evaluate import evaluate
+from catdog.model import build_model
+from catdog.recipe.config import image_size_of
+from catdog.train import train
+from pipeline.task import configure
+
+SIZE, EPOCHS, NUM_TIMED = 96, 10, 320  # pixels, of the recipe, images
+RECIPE = {
+    "image_size": SIZE, "start_scale": 0.667, "stem_width": 16, "body_width": 256, "body_repeats": 3,
+    "share_body": False, "double_width": True, "residual_blocks": 3, "global_pool": True, "flip_average": True,
+    "batch_size": 64, "epochs": EPOCHS, "optimizer": "muon", "learning_rate": 3e-3, "weight_decay": 0.1,
+    "schedule": "linear", "augmentation": "strong", "label_smoothing": 0.1, "ema": 0.998,
+}  # fmt: skip
+ALONE = "no answer averaged with the mirror image's"  # the weights are those of the recipe
+ROWS = {
+    "the recipe": {},
+    "no residual blocks": {"residual_blocks": 0},
+    "widths 16, 128, 128, ... instead of doubling": {"double_width": False, "body_width": 128},
+    "every value of the last map, one image size": {"global_pool": False, "start_scale": 1.0},
+    "one image size": {"start_scale": 1.0},
+    ALONE: {"flip_average": False},
+    "AdamW instead of Muon": {"optimizer": "adamw", "weight_decay": 0.05},
+    "SGD instead of Muon": {"optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 5e-4},
+    "wsd instead of linear": {"schedule": "wsd"},
+    "one_cycle instead of linear": {"schedule": "one_cycle"},
+    "cosine instead of linear": {"schedule": "cosine"},
+    "augmentation color instead of strong": {"augmentation": "color"},
+    "augmentation flip instead of strong": {"augmentation": "flip"},
+    "no label smoothing": {"label_smoothing": 0.0},
+    "no moving average": {"ema": 0.0},
+    "with drop_path 0.1": {"drop_path": 0.1},
+    "with CutMix, probability 0.5": {"cutmix": 0.5},
+    "with random erasing, probability 0.25": {"erasing": 0.25},
+}
+
+
+def cost_of(changes, data):
+    """Return the CPU seconds of training on a few images of full size: the least of five epochs."""
+    torch.set_num_threads(1)
+    values = {**RECIPE, **changes, "start_scale": 1.0, "epochs": 10**6}
+    shape, recipe = configure(values, {})
+    part = ImageSubset(data.training.images, data.training.labels, data.training.rows[:NUM_TIMED])
+    one, clock, costs = ImageSubset(part.images, part.labels, part.rows[:1]), time.process_time(), []
+    for _ in islice(train(build_model(shape), recipe, part, one), 6):
+        costs.append(time.process_time() - clock)
+        clock = time.process_time()
+    return min(costs[1:])
+
+
+def area_of(changes, epochs):
+    """Return the mean area of the images over the epochs, as a share of the full size."""
+    shape, recipe = configure({**RECIPE, **changes, "epochs": epochs}, {})
+    return fmean((image_size_of(epoch, shape, recipe) / SIZE) ** 2 for epoch in range(1, epochs + 1))
+
+
+def train_row(name, epochs, seed, folder):
+    """Train once; return what the table needs, for the recipe also with answers of the image alone."""
+    torch.set_num_threads(1)
+    shape, recipe = configure({**RECIPE, **ROWS[name], "epochs": epochs, "seed": seed}, {})
+    data, model, clock = load_data(folder, SIZE), build_model(shape, seed), time.process_time()
+    *_, last = train(model, recipe, data.training, data.validation)
+    training = {"row": name, "seed": seed, "epochs": epochs, "seconds": round(time.process_time() - clock, 1)}
+    results = [{**training, "loss": last.val_loss, "accuracy": last.val_accuracy}]
+    if name == "the recipe":
+        model.config = replace(shape, flip_average=False)
+        scores = evaluate(model, data.validation)
+        results.append({**training, "row": ALONE, "loss": scores.loss, "accuracy": scores.accuracy})
+    return results
+
+
+def fill(record, options):
+    """Train every row with every seed that the record lacks; write it after each training."""
+    data = load_data(options.data, SIZE)
+    for name, changes in ROWS.items():
+        if name not in record["costs"]:
+            record["costs"][name] = round(cost_of(changes, data), 3)
+            print(f"{record['costs'][name]:7.2f} CPU seconds for {NUM_TIMED} images: {name}", flush=True)
+    budget = record["costs"]["the recipe"] * area_of({}, EPOCHS) * EPOCHS
+    done = {(training["row"], training["seed"]) for training in record["trainings"]}
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(options.workers) as pool:
+        futures = []
+        for seed in range(1, options.seeds + 1):
+            for name, changes in ROWS.items():
+                epochs = max(2, round(budget / (record["costs"][name] * area_of(changes, EPOCHS))))
+                if (name, seed) not in done and name != ALONE:
+                    futures.append(pool.submit(train_row, name, epochs, seed, options.data))
+        for future in futures:
+            record["trainings"] += (results := future.result())
+            lines = ",\n".join(map(json.dumps, record["trainings"]))
+            about = {key: value for key, value in record.items() if key != "trainings"}
+            options.record.write_text(f'{json.dumps(about)[:-1]},\n"trainings": [\n{lines}\n]}}\n')
+            print(*results, sep="\n", flush=True)
+
+
+def table(record):
+    print(f"{record['about']}; recipe: {' '.join(f'{name}={value}' for name, value in RECIPE.items())}\n")
+    print(f"{'':46}{'cost':>5}{'epochs':>8}{'seeds':>7}{'accuracy':>10}{'loss':>8}   gain of the recipe")
+    found = {name: {t["seed"]: t for t in record["trainings"] if t["row"] == name} for name in ROWS}
+    whole = found["the recipe"]
+    for name, trainings in found.items():
+        seeds = sorted(trainings.keys() & whole.keys())
+        if not seeds:
+            continue
+        mean, loss = (fmean(trainings[seed][key] for seed in seeds) for key in ("accuracy", "loss"))
+        share = record["costs"][name] / record["costs"]["the recipe"]
+        gains = np.array([100 * (whole[seed]["accuracy"] - trainings[seed]["accuracy"]) for seed in seeds])
+        text = ""
+        if name != "the recipe" and len(seeds) > 1:
+            half = stats.t.ppf(0.975, len(seeds) - 1) * gains.std(ddof=1) / len(seeds) ** 0.5
+            text = f"{gains.mean():+6.2f} ({gains.mean() - half:+.2f} to {gains.mean() + half:+.2f})"
+        epochs = trainings[seeds[0]]["epochs"]
+        print(f"{name:46}{share:5.2f}{epochs:8}{len(seeds):7}{mean:10.2%}{loss:8.4f}   {text}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder of photographs; without it the table of the record alone")
+    parser.add_argument("--record", type=Path, required=True, help="JSON file of costs and trainings")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    about = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, bfloat16 "
+    about += "yes" if torch.cpu.get_capabilities().get("avx512_bf16") else "no"
+    record = {"about": about, "costs": {}, "trainings": []}
+    if options.record.exists():
+        record = json.loads(options.record.read_text())
+    if options.data:
+        fill(record, options)
+    table(record)
+
+
+if __name__ == "__main__":
+    main()
