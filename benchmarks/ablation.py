@@ -1,7 +1,7 @@
 """What each part of the recipe for photographs is worth: trainings with and without it, of equal time and equal seeds.
 
-    python benchmarks/ablation.py --data FOLDER --record benchmarks/ablation.json    # trains what the file lacks
-    python benchmarks/ablation.py --record benchmarks/ablation.json                  # prints the table alone
+    python benchmarks/ablation.py                    # prints the table of the recorded trainings, ablation.json
+    python benchmarks/ablation.py --data FOLDER --record mine.json    # trains, or goes on with the file
 
 Each row changes one part of the recipe. Its epochs are as many as take the time of the recipe's, by the CPU time of a
 few steps on one thread. Two trainings run at once, on one thread each. The test images are not used. Columns:
@@ -39,6 +39,7 @@ from catdog.recipe.config import image_size_of
 from catdog.train import train
 from pipeline.task import configure
 
+RECORD = ROOT / "benchmarks/ablation.json"
 SIZE, EPOCHS, NUM_TIMED = 96, 8, 320  # pixels, of the recipe, images
 RECIPE = {
     "image_size": SIZE, "start_scale": 0.667, "stem_width": 16, "body_width": 256, "body_repeats": 3,
@@ -148,7 +149,7 @@ def table(record):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder of photographs; without it the table of the record alone")
-    parser.add_argument("--record", type=Path, required=True, help="JSON file of costs and trainings")
+    parser.add_argument("--record", type=Path, default=RECORD, help="JSON file of costs and trainings")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()

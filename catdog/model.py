@@ -28,7 +28,7 @@ class ModelConfig:
     share_body: bool = True  # True: blocks of body_width -> body_width channels are one block; False: one each
     double_width: bool = False  # True: each block has twice the channels of the one before, up to body_width
     residual_blocks: int = 0  # a residual block follows each of so many blocks, counted from the last
-    drop_path: float = 0.0  # probability that an image skips a residual block in training, 0 <= p < 1
+    drop_path: float = 0.0  # probability that a residual block adds nothing to an image, in training, 0 <= p < 1
     global_pool: bool = False  # True: the linear layer gets each channel's mean; False: every value of the last map
     dropout: float = 0.0  # probability of zeroing a feature before the linear layer, 0 <= p < 1
     flip_average: bool = False  # True: outside training, the logits are the mean of an image's and its mirror image's
@@ -72,7 +72,7 @@ class ModelConfig:
 
 
 class CNN(nn.Module):
-    """Map normalized images (B, 3, S, S) to logits (B, classes). S is image_size; with global_pool any size will do."""
+    """Map normalized images (B, 3, S, S) to logits (B, classes). S is image_size, or another size with global_pool."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -154,8 +154,13 @@ def count_parameters(config: ModelConfig) -> int:
 
 
 def have_same_weights(one: CNN, other: CNN) -> bool:
+    """Return whether two networks are the same, so that they give the same answers."""
     mine, theirs = one.state_dict(), other.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    return (
+        one.config == other.config
+        and mine.keys() == theirs.keys()
+        and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    )
 
 
 def add_options(parser: argparse.ArgumentParser, config: type) -> None:

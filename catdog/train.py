@@ -38,7 +38,7 @@ class Epoch:
 
     epoch: int  # from 1
     train_loss: float  # mean cross-entropy in nats, with label smoothing, during the epoch
-    train_accuracy: float  # 0 to 1, likewise
+    train_accuracy: float  # 0 to 1, likewise; with cutmix, of the label with the larger share
     val_loss: float  # mean cross-entropy in nats, no smoothing, after the epoch
     val_accuracy: float  # 0 to 1
     learning_rate: float  # of the last step
@@ -64,9 +64,10 @@ def train(
 ) -> Iterator[Epoch]:
     """Train `model` in place and yield one record after each epoch. To stop early, stop iterating.
 
-    With a `checkpoint` path, save the state there before yielding an epoch. If the file exists, yield its epochs again
-    (all but the last without logits), then resume. On a CPU, with the same number of threads, the final weights are
-    bit-identical to those of an uninterrupted run. Raises FloatingPointError, with the epoch, if a loss is not finite.
+    With `ema`, `model` gets the averaged weights. With a `checkpoint` path, save the state there before yielding an
+    epoch. If the file exists, yield its epochs again (all but the last without logits), then resume. On a CPU, with the
+    same number of threads, the final weights are bit-identical to those of an uninterrupted run. Raises
+    FloatingPointError, with the epoch, if a loss is not finite.
     """
     if torch.device(device).type == "cpu":
         keep_freed_memory()
@@ -134,8 +135,9 @@ class _Trainer:
         self.trained.train()
         rows = self.training.rows
         order = rows[torch.randperm(len(rows), generator=self.order).to(rows.device)]
-        # BatchNorm cannot normalize a single image of one pixel
-        split = [batch for batch in torch.split(order, self.config.batch_size) if len(batch) > 1 or len(order) == 1]
+        split = torch.split(order, self.config.batch_size)
+        if len(split) > 1 and len(split[-1]) == 1 < self.config.batch_size:
+            split = split[:-1]  # BatchNorm cannot normalize a single image of one pixel
         num_steps = math.ceil(len(rows) / self.config.batch_size)  # of an epoch, also if it leaves out a batch
         total_steps, steps_done = self.config.epochs * num_steps, (number - 1) * num_steps
         scheduler = make_scheduler(self.config.schedule, self.optimizer, total_steps, steps_done)
@@ -194,7 +196,7 @@ class _Trainer:
         state = load_state(path)
         if not state:
             return []
-        if TrainConfig(**state["config"]) != self.config:  # fields that it lacks are newer, and off by default
+        if asdict(TrainConfig()) | state["config"] != asdict(self.config):  # fields that it lacks are newer, and off
             raise ValueError(f"{path} belongs to other settings; remove it to start over")
         self.model.load_state_dict(state["model"])
         if self.average:

@@ -165,8 +165,9 @@ def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: 
 
 def check_alone(values: Parameters) -> None:
     """Raise ValueError for a value that no network can have, whatever its other parameters."""
-    depth = 8 if "residual_blocks" in values else 1
-    lenient = {"image_size": MAX_IMAGE_SIZE, "body_repeats": depth, "residual_blocks": 1, "global_pool": True}
+    lenient = {"image_size": MAX_IMAGE_SIZE, "body_repeats": 1, "residual_blocks": 1, "global_pool": True}
+    if "residual_blocks" in values:
+        lenient["body_repeats"] = MAX_IMAGE_SIZE.bit_length() - 3  # as many as the largest images allow
     configure({**lenient, **values}, {})
 
 

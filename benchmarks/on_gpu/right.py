@@ -66,6 +66,7 @@ def agreement(bench):
     """One training on the CPU, on the GPU, in bfloat16, and by a CUDA graph."""
     sides = tiny_sides(bench)
     recipes = [replace(TINY_RECIPE, optimizer=optimizer) for optimizer in ("adam", "sgd")]
+    recipes.append(replace(TINY_RECIPE, optimizer="muon", ema=0.9, schedule="linear"))
     with cudnn(allow_tf32=False):
         with stepping("eager"):
             pairs = [(losses_of(sides, "cpu", recipe), losses_of(sides, bench.device, recipe)) for recipe in recipes]

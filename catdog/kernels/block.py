@@ -28,9 +28,10 @@ class Block(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """x + two times Conv3x3 -> ReLU -> BatchNorm of x: (B, C, H, W) -> (B, C, H, W).
+    """x + branch(x): (B, C, H, W) -> (B, C, H, W). The branch is Conv3x3, ReLU, BatchNorm, twice in a row.
 
-    In training, each image skips the branch with the probability `drop_path` (stochastic depth, Huang et al. 2016).
+    In training, the branch counts as 0 for an image with the probability `drop_path` (stochastic depth, Huang et al.
+    2016, arXiv:1603.09382), and is scaled to keep its mean.
     """
 
     def __init__(self, channels: int, drop_path: float) -> None:

@@ -25,14 +25,15 @@ class CUDAGraphStep:
         self.side: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.num_warm_ups, self.failed = 0, False
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.shape: torch.Size | None = None  # of the images that it is for
 
     def __call__(self, step: Step, x: Tensor, y: Tensor) -> Tensor:
         """Return `step(x, y)`. `step` must be the same in all calls; the next call overwrites the result."""
         if self.failed or len(y) != self.batch_size:
             return step(x, y)
         with torch.cuda.device(self.device):
-            if self.graph and x.shape != self.x.shape:  # the images have grown
-                self.graph, self.num_warm_ups = None, 0
+            if x.shape != self.shape:  # the images have grown
+                self.shape, self.graph, self.num_warm_ups = x.shape, None, 0
             if self.num_warm_ups < NUM_WARM_UPS:
                 self.num_warm_ups += 1
                 return self._run_on_side_stream(step, x, y)

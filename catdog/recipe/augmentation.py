@@ -17,7 +17,8 @@ def augment(x: Tensor, kind: Augmentation, generator: torch.Generator, size: int
     """Transform normalized images (B, 3, S, S) at random, each by its own draw, and resize them to `size` pixels.
 
     Cumulative: "flip" mirrors, "crop" zooms and shifts, "color" changes contrast and brightness. "strong" mirrors, cuts
-    out a rectangle of 0.6 to 1 of the image's sides, and changes contrast, brightness and the balance of the colors.
+    out a rectangle (sides 0.53 to 1 of the image's, 0.6 to 1 in their geometric mean), and changes contrast, brightness
+    and the balance of the colors.
     """
     size = size or x.shape[2]
     if kind not in ("none", "flip"):
@@ -52,9 +53,10 @@ def _resampled(x: Tensor, kind: Augmentation, draw: Draw, size: int) -> Tensor:
 
 
 def cutmix(x: Tensor, y: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Give images (B, 3, S, S) a rectangle of the next image, and its share of that image's label (B, classes).
+    """Give images (B, 3, S, S) a square of the next image, and its share of that image's label (B, classes).
 
-    CutMix (Yun et al. 2019), each image by its own draw: the area of the rectangle is uniform in 0 to 1.
+    CutMix (Yun et al. 2019), each image by its own draw: the area of the square is uniform in 0 to 1 before the borders
+    cut it off.
     """
     box = _boxes(x, probability, (0, 1), generator)
     share = box.float().mean((1, 2, 3)).unsqueeze(1)
@@ -62,12 +64,15 @@ def cutmix(x: Tensor, y: Tensor, probability: float, generator: torch.Generator)
 
 
 def erase(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Replace a rectangle of images (B, 3, S, S) by gray, 2 to 33 % of the area (Zhong et al. 2017)."""
-    return x.masked_fill(_boxes(x, probability, (0.02, 0.33), generator), 0.0)
+    """Make a square of images (B, 3, S, S) gray, 2 to 33 % of the area before the borders cut it off.
+
+    A simple form of random erasing (Zhong et al. 2017).
+    """
+    return torch.where(_boxes(x, probability, (0.02, 0.33), generator), 0.0, x)
 
 
 def _boxes(x: Tensor, probability: float, area: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """Return a mask (B, 1, S, S) with a random rectangle for a share of the images; borders cut it off."""
+    """Return a mask (B, 1, S, S) with a random square for a share of the images; borders cut it off."""
     draw = partial(_draw, len(x), generator)
     side = draw(*area).sqrt() * (draw(0, 1) < probability) / 2
     places = (torch.arange(x.shape[2], device=x.device) + 0.5) / x.shape[2]

@@ -12,12 +12,13 @@ class MovingAverage:
 
     def __init__(self, average: nn.Module, trained: nn.Module, decay: float) -> None:
         self.decay = decay
-        pairs = zip(average.state_dict().values(), trained.state_dict().values(), strict=True)
-        self.pairs = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
+        self.average, self.trained = (
+            [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+            for network in (average, trained)
+        )
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Follow the weights after training step `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        mine, theirs = map(list, zip(*self.pairs, strict=True))
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        torch._foreach_lerp_(self.average, self.trained, 1 - decay)

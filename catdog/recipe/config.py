@@ -10,7 +10,7 @@ from catdog.recipe.augmentation import Augmentation
 from catdog.recipe.optimizers import Optimizer
 from catdog.recipe.schedules import Schedule
 
-SIZE_STEPS = [(0.35, 0.0), (0.7, 0.5), (1.0, 1.0)]  # until which share of the epochs the size has grown how far
+SIZE_STEPS = [(0.35, 0.0), (0.7, 0.5), (1.0, 1.0)]  # (share of the epochs, share of the growth until then)
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class TrainConfig:
     optimizer: Optimizer = "adam"  # sgd: Nesterov momentum 0.9; muon: AdamW for all but the convolutions
     schedule: Schedule = "constant"
     augmentation: Augmentation = "none"  # cumulative: flip, then zoom and shift, then light; strong: see `augment`
-    cutmix: float = 0.0  # probability that an image gets a rectangle of another image and a share of its label
-    erasing: float = 0.0  # probability that an image loses a rectangle
+    cutmix: float = 0.0  # probability that an image gets a square of another image and a share of its label
+    erasing: float = 0.0  # probability that a square of an image becomes gray
     label_smoothing: float = 0.0  # 0 <= s < 1
     ema: float = 0.0  # decay per step of the moving average of the weights that is evaluated and kept; 0: the weights
     start_scale: float = 1.0  # image size of the first epochs as a share of image_size, to which it grows; 0 < s <= 1
@@ -63,7 +63,12 @@ def require_suited(shape: ModelConfig, recipe: TrainConfig) -> None:
 
 
 def image_size_of(epoch: int, shape: ModelConfig, recipe: TrainConfig) -> int:
-    """Return the image size, in pixels, of an epoch, counted from 1: a multiple of 8, and never too small."""
+    """Return the image size, in pixels, of an epoch, counted from 1.
+
+    Before the last 30 % of the epochs it is a multiple of 8, between what the poolings need and image_size.
+    """
     grown = next(share for until, share in SIZE_STEPS if epoch <= until * recipe.epochs + 1e-9)
     scale = recipe.start_scale + (1 - recipe.start_scale) * grown
-    return shape.image_size if scale == 1 else max(round(shape.image_size * scale / 8) * 8, 2**shape.num_poolings)
+    if scale == 1:
+        return shape.image_size
+    return min(shape.image_size, max(round(shape.image_size * scale / 8) * 8, int(2**shape.num_poolings)))

@@ -50,7 +50,9 @@ def model_card(header: Mapping[str, Any]) -> str:
 
 def _architecture(config: ModelConfig) -> str:
     blocks = " -> ".join(map(str, [3, *config.widths]))
-    weights = "blocks of equal channels share their weights" if config.share_body else "each with its own weights"
+    weights = (
+        f"body blocks of {config.body_width} channels share their weights" if config.share_body else "each has its own"
+    )
     residual = f"A residual block follows each of the last {config.residual_blocks}. " if config.residual_blocks else ""
     pool = "the mean of each channel" if config.global_pool else "all values of the last map"
     flip = "The answer is the mean over an image and its mirror image. " if config.flip_average else ""

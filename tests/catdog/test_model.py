@@ -76,7 +76,7 @@ def test_flip_average_is_the_mean_over_both_outside_training():
     torch.testing.assert_close(model.train()(x), plain.train()(x))
 
 
-def test_pooled_network_takes_images_of_any_size():
+def test_pooled_network_takes_images_of_other_sizes():
     model = build_model(DOUBLED).eval()
     assert [model(torch.zeros(1, 3, size, size)).shape for size in (32, 64, 96)] == [(1, 2)] * 3
 

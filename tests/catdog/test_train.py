@@ -191,6 +191,11 @@ def test_both_precisions_train(subset, precision):
     assert math.isfinite(next(epochs).val_loss)
 
 
+def test_batches_of_one_image_train(subset):
+    few = replace(subset, rows=subset.rows[:6])
+    assert math.isfinite(next(train(build_model(SHAPE), replace(RECIPE, batch_size=1), few, few)).train_loss)
+
+
 def test_last_batch_of_one_image_is_left_out(subset):
     model = build_model(replace(SHAPE, image_size=16), 0)  # ends at 1 x 1: BatchNorm refuses a single value
     small = ImageSubset(subset.images[:, ::2, ::2], subset.labels, subset.rows[:17])
@@ -252,7 +257,6 @@ import torch, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from catdog.data.dataset import ImageSubset
-from catdog.evaluate import evaluate
 from catdog.data.synthetic import synthetic
 from catdog.model import build_model
 from tests.catdog.test_train import SHAPE, RECIPE, sides

@@ -2,6 +2,7 @@ import pytest
 
 from pipeline.cli import main, parse
 from pipeline.plan import make_plan
+from tests.conftest import ROOT
 
 
 def test_space_of_small_networks_takes_small_images(home, small, write_space):
@@ -31,6 +32,12 @@ def test_parts_that_do_not_suit_each_other_are_refused_before_the_sweep(home, sm
     config = str(write_space(parameters={"body_repeats": [2, 3], "body_width": [4, 8], **parameters}))
     with pytest.raises(ValueError, match=message):
         make_plan(parse([config, *small[1:], "--image-size", "32"]), print)
+
+
+@pytest.mark.parametrize("name", ["optimizer", "quick"])
+def test_shipped_space_can_be_planned(home, small, name):
+    options = ["--image-size", "128", *(small[1:3])]
+    make_plan(parse([str(ROOT / f"configs/{name}.json"), *options]), print)
 
 
 def test_parts_that_suit_each_other_are_planned(home, small, write_space):

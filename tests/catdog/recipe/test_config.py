@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -37,6 +38,8 @@ def test_images_grow_in_three_steps():
     assert sizes == [80] * 3 + [104] * 4 + [128] * 3
     assert image_size_of(1, POOLED, TrainConfig(epochs=1, start_scale=0.625)) == 128
     assert image_size_of(1, POOLED, TrainConfig(start_scale=0.01)) == 16  # four poolings need as many
+    uneven = replace(POOLED, image_size=159)
+    assert [image_size_of(epoch, uneven, TrainConfig(start_scale=0.97)) for epoch in (1, 10, 20)] == [152, 159, 159]
     assert {image_size_of(epoch, POOLED, TrainConfig()) for epoch in range(1, 21)} == {128}
 
 
