@@ -6,7 +6,8 @@
 
 Every trial of a recorded sweep was trained to its end. A replay draws some of them in a random order, the baseline
 first, has simulated workers train them, and shows a real Optuna pruner what run_sweep.py would: after each epoch the
-best loss so far. An epoch of a trial costs the seconds that its fastest one took. Columns, over all orders:
+best loss so far. An epoch of a trial costs the seconds that its fastest one took; so record no sweep whose images
+grow (start_scale). Columns, over all orders:
 
     time      until the last trial ended, as a share of what it takes without a pruner
     to best   until some trial came within 2 % of the best loss that is to be found, likewise (median; never counts as

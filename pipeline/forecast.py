@@ -1,7 +1,7 @@
 """The dry run: forecast the cost of a sweep by profiling a few networks and simulating the sweep with their costs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 import psutil
@@ -9,12 +9,11 @@ from optuna.trial import FrozenTrial
 
 from catdog.data.dataset import Data, load_data, locate
 from catdog.device import gpu_memory
-from catdog.recipe.config import image_size_of
 from pipeline.console import NUM_SHOWN, console, say, say_note, show_plan
 from pipeline.plan import Plan, settings
 from pipeline.profiling import Network, Profile, Say, evaluation_batch, network_of, profile_networks
 from pipeline.stages import with_measured_workers
-from pipeline.task import TrainTrial, configure
+from pipeline.task import TrainTrial, configure, training_areas
 from search.formatting import count, duration
 from search.schedule.simulator import TrialCost, simulate
 from search.space.space import Parameters
@@ -36,6 +35,15 @@ class Forecast:
     memory: int  # bytes, the peak of `profiling.private_memory`
     device_memory: Mapping[str, int]  # bytes of tensors at most, by GPU
     faults: tuple[str, ...]  # why a network could not be profiled, one sentence each
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """The seconds that a network takes with images of full size."""
+
+    fixed: float  # once
+    training: float  # per epoch
+    rest: float  # per epoch: validation, checkpoint
 
 
 def dry_run(plan: Plan) -> int:
@@ -120,7 +128,7 @@ def _show_begun(plan: Plan, data: Data) -> None:
     say_note(f"{plan.sweep.name} exists, and {ended}; the forecast is for the whole sweep")
 
 
-def _costs(plan: Plan, data: Data, profile: Profile) -> dict[Network, TrialCost]:
+def _costs(plan: Plan, data: Data, profile: Profile) -> dict[Network, NetworkCost]:
     """Return the cost of each network that trained for at least two epochs."""
     costs = {}
     num_trained = min(len(data.training), profile.num_images)
@@ -134,8 +142,8 @@ def _costs(plan: Plan, data: Data, profile: Profile) -> dict[Network, TrialCost]
 
 def _cost(
     trial: FrozenTrial, epochs: Sequence[EpochMetrics], data: Data, num_trained: int, num_validated: int
-) -> TrialCost:
-    """Split the time of a trial into a fixed cost and the time of a whole epoch.
+) -> NetworkCost:
+    """Split the time of a trial into a fixed cost and the parts of a whole epoch.
 
     The first epoch prepares kernels and is left out.
     """
@@ -143,22 +151,18 @@ def _cost(
     trained = fmean(num_trained / epoch["images_per_second"] for epoch in epochs[1:])
     whole = fmean(epoch["seconds"] for epoch in epochs[1:])
     with_files = (epochs[-1]["ended"] - epochs[0]["ended"]) / (len(epochs) - 1)
-    return TrialCost(
+    return NetworkCost(
         fixed=max(0.0, trial.duration.total_seconds() - len(epochs) * with_files),
-        epoch=trained / num_trained * len(data.training)
-        + (whole - trained) / num_validated * len(data.validation)
-        + (with_files - whole),
-        epochs=0,  # depends on the proposal
+        training=trained / num_trained * len(data.training),
+        rest=(whole - trained) / num_validated * len(data.validation) + (with_files - whole),
     )
 
 
-def _whole_cost(cost: TrialCost, parameters: Parameters, plan: Plan) -> TrialCost:
-    """Return the cost of a trial, from that of its network: its epochs, and their mean time if image sizes grow."""
-    shape, recipe = configure(parameters, plan.fixed)
-    sizes = [image_size_of(number, shape, recipe) for number in range(1, recipe.epochs + 1)]
-    return replace(
-        cost, epoch=cost.epoch * fmean(size**2 for size in sizes) / shape.image_size**2, epochs=recipe.epochs
-    )
+def _whole_cost(cost: NetworkCost, parameters: Parameters, plan: Plan) -> TrialCost:
+    """Return the cost of a trial, from that of its network. Only images to train on grow."""
+    areas, epoch = training_areas(parameters, plan.fixed), cost.training + cost.rest
+    shares = [(cost.training * area + cost.rest) / epoch for area in areas]
+    return TrialCost(cost.fixed, epoch, len(areas), shares)
 
 
 def _overhead(profile: Profile) -> float:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -20,7 +21,7 @@ from pipeline.plan import Plan, settings
 from pipeline.profiling import network_of
 from pipeline.promotion import BEST_MODEL, WEIGHTS
 from pipeline.registry import CHAMPION, provenance_of, require_writable
-from pipeline.task import TrainTrial, environment_info
+from pipeline.task import TrainTrial, environment_info, training_areas
 from search.analysis.confirmation import Candidate, candidates_of, print_candidates
 from search.analysis.ranking import Ranked, print_ranking, rank, winner_of, write_ranking
 from search.comet.client import wait_for_comet
@@ -38,6 +39,7 @@ from search.workers.tracking import Model, Tracking, how_to_upload, notify, sett
 
 REGISTERED = "catdog"  # the champions' name in Comet's Model Registry
 NUM_MEASURED = 4  # networks with which the number of workers per device is measured
+NUM_AVERAGED = 16  # trials whose growing images the time left is estimated with
 
 Parts = Sequence[tuple[SharedStudy, Tracking | None]]
 """The search and, if any, its confirmation."""
@@ -63,7 +65,8 @@ def carry_out(plan: Plan, data: Data, study: SharedStudy) -> int:
     task = TrainTrial(study.sweep, plan.source, plan.fixed, data.fingerprint, code)
     runs = _open_confirmation(plan, study)
     parts = [(part, _tracking(plan, part, code)) for part in (study, runs) if part]
-    whole = WholeSweep(study.trials, runs.trials if runs else list, plan.confirm, plan.confirm_seeds, len(plan.slots))
+    later = runs.trials if runs else list
+    whole = WholeSweep(study.trials, later, plan.confirm, plan.confirm_seeds, len(plan.slots), epoch_shares(plan))
     workers = worker_pool(parts, task, plan.slots, plan.limits, plan.backend)
     fault: ValueError | None = None
     with _notified(*parts[0]):
@@ -168,6 +171,17 @@ def with_measured_workers(plan: Plan, data: Data) -> Plan:
         devices = [slot.device for slot in plan.slots]
         slots = measure_workers(task, devices, list(networks), plan.limits, say, status.update)
     return replace(plan, slots=slots, must_measure=False)
+
+
+def epoch_shares(plan: Plan) -> list[float]:
+    """Return the mean cost of each epoch, relative to one of full size; nothing if the images of no trial grow.
+
+    The area of its training images stands for an epoch's cost. Validation, of full size, is much cheaper.
+    """
+    space, epochs = plan.sweep.space, plan.sweep.epochs
+    proposals = plan.proposals(NUM_AVERAGED)[space.first_proposed :] if "start_scale" in space.parameters else []
+    areas = [training_areas({**parameters, "epochs": epochs}, plan.fixed) for parameters in proposals]
+    return [fmean(of_epoch) for of_epoch in zip(*areas, strict=True)]
 
 
 def _open_study(plan: Plan, data: Data) -> SharedStudy:

@@ -17,7 +17,7 @@ from catdog.data.preprocess import preprocessing
 from catdog.device import is_out_of_memory, is_process_lost
 from catdog.evaluate import confusion, write_outcomes
 from catdog.model import ModelConfig, build_model, count_mult_adds, layer_table
-from catdog.recipe.config import TrainConfig, require_suited
+from catdog.recipe.config import TrainConfig, image_size_of, require_suited
 from catdog.train import Epoch, train
 from search.analysis.statistics import accuracy_interval
 from search.space.schema import to_boolean
@@ -145,6 +145,13 @@ def configure(parameters: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[
     shape, recipe = ModelConfig(**of(ModelConfig)), TrainConfig(**of(TrainConfig))
     require_suited(shape, recipe)
     return shape, recipe
+
+
+def training_areas(parameters: Mapping[str, Any], fixed: Mapping[str, Any]) -> list[float]:
+    """Return the area of the training images in each epoch of a trial, as a share of that of full size."""
+    shape, recipe = configure(parameters, fixed)
+    sizes = [image_size_of(number, shape, recipe) for number in range(1, recipe.epochs + 1)]
+    return [(size / shape.image_size) ** 2 for size in sizes]
 
 
 def cast(name: str, value: Any) -> Any:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.formatting import duration
-from search.schedule.time_left import ObservedTrial, Snapshot, State, seconds_left
+from search.schedule.time_left import ObservedTrial, Snapshot, State, full_epochs, seconds_left
 from search.study.shared_study import SharedStudy
 from search.study.trials import CONFIRMS, ordered, state_of
 
@@ -30,6 +30,7 @@ class WholeSweep:
     confirm: int  # trials to confirm
     repeats: int  # runs of each of them
     num_workers: int  # of this command
+    shares: Sequence[float] = ()  # cost of each epoch of a trial, relative to one of full size; empty: all are 1
 
 
 @contextmanager
@@ -86,19 +87,24 @@ class _Clock:
             confirm=self.whole.confirm,
             repeats=self.whole.repeats,
             baseline=self.sweep.space.baseline_is_outside,
+            shares=self.whole.shares,
         )
 
     def _observed(self, trial: FrozenTrial) -> ObservedTrial:
         values = [self.sweep.space.goal.as_loss(value) for _, value in sorted(trial.intermediate_values.items())]
         confirms = trial.user_attrs.get(CONFIRMS)
+        is_baseline = self.sweep.space.baseline_is_outside and not (trial.number if confirms is None else confirms)
+        shares = () if is_baseline else self.whole.shares  # the baseline's images do not grow
         if trial.state != TrialState.RUNNING:
             seconds = trial.user_attrs.get("seconds")
-            pace = seconds / len(values) if seconds and values else None
-            return ObservedTrial(trial.number, cast("State", state_of(trial)), pace, values, confirms=confirms)
+            pace = seconds / full_epochs(shares, len(values)) if seconds and values else None
+            state = cast("State", state_of(trial))
+            return ObservedTrial(trial.number, state, pace, values, confirms=confirms, shares=shares)
         changes = self.epochs[self.sweep.label(trial)]
         (began, before), (ended, epoch) = changes[0], changes[-1]
-        pace = (ended - began) / (epoch - before) if epoch > before else None
-        return ObservedTrial(trial.number, "running", pace, values, time.monotonic() - ended, confirms)
+        num_done = full_epochs(shares, epoch) - full_epochs(shares, before)
+        pace = (ended - began) / num_done if epoch > before else None
+        return ObservedTrial(trial.number, "running", pace, values, time.monotonic() - ended, confirms, shares)
 
 
 class _Screen:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import accumulate, product
 
 import numpy as np
 import optuna
@@ -28,8 +28,13 @@ class TrialCost:
     """The time that one trial takes on a worker."""
 
     fixed: float  # seconds, once: data, kernels, study
-    epoch: float  # seconds per epoch: training, validation, checkpoint
+    epoch: float  # seconds per epoch of full size: training, validation, checkpoint
     epochs: int  # unless it is pruned
+    shares: Sequence[float] = ()  # cost of each epoch, relative to one of full size; empty: all are 1
+
+    def seconds_of(self, number: int) -> float:
+        """Return the seconds of an epoch, counted from 1."""
+        return self.epoch * self.shares[number - 1] if self.shares else self.epoch
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ def simulate_search(
     while running or len(trials) < len(costs):
         if len(running) < num_workers and len(trials) < len(costs):
             cost = costs[len(trials)]
-            heapq.heappush(running, (now + cost.fixed + cost.epoch, len(trials), 1))
+            heapq.heappush(running, (now + cost.fixed + cost.seconds_of(1), len(trials), 1))
             trials.append(study.ask())
             continue
         now, number, epoch = heapq.heappop(running)
@@ -104,7 +109,7 @@ def simulate_search(
             study.tell(trials[number], state=state)
         elif epoch < costs[number].epochs:
             state = TrialState.RUNNING
-            heapq.heappush(running, (now + costs[number].epoch, number, epoch + 1))
+            heapq.heappush(running, (now + costs[number].seconds_of(epoch + 1), number, epoch + 1))
         else:
             state = TrialState.COMPLETE
             study.tell(trials[number], reached)
@@ -144,7 +149,7 @@ def simulate_confirmation(
             continue
         begun.add(run)
         cost = costs[run[0]]
-        steps = [now + cost.fixed + cost.epoch * epoch for epoch in range(1, cost.epochs + 1)]
+        _, *steps = accumulate(map(cost.seconds_of, range(1, cost.epochs + 1)), initial=now + cost.fixed)
         heapq.heappush(free, next((end for end in steps if run[0] not in best(end)), steps[-1]))
     return now
 

@@ -24,14 +24,19 @@ class ObservedTrial:
 
     number: int
     state: State
-    pace: float | None  # seconds per epoch; None before the first epoch has ended
+    pace: float | None  # seconds per epoch of full size; None before the first epoch has ended
     values: Sequence[float]  # of the goal after each epoch so far; less is better
     elapsed: float = 0.0  # seconds since the last epoch ended, or since the start; only of a running one
     confirms: int | None = None  # the trial that a run repeats
+    shares: Sequence[float] = ()  # see `full_epochs`
 
     @property
     def epochs(self) -> int:
         return len(self.values)
+
+    def full_epochs_until(self, epoch: float) -> float:
+        """Return the cost of the epochs from now until the end of `epoch`, in epochs of full size."""
+        return full_epochs(self.shares, epoch) - full_epochs(self.shares, self.epochs)
 
 
 @dataclass(frozen=True)
@@ -46,16 +51,23 @@ class Snapshot:
     confirm: int  # trials to confirm
     repeats: int  # runs of each of them
     baseline: bool  # whether trial 0 lies outside the space, so that it says nothing about the others
+    shares: Sequence[float] = ()  # of the trials that have not begun; see `full_epochs`
 
 
 @dataclass(frozen=True)
 class _Typical:
     """The expectation for a trial that has not begun."""
 
-    pace: float  # seconds per epoch
+    pace: float  # seconds per epoch of full size
     kept: float  # probability that it is not pruned
     stop: float  # epochs of a pruned trial
-    epochs: float  # on average
+    cost: float  # on average, in epochs of full size
+
+
+def full_epochs(shares: Sequence[float], epochs: float) -> float:
+    """Return the cost of a trial's first epochs, in epochs of full size; an epoch without a share costs 1."""
+    known = sum(share * min(1.0, max(0.0, epochs - before)) for before, share in enumerate(shares))
+    return known + max(0.0, epochs - len(shares))
 
 
 def seconds_left(snapshot: Snapshot) -> float | None:
@@ -69,15 +81,15 @@ def seconds_left(snapshot: Snapshot) -> float | None:
     complete = [trial for trial in snapshot.trials if trial.state == "complete"]
     complete.sort(key=lambda trial: trial.values[-1])
     running = _running(snapshot.trials)
-    ends = [_seconds_for(trial, _epochs_to_come(trial, snapshot, typical), typical.pace) for trial in running]
+    ends = [_seconds_for(trial, _full_epochs_to_come(trial, snapshot, typical), typical.pace) for trial in running]
     for run in _running(snapshot.runs):
         trial = next(trial for trial in snapshot.trials if trial.number == run.confirms)
         is_wanted = trial in complete[: snapshot.confirm] or not snapshot.confirm
-        epochs = snapshot.epochs - run.epochs if is_wanted else 1  # then it is displaced by better trials
-        ends.append(_seconds_for(run, epochs, trial.pace or typical.pace))
+        last = snapshot.epochs if is_wanted else run.epochs + 1  # then it is displaced by better trials
+        ends.append(_seconds_for(run, run.full_epochs_until(last), trial.pace or typical.pace))
     ends += [0.0] * (snapshot.num_workers - len(ends))
     heapq.heapify(ends)
-    waiting = [typical.pace * typical.epochs] * snapshot.num_waiting
+    waiting = [typical.pace * typical.cost] * snapshot.num_waiting
     for seconds in waiting + _runs_to_come(snapshot, complete, typical):
         heapq.heapreplace(ends, ends[0] + seconds)
     return max(ends)
@@ -94,36 +106,46 @@ def _typical(snapshot: Snapshot) -> _Typical | None:
     stopped = [trial.epochs for trial in ended if trial.state != "complete"]
     kept = (len(ended) - len(stopped) + PRIOR_TRIALS * KEPT) / (len(ended) + PRIOR_TRIALS) if stopped else 1.0
     stop = fmean(stopped or [snapshot.epochs])
-    return _Typical(fmean(paces), kept, stop, kept * snapshot.epochs + (1 - kept) * stop)
+    whole, part = (full_epochs(snapshot.shares, epochs) for epochs in (snapshot.epochs, stop))
+    return _Typical(fmean(paces), kept, stop, kept * whole + (1 - kept) * part)
 
 
-def _epochs_to_come(trial: ObservedTrial, snapshot: Snapshot, typical: _Typical) -> float:
-    """Estimate a running trial's epochs to come; it will be pruned if too many were better at the same epoch."""
+def _full_epochs_to_come(trial: ObservedTrial, snapshot: Snapshot, typical: _Typical) -> float:
+    """Estimate the cost of a running trial's epochs to come, in epochs of full size.
+
+    It will be pruned if too many were better at the same epoch.
+    """
     others = [other.values[trial.epochs - 1] for other in snapshot.trials if other.epochs >= trial.epochs > 0]
     kept = typical.kept
     if trial.epochs >= typical.stop or typical.kept == 1.0:
         kept = 1.0
     elif len(others) > 1:
         kept = float(sum(value < trial.values[-1] for value in others) < KEPT * len(others))
-    return kept * snapshot.epochs + (1 - kept) * max(typical.stop, trial.epochs) - trial.epochs
+    stop = max(typical.stop, trial.epochs)
+    return kept * trial.full_epochs_until(snapshot.epochs) + (1 - kept) * trial.full_epochs_until(stop)
 
 
 def _seconds_for(job: ObservedTrial, epochs: float, typical_pace: float) -> float:
-    """Return the seconds until a running trial has finished `epochs` more epochs."""
-    expected = LATE * job.elapsed if job.elapsed > typical_pace else typical_pace
+    """Return the seconds until a running trial has finished work of `epochs` more epochs of full size."""
+    current = job.full_epochs_until(job.epochs + 1)
+    expected = LATE * job.elapsed / current if job.elapsed > typical_pace * current else typical_pace
     pace = expected if job.pace is None else job.pace
-    return max(epochs * pace - job.elapsed, SOON * pace)
+    return max(epochs * pace - job.elapsed, SOON * current * pace)
 
 
 def _runs_to_come(snapshot: Snapshot, complete: Sequence[ObservedTrial], typical: _Typical) -> list[float]:
     """Return the seconds of each run that has not begun: of `complete` trials, best first, and of those to come."""
     best, begun = complete[: snapshot.confirm], Counter(run.confirms for run in snapshot.runs)
-    paces = [trial.pace or typical.pace for trial in best for _ in range(begun[trial.number], snapshot.repeats)]
+    seconds = [
+        (trial.pace or typical.pace) * full_epochs(trial.shares, snapshot.epochs)
+        for trial in best
+        for _ in range(begun[trial.number], snapshot.repeats)
+    ]
     to_end = snapshot.num_waiting + len(_running(snapshot.trials))
     num_to_come = min(snapshot.confirm - len(best), round(to_end * typical.kept))
     whole = [trial.pace for trial in complete if trial.pace and (trial.number or not snapshot.baseline)]
-    paces += [fmean(whole or [typical.pace])] * (num_to_come * snapshot.repeats)
-    return [snapshot.epochs * pace for pace in paces]
+    other = fmean(whole or [typical.pace]) * full_epochs(snapshot.shares, snapshot.epochs)
+    return seconds + [other] * (num_to_come * snapshot.repeats)
 
 
 def _running(jobs: Sequence[ObservedTrial]) -> list[ObservedTrial]:

@@ -14,13 +14,17 @@ from optuna.trial import TrialState
 from catdog.checkpoint import load_model, save_model
 from catdog.data.dataset import load_data
 from catdog.evaluate import evaluate
-from pipeline.cli import main
+from pipeline.cli import main, parse
+from pipeline.plan import make_plan
+from pipeline.stages import epoch_shares
 from search.study.sweep import CHOSEN, load_confirmation, load_study
 from search.study.trials import counted
 from search.workers.supervisor import WorkerPool
 from tests.conftest import ROOT
 from tests.servers import processes
 from tests.servers.processes import wait_until
+
+POOLED = {"body_repeats": [2], "global_pool": ["true"]}  # it takes images of 16 pixels too
 
 
 def start(arguments, cwd="."):
@@ -45,6 +49,20 @@ def states():
 
 def wait_for_an_epoch(process, home):
     wait_until(lambda: list(home.glob("runs/small/trials/*/checkpoint.pt")), process)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "shares"),
+    [
+        ({"body_width": [4, 8]}, []),
+        ({**POOLED, "start_scale": [0.5]}, [0.25, 0.5625, 1, 1]),  # the baseline's do not grow
+        ({**POOLED, "start_scale": [0.5, 1]}, [0.625, 0.78125, 1, 1]),
+    ],
+)
+def test_cost_of_an_epoch_is_the_mean_area_of_its_images(home, with_baseline, write_space, parameters, shares):
+    config = str(write_space(parameters=parameters, algorithm="grid"))
+    plan = make_plan(parse([config, *with_baseline[1:], "--epochs", "4"]), print)
+    assert epoch_shares(plan) == shares
 
 
 def test_sweep_ranks_and_promotes_and_does_nothing_twice(home, with_baseline, photographs):

@@ -1,6 +1,8 @@
 import io
 import re
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from optuna.trial import TrialState
@@ -65,6 +67,29 @@ def test_before_a_result_runs_to_confirm_take_as_long_as_trials_that_run(study):
     study.report(claim.trial, 1, 1.0)
     # Three quarters of an hour for the rest of it, an hour for each of two trials and of three runs.
     assert clock.time_left() == "about 5 h 45 min left, confirmation included"
+
+
+@pytest.mark.parametrize("has_baseline", [False, True])
+def test_time_left_counts_on_costlier_epochs_where_images_grow(tmp_path, monkeypatch, has_baseline):
+    sweep = make_sweep(tmp_path / "runs/one", 3, pruner="none")
+    study = create_study(sweep if has_baseline else replace(sweep, space=replace(sweep.space, baseline=None)), {})
+    now = [0.0]
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    clock = _Clock(study, WholeSweep(study.trials, list, 1, 1, 1, shares=[0.25, 0.25, 0.5, 1.0]))
+    claim = acquire(study, 0, "cpu")
+    assert clock.time_left() == "time left unknown"
+    now[0] = 900.0  # the first epoch took a quarter of an hour: of an epoch of full size, unless it is the baseline's
+    study.report(claim.trial, 1, 1.0)
+    # The rest of it, two trials and a run of two epochs of full size each.
+    hours = (3 + 3 * 2) / 4 if has_baseline else 1.75 + 3 * 2
+    assert clock.time_left() == f"about {duration(3600 * hours)} left, confirmation included"
+    for epoch in range(2, EPOCHS + 1):
+        study.report(claim.trial, epoch, 1.0)
+    study.note(claim.trial, seconds=7200.0)
+    study.tell(claim.trial, TrialState.COMPLETE, 1.0)
+    claim.release()
+    hours = (2 * 2 + 4) / 2 if has_baseline else 3 * 2
+    assert clock.time_left() == f"about {duration(3600 * hours)} left, confirmation included"
 
 
 def test_trial_that_is_taken_over_is_said_to_go_on(study):

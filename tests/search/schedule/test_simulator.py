@@ -2,12 +2,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from optuna.pruners import ThresholdPruner
 from optuna.trial import TrialState
 
 from search.schedule.simulator import SimulatedEpoch, TrialCost, simulate, simulate_confirmation, simulate_search
 from tests.servers.counting_sweep import EPOCHS, make_sweep
 
 WHOLE = TrialCost(fixed=2.0, epoch=10.0, epochs=EPOCHS)
+GROWING = TrialCost(fixed=2.0, epoch=8.0, epochs=4, shares=[0.25, 0.5, 0.75, 1.0])  # epochs of 2, 4, 6 and 8 s
 
 
 def playing(sweep, costs, num_workers):
@@ -58,6 +60,22 @@ def test_simulation_draws_the_unknown_trials_and_confirms_the_best(make):
     assert simulate(make(3), [other], 1, confirm=0, repeats=1)[0].total == 3
 
 
+def test_pruned_trials_of_growing_epochs_cost_the_first_ones_only(make):
+    values = [0.0, 9.0, 9.0, 0.0]
+    pruner = ThresholdPruner(upper=1.0, n_warmup_steps=2)  # trials 1 and 2, after their second epoch
+    epochs = list(simulate_search("growing", pruner, [GROWING] * 4, lambda trial, _: values[trial], 1))
+    whole, part = 2 + 2 + 4 + 6 + 8, 2 + 2 + 4
+    ends = [(epoch.seconds, epoch.state) for epoch in epochs if epoch.state != TrialState.RUNNING]
+    assert ends == [
+        (whole, TrialState.COMPLETE),
+        (whole + part, TrialState.PRUNED),
+        (whole + 2 * part, TrialState.PRUNED),
+        (2 * whole + 2 * part, TrialState.COMPLETE),
+    ]
+    (only,) = {(d.search, d.confirmation) for d in simulate(make(6), [GROWING] * 6, 2, confirm=3, repeats=2)}
+    assert only == (3 * whole, 3 * whole)
+
+
 def test_costly_networks_are_confirmed_more_often_but_not_the_baseline(make):
     small, large = TrialCost(0.0, 1.0, 1), TrialCost(0.0, 10.0, 1)
     durations = simulate(make(9), [large, *[small, large] * 4], 1, confirm=1, repeats=1)
@@ -92,3 +110,6 @@ def test_run_that_others_displace_costs_its_worker_no_more_than_the_epoch():
     ends = [end(10, 0), end(25, 1)]
     # Begun at 10, displaced at 25, left at 30; the better one is trained again from 25 to 37, and from 30 to 42.
     assert simulate_confirmation(ends, costs, [1.0, 0.0], 2, confirm=1, repeats=2) == 42
+    # Begun at 8, its epochs end at 12, 16, 22 and 30: displaced at 20, it is left at 22; the better one ends at 34.
+    costs, ends = [GROWING, TrialCost(0.0, 12.0, 1)], [end(8, 0), end(20, 1)]
+    assert simulate_confirmation(ends, costs, [1.0, 0.0], 2, confirm=1, repeats=2) == 34

@@ -1,14 +1,16 @@
 import json
+from dataclasses import replace
 from itertools import accumulate
 from statistics import median
 
 import pytest
 
-from search.schedule.time_left import ObservedTrial, Snapshot, seconds_left
+from search.schedule.time_left import ObservedTrial, Snapshot, full_epochs, seconds_left
 from tests.conftest import ROOT
 
 RECORDED = sorted((ROOT / "tests/servers/recorded").glob("*.json"))
 CLOSE = 0.3  # of what is still to come
+GROWING = (0.25, 0.5, 1.0, 1.0)  # costs of epochs whose images grow
 
 
 def ended(number, pace, values, state="complete"):
@@ -71,6 +73,34 @@ def test_best_trials_take_again_what_they_took_on_whichever_worker_is_free():
     assert seconds_left(snapshot(trials[:3], runs=begun, **two)) == 20 + 80
     displaced = ObservedTrial(0, "running", 99.0, [9], confirms=2)  # others are better: it is stopped after this epoch
     assert seconds_left(snapshot(trials[:3], runs=[displaced, done], num_workers=1, **two)) == 99 + 40 + 2 * 80
+
+
+def test_epochs_to_come_cost_more_than_those_that_a_growing_trial_has_done():
+    assert [full_epochs(GROWING, epochs) for epochs in (0, 1, 2.5, 4, 5)] == [0, 0.25, 1.25, 2.75, 3.75]
+    assert [full_epochs((), epochs) for epochs in (0, 2.5, 4)] == [0, 2.5, 4]
+    running = ObservedTrial(2, "running", 40.0, [4], elapsed=5.0, shares=GROWING)  # its first epoch took 10 seconds
+    assert seconds_left(snapshot([running], shares=GROWING)) == 20 + 40 + 40 - 5
+    # Each worker takes one of both that wait, of 2.75 epochs of full size; this one begins later.
+    assert seconds_left(snapshot([running], 2, shares=GROWING)) == 95 + 110
+    assert seconds_left(snapshot([replace(running, elapsed=200.0)], shares=GROWING)) == 2  # a tenth of this epoch
+    first = ObservedTrial(3, "running", None, [], elapsed=5.0, shares=GROWING)
+    assert seconds_left(snapshot([running, first], shares=GROWING)) == 110 - 5
+    late = replace(first, elapsed=100.0)
+    assert seconds_left(snapshot([running, late], shares=GROWING)) == pytest.approx(2.75 * 130 / 0.25 - 100)
+
+
+def test_growing_trials_are_stopped_and_trained_again_at_the_cost_of_those_epochs():
+    whole = [ObservedTrial(number, "complete", 40.0, [4, 3, 2, 1], shares=GROWING) for number in (0, 1)]
+    stopped = [ObservedTrial(number, "pruned", 40.0, [9, 9], shares=GROWING) for number in range(2, 400)]
+    assert seconds_left(snapshot([*stopped, *whole], 2, shares=GROWING)) == pytest.approx(0.75 * 40, abs=1)
+    bad, good = (ObservedTrial(400, "running", 40.0, [value], shares=GROWING) for value in (9.5, 3))
+    assert seconds_left(snapshot([*stopped, *whole, bad], shares=GROWING)) == pytest.approx(0.5 * 40)
+    assert seconds_left(snapshot([*stopped, *whole, good], shares=GROWING)) == pytest.approx(2.5 * 40)
+    one = {"num_workers": 1, "confirm": 2, "repeats": 1, "shares": GROWING}
+    baseline = replace(whole[0], pace=10.0, shares=())
+    assert seconds_left(snapshot([baseline, whole[1]], **one)) == 4 * 10 + 110
+    run = ObservedTrial(0, "running", 40.0, [1], confirms=1, shares=GROWING)
+    assert seconds_left(snapshot([baseline, whole[1]], runs=[run], **one)) == 100 + 40
 
 
 def test_nothing_is_left_at_the_end():
