@@ -1,26 +1,28 @@
 """Everything that run_sweep.py prints: the plan, the start of a sweep, its results, errors."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from itertools import product
 from typing import Any
 
+from optuna.distributions import IntDistribution
 from rich.console import Console
 from rich.table import Table
 
 from catdog.data.dataset import Data, describe_source
 from catdog.kernels.precision import bfloat16_fault
-from catdog.model import count_mult_adds, count_parameters
+from catdog.model import ModelConfig, count_mult_adds, count_parameters
 from pipeline.plan import Plan
 from pipeline.task import configure
 from search.analysis.ranking import WIDE
-from search.formatting import count, short
+from search.formatting import count, describe_constants, short
+from search.space.space import Space
 from search.study.shared_study import SharedStudy
 from search.workers.artifacts import weights_to_remove
 
 NUM_SHOWN = 10  # trials in a dry run
-# The parameters that decide the cost of a network. double_width makes it smaller, each of the others larger.
-SIZES = {"stem_width": max, "body_width": max, "body_repeats": max, "image_size": max, "residual_blocks": max}
-SIZES |= {"flip_average": max, "double_width": min}
 
 console = Console(width=None if sys.stdout.isatty() else WIDE)
 
@@ -67,6 +69,9 @@ def show_plan(plan: Plan) -> None:
     say(f"data: {describe_source(plan.source)}; tracking: {plan.tracking}")
     workers = [f"{slot.device} ({count(slot.threads, 'thread')})" for slot in plan.slots]
     say(f"workers: {', '.join(workers)}")
+    constants = sweep.space.constants
+    if constants:
+        say(describe_constants(constants))
     table = Table(title="first trials", title_justify="left")
     for title in ("trial", "parameters", "weights", "mult-adds"):
         table.add_column(title, justify="left" if title == "parameters" else "right")
@@ -75,25 +80,48 @@ def show_plan(plan: Plan) -> None:
     for number, parameters in enumerate(proposals):
         config, _ = configure(parameters, plan.fixed)
         size, cost = f"{count_parameters(config):,}", short(count_mult_adds(config))
-        table.add_row(str(number), _describe_parameters(parameters), size, cost)
+        table.add_row(str(number), _describe_parameters(parameters, constants), size, cost)
     if proposals:
         console.print(table)
 
 
-def _describe_parameters(parameters: Mapping[str, Any]) -> str:
-    texts = {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in parameters.items()}
+def _describe_parameters(parameters: Mapping[str, Any], constants: Mapping[str, Any]) -> str:
+    """Describe the searched parameters, and those of a baseline that differ from the constants of the space."""
+    shown = {key: value for key, value in parameters.items() if key not in constants or value != constants[key]}
+    texts = {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in shown.items()}
     return " ".join(f"{key}={text}" for key, text in texts.items())
 
 
 def _describe_missing_baseline(plan: Plan) -> str:
     """Say that the baseline network is not a trial, and what it and the largest network of the space cost."""
-    text, space = "the baseline network is no trial of this sweep (--no-baseline)", plan.sweep.space
-    widest = {name: choose(space.values_of(name)) for name, choose in SIZES.items() if space.values_of(name)}
+    text = "the baseline network is no trial of this sweep (--no-baseline)"
     try:
-        cost, largest = (count_mult_adds(configure(sizes, plan.fixed)[0]) for sizes in ({}, widest))
+        cost = count_mult_adds(configure({}, plan.fixed)[0])
     except ValueError:  # the images are too small for it
         return text
-    return f"{text}: it takes {short(cost)} mult-adds an image, the largest of this space {short(largest)}"
+    return f"{text}: it takes {short(cost)} mult-adds an image, the largest of this space {short(_largest_cost(plan))}"
+
+
+def _largest_cost(plan: Plan) -> int:
+    """Return the mult-adds of the space's costliest network."""
+    space, costs = plan.sweep.space, []
+    names = [field.name for field in fields(ModelConfig) if field.name in space.parameters]
+    for values in product(*(_sizes_of(space, name) for name in names)):
+        with suppress(ValueError):  # of values that do not suit each other
+            config, _ = configure(dict(zip(names, values, strict=True)), plan.fixed)
+            costs.append(count_mult_adds(config))
+    return max(costs)
+
+
+def _sizes_of(space: Space, name: str) -> Sequence[Any]:
+    """Return the extremes of a parameter, one of which makes the costliest network; for body_repeats all values.
+
+    Residual blocks are counted from the last block, so each body block more moves them to smaller maps.
+    """
+    kind = space.distributions[name]
+    if name == "body_repeats" and isinstance(kind, IntDistribution):
+        return range(kind.low, kind.high + 1, kind.step)
+    return space.values_of(name)
 
 
 def _describe_warm_start(study: SharedStudy) -> Iterator[str]:

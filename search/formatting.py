@@ -1,4 +1,6 @@
-"""Format numbers for people."""
+"""Format numbers and parameters for people."""
+
+from collections.abc import Mapping
 
 
 def count(number: float, noun: str) -> str:
@@ -33,3 +35,9 @@ def bounds(interval: tuple[float, float] | None, form: str = ".4f") -> str:
 def cell(value: object, form: str) -> str:
     """Write a table's cell: a float in the given form, other values as they are, nothing for None."""
     return "" if value is None else f"{value:{form}}" if isinstance(value, float) else str(value)
+
+
+def describe_constants(constants: Mapping[str, object]) -> str:
+    """Write the parameters that are not searched, in full: ...: optimizer=muon, ema=0.9995."""
+    values = ", ".join(f"{name}={value}" for name, value in constants.items())
+    return f"the same in every trial of the space: {values}"

@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from search.durable import write_text
-from search.formatting import cell
+from search.formatting import cell, describe_constants
 from search.space.space import Goal
 from search.study.trials import ordered, parameters_of, state_of, value_of
 
@@ -33,6 +33,7 @@ class Ranked:
     epochs: int  # finished
     seconds: float | None  # of training, in all processes that worked on the trial
     parameters: dict[str, Any]
+    constants: dict[str, Any]  # of the parameters those with a single value in the space; none of a baseline outside it
     reason: str  # of pruning or failure
 
 
@@ -48,6 +49,7 @@ def rank(trials: Sequence[FrozenTrial], goal: Goal) -> list[Ranked]:
             epochs=len(trial.intermediate_values),
             seconds=trial.user_attrs.get("seconds"),
             parameters=parameters_of(trial),
+            constants={name: trial.params[name] for name, kind in trial.distributions.items() if kind.single()},
             reason=trial.user_attrs.get("reason", ""),
         )
         for place, trial in enumerate(ordered(trials, goal), 1)
@@ -64,20 +66,35 @@ def parameter_names(ranking: Sequence[Ranked]) -> list[str]:
     return list(dict.fromkeys(name for trial in ranking for name in trial.parameters))
 
 
+def constants_of(ranking: Sequence[Ranked]) -> dict[str, Any]:
+    """Return the parameters that are not searched: they have one value in every trial of the space."""
+    return {name: value for trial in ranking for name, value in trial.constants.items()}
+
+
+def searched_names(ranking: Sequence[Ranked]) -> list[str]:
+    """Return the names of the parameters that are searched, in the order of the space."""
+    constants = constants_of(ranking)
+    return [name for name in parameter_names(ranking) if name not in constants]
+
+
 def print_ranking(console: Console, ranking: Sequence[Ranked], goal: Goal, path: Path, baseline: bool) -> None:
-    """Print the ranking and the reasons of failures; parameters only if they fit, else the `path` of the CSV."""
+    """Print the ranking, with the searched parameters if they fit, else the `path` of the CSV, and what failed."""
     if not ranking:
         console.print("no trial has begun yet")
         return
     title = "ranking, best first" + ("; trial 0 is the baseline" if baseline else "")
-    table = _table(title, ranking, goal, parameter_names(ranking))
+    table = _table(title, ranking, goal, searched_names(ranking))
     options = console.options.update(max_width=10_000)
     shows_all = Measurement.get(console, options, table).maximum <= console.width
     console.print(table if shows_all else _table(title, ranking, goal, []))
-    lines = [f"trial {trial.trial} failed: {trial.reason}" for trial in ranking if trial.state == "failed"]
+    constants = constants_of(ranking)
+    lines = [describe_constants(constants)] if constants else []
+    lines += [f"trial {trial.trial} failed: {trial.reason}" for trial in ranking if trial.state == "failed"]
     if not shows_all:
-        values = " ".join(f"{name}={cell(value, '.3g')}" for name, value in ranking[0].parameters.items())
-        lines += [f"trial {ranking[0].trial} has {values}", f"the parameters of all: {path}"]
+        best = ranking[0]
+        shown = {name: value for name, value in best.parameters.items() if name not in best.constants}
+        values = " ".join(f"{name}={cell(value, '.3g')}" for name, value in shown.items())
+        lines += [f"trial {best.trial} has {values}", f"the parameters of all: {path}"]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 

@@ -13,7 +13,7 @@ from search.comet.writer import PROJECT
 NAME = "Sweep"  # of the panel and of the view
 PANEL = Path(__file__).with_name("ranking.py")
 CURVES = ("val_loss", "val_accuracy", "train_loss")
-PARAMETERS = ("stem_width", "body_width", "learning_rate", "batch_size", "dropout")
+PARAMETERS = ("stem_width", "body_width", "learning_rate", "weight_decay", "label_smoothing")
 
 
 def push(workspace: str | None, project: str | None) -> str:

@@ -80,6 +80,12 @@ def importances(parameters, score):
     return pd.Series(explained, dtype=float).sort_values()
 
 
+def searched(parameters, is_baseline):
+    """Leave out the parameters that are the same in all runs of the space; the baseline may lie outside it."""
+    texts = parameters[~is_baseline].astype(str)
+    return parameters[[name for name in parameters if len(set(texts[name])) > 1]]
+
+
 def show_ranking(runs, parameters, metric):
     table = (
         runs[["rank", "trial", "mark", "state", "score", "reason"]].rename(columns={"score": metric}).join(parameters)
@@ -152,8 +158,9 @@ def main():
     show_ranking(runs, parameters, metric)
     if complete.sum() > 1:
         st.subheader("Parameters of the complete runs")
-        show_coordinates(runs[complete], parameters[complete], metric)
-        show_importances(runs[complete], parameters[complete])
+        varied = searched(parameters[complete], runs.loc[complete, "baseline"].astype(str) == "True")
+        show_coordinates(runs[complete], varied, metric)
+        show_importances(runs[complete], varied)
     st.subheader("Learning curves")
     show_curves(runs, metric.removeprefix("best_"))
 

@@ -91,32 +91,27 @@ def timeline(trials: Sequence[FrozenTrial], runs: Sequence[FrozenTrial]) -> go.F
 
 
 def parallel_coordinates(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure | None:
-    """Draw each complete trial as a line through its parameters."""
+    """Draw each complete trial as a line through the parameters that vary."""
     return _of_optuna(plot_parallel_coordinate, trials, goal)
 
 
 def importances(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure | None:
     """Draw each parameter's importance for being among the best tenth (PED-ANOVA, Watanabe et al., IJCAI 2023)."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.params]
-    names = {name for trial in complete for name in trial.params}
-    varied = sorted(name for name in names if len({trial.params.get(name) for trial in complete}) > 1)
-    if not varied:
-        return None
-    options = {"evaluator": PedAnovaImportanceEvaluator(), "params": varied}
-    return _of_optuna(plot_param_importances, trials, goal, **options)
+    return _of_optuna(plot_param_importances, trials, goal, evaluator=PedAnovaImportanceEvaluator())
 
 
 def slices(trials: Sequence[FrozenTrial], goal: Goal) -> go.Figure | None:
-    """Draw the goal over each parameter."""
+    """Draw the goal over each parameter that varies."""
     figure = _of_optuna(plot_slice, trials, goal)
     if figure is None:
         return None
     distributions = {name: kind for trial in trials for name, kind in trial.distributions.items()}
-    for axis in figure.select_xaxes():
+    axes = list(figure.select_xaxes())
+    for axis in axes:
         kind = distributions.get(axis.title.text)
         if not isinstance(kind, CategoricalDistribution):
             axis.update(nticks=4, tickformat="d" if isinstance(kind, IntDistribution) else None)
-    return figure.update_layout(width=max(900, 260 * len(distributions)))
+    return figure.update_layout(width=max(900, 260 * len(axes)))
 
 
 def confusion_matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]], title: str) -> go.Figure:
@@ -139,13 +134,15 @@ def _worker(trial: FrozenTrial) -> str:
 
 
 def _of_optuna(draw: Callable[..., Any], trials: Sequence[FrozenTrial], goal: Goal, **options: Any) -> go.Figure | None:
-    """Return Optuna's figure of the complete trials in the space; None if there are too few."""
+    """Return Optuna's figure of what varies between the complete trials in the space; None if nothing does."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.params]
-    if len(complete) < 2:
+    names = {name for trial in complete for name in trial.params}
+    varied = sorted(name for name in names if len({trial.params.get(name) for trial in complete}) > 1)
+    if not varied:
         return None
     study = optuna.create_study(direction=goal.direction)
     study.add_trials(complete)
     # Optuna raises these errors, for example, if all values are equal.
     with warnings.catch_warnings(action="ignore"), suppress(ValueError, RuntimeError):
-        return draw(study, target_name=goal.metric, **options).update_layout(title=None)
+        return draw(study, params=varied, target_name=goal.metric, **options).update_layout(title=None)
     return None

@@ -12,6 +12,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from search.analysis.ranking import constants_of
 from search.durable import write_text
 from search.formatting import count
 from search.report.record import Record, read_record
@@ -77,6 +78,7 @@ def _render(record: Record, champion: Mapping[str, Any] | None) -> str:
         over="seeds and images" if any(len(candidate.runs) > 1 for candidate in record.candidates) else "images",
         candidates=candidates_table(record),
         ranking=ranking_table(record),
+        constants=constants_of(record.ranking),
         sections=_sections(record),
         failures=failures_table(record),
         matrices=list(_confusion_matrices(record)),

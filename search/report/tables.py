@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from search.analysis.confirmation import read_outcomes
-from search.analysis.ranking import parameter_names
+from search.analysis.ranking import searched_names
 from search.analysis.statistics import Interval, mean_interval, model_difference
 from search.formatting import short
 from search.report.record import Record
@@ -52,8 +52,8 @@ def candidates_table(record: Record) -> Table | None:
 
 
 def ranking_table(record: Record) -> Table:
-    """Build the table of all trials, the best first."""
-    names = parameter_names(record.ranking)
+    """Build the table of all trials, the best first, with the parameters that are searched."""
+    names = searched_names(record.ranking)
     columns = ["rank", "trial", "tie", "state", record.goal.metric, "95 % from", "to", "val accuracy", "epochs"]
     rows = []
     for trial, (interval, tie) in zip(record.ranking, _intervals_and_ties(record), strict=True):

@@ -67,6 +67,11 @@ class Space:
         return {name: parameter.distribution() for name, parameter in self.parameters.items()}
 
     @property
+    def constants(self) -> Parameters:
+        """Return the parameters that are not searched: each has a single value, in every trial but the baseline."""
+        return {name: self.values_of(name)[0] for name, kind in self.distributions.items() if kind.single()}
+
+    @property
     def num_trials(self) -> int:
         """Return the budget, the baseline included; 0 where the file gives none."""
         if self.algorithm == "grid" and not self.max_combo:
@@ -85,7 +90,7 @@ class Space:
         return baseline is not None and not all(_contains(d, baseline[name]) for name, d in self.distributions.items())
 
     def values_of(self, name: str) -> list[Any]:
-        """Return the bounds, or the values, of a parameter; nothing if it is not searched."""
+        """Return the bounds, or the values, of a parameter; nothing if the space lacks it."""
         return self.parameters[name].extremes() if name in self.parameters else []
 
     def sampler(self, number: int) -> BaseSampler:

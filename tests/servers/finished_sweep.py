@@ -25,10 +25,11 @@ SPACE = {
         "dropout": {"type": "float", "min": 0.0, "max": 0.3, "scalingType": "uniform"},
         "learning_rate": {"type": "float", "min": 0.0005, "max": 0.01, "scalingType": "loguniform"},
         "body_repeats": {"type": "integer", "min": 3, "max": 4, "scalingType": "uniform"},
+        "ema": {"type": "discrete", "values": [0.9995]},
     },
     "spec": {"maxCombo": 500, "metric": "best_val_loss", "objective": "minimize", "seed": 1},
 }
-BASELINE = {"body_width": 512, "share_body": True, "dropout": 0.0, "learning_rate": 1e-4, "body_repeats": 4}
+BASELINE = {"body_width": 512, "share_body": True, "dropout": 0.0, "learning_rate": 1e-4, "body_repeats": 4, "ema": 0.0}
 REASONS = ["diverged in epoch 2: training loss is nan", "RuntimeError: <b>no memory</b>"]
 
 
@@ -87,6 +88,7 @@ def _trial(number, space, random):
         "dropout": random.uniform(0, 0.3),
         "learning_rate": float(np.exp(random.uniform(np.log(0.0005), np.log(0.01)))),
         "body_repeats": int(random.integers(3, 5)),
+        "ema": 0.9995,
     }
     floor = 0.3 + 0.1 * abs(np.log(values["learning_rate"] / 0.002)) + random.normal(0, 0.02)
     curve = {epoch: float(floor + 0.6 / epoch) for epoch in range(1, num_epochs + 1)}

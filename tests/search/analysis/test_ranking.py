@@ -83,6 +83,32 @@ def test_parameters_are_shown_where_there_is_room(study, width, shown):
     assert not any("…" in line for line in lines)
 
 
+@pytest.mark.parametrize("width", [80, 70])
+def test_searched_parameters_have_columns_and_constants_one_line(tmp_path, width):
+    constants = {name: {"type": "discrete", "values": [0.9995]} for name in "yz"}
+    parameters = {"x": {"type": "float", "min": 0, "max": 1}, **constants}
+    settings = {"goal": {"metric": "best_loss", "direction": "minimize"}}
+    study = create_study(make_sweep(tmp_path / "runs/two", 3, parameters=parameters), settings)
+    for value in (0.5, 0.4, 0.3):
+        claim = acquire(study, 0, "cpu")
+        study.report(claim.trial, 1, value)
+        study.tell(claim.trial, TrialState.COMPLETE, value)
+        claim.release()
+    ranking, console = rank(study.trials(), LOSS), Console(width=width)
+    with console.capture() as captured:
+        print_ranking(console, ranking, LOSS, tmp_path / "ranking.csv", baseline=True)
+    lines = captured.get().splitlines()
+    header = next(line for line in lines if "rank " in line and "state" in line)
+    assert [name in header.split() for name in "xyz"] == [width == 80, False, False]
+    assert "the same in every trial of the space: y=0.9995, z=0.9995" in lines
+    best = f"trial 2 has x={ranking[0].parameters['x']:.3g}"
+    assert (best in lines) is (width == 70)
+    write_ranking(tmp_path / "ranking.csv", ranking, LOSS)
+    (*_, x, y, z, _), *rows = csv.reader((tmp_path / "ranking.csv").read_text().splitlines())
+    assert [x, y, z] == ["x", "y", "z"]
+    assert [row[-3:-1] for row in rows] == [["0.9995", "0.9995"]] * 2 + [["2.0", "2.0"]]  # the baseline is outside
+
+
 def test_command_ranks_a_sweep_at_any_time(study, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["report", "one"])

@@ -27,6 +27,7 @@ def add_runs(server, count, sweep="drawn"):
         rate, schedule = 10 ** random.uniform(-4, -2), random.choice(["cosine", "one_cycle"])
         score = 0.3 + abs(rate - 2e-3) * 20 + random.uniform(0, 0.02)
         parameters = {"learning_rate": rate, "schedule": schedule, "stem_width": random.choice([16, 32, 64])}
+        parameters["optimizer"] = "muon" if number else "adam"
         experiment = Experiment(f"{number:032x}", "catdog", parameters=parameters)
         state = {5: "failed", 6: "pruned"}.get(number, "complete")
         experiment.others = {
@@ -87,6 +88,8 @@ def test_panel_ranks_fifty_runs(server, panel):
         "Learning curves",
     ]
     assert len(shown.get("plotly_chart")) == 3
+    axes = json.loads(shown.get("plotly_chart")[0].proto.spec)["data"][0]["dimensions"]
+    assert [axis["label"] for axis in axes] == ["learning_rate", "schedule", "stem_width", "best_val_loss"]
 
 
 def test_panel_without_runs_says_how_to_make_some(server, panel):

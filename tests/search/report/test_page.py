@@ -4,7 +4,9 @@ import pytest
 
 from search.report import page as report
 from search.report.__main__ import main
+from search.report.figures import parallel_coordinates, slices
 from search.report.page import kept_up_to_date, write_page
+from search.space.space import Goal
 from search.study.queue import acquire
 from search.study.sweep import load_study
 from tests.servers.app_server import HANG
@@ -73,6 +75,21 @@ def test_ranking_sorts_by_click_and_by_keyboard(opened):
     opened.locator("#ranking").get_by_role("button", name="dropout").click()
     values = [float(text) for text in column(opened, names.index("dropout") + 1) if text]
     assert values == sorted(values)
+
+
+def test_figures_show_what_varies(finished):
+    trials, goal = load_study(finished).get_trials(), Goal("best_val_loss", "minimize")
+    axes = ["body_repeats", "body_width", "dropout", "learning_rate", "share_body"]
+    assert list(parallel_coordinates(trials, goal).layout.xaxis.ticktext) == ["best_val_loss", *axes]
+    panels = slices(trials, goal)
+    assert [axis.title.text for axis in panels.select_xaxes()] == axes
+    assert panels.layout.width == 260 * len(axes)
+
+
+def test_parameters_that_are_not_searched_are_named_once(opened):
+    names = [text.strip() for text in opened.locator("#ranking th").all_inner_texts()]
+    assert names[10:] == ["body_width", "share_body", "dropout", "learning_rate", "body_repeats", "reason"]
+    assert "The same in every trial of the space: ema=0.9995.\n" in opened.locator("body").inner_text()
 
 
 def test_summary_says_what_matters(opened):

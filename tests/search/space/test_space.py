@@ -143,6 +143,12 @@ def test_first_proposal_is_the_readme_configuration(write_space):
     assert first_proposals(without, 2)[1] == first_proposals(space, 2)[1]
 
 
+def test_parameters_with_a_single_value_are_not_searched(write_space):
+    single = {"optimizer": ["muon"], "body_repeats": {"type": "integer", "min": 3, "max": 3}, "ema": [0.9995]}
+    space = load(write_space(parameters={**WIDTH, "share_body": ["true", "false"], **single}))
+    assert space.constants == {"optimizer": "muon", "body_repeats": 3, "ema": 0.9995}
+
+
 @pytest.mark.parametrize(
     ("parameter", "outside"),
     [
