@@ -6,8 +6,8 @@
 
 Every trial of a recorded sweep was trained to its end. A replay draws some of them in a random order, the baseline
 first, has simulated workers train them, and shows a real Optuna pruner what run_sweep.py would: after each epoch the
-best loss so far. An epoch of a trial costs the seconds that its fastest one took; so record no sweep whose images
-grow (start_scale). Columns, over all orders:
+best loss so far. An epoch of a trial costs the seconds that it took or, in older records, that the trial's fastest one
+took. Columns, over all orders:
 
     time      until the last trial ended, as a share of what it takes without a pruner
     to best   until some trial came within 2 % of the best loss that is to be found, likewise (median; never counts as
@@ -50,9 +50,9 @@ def record(folder):
     trials = []
     for trial in load_study(folder).get_trials(states=[TrialState.COMPLETE]):
         rows = list(csv.DictReader((folder / f"trials/{trial.number:04}/history.csv").open()))
-        seconds = min(float(row["seconds"]) for row in rows)
+        seconds = [round(float(row["seconds"]), 3) for row in rows]
         losses = [round(float(row["val_loss"]), 5) for row in rows]
-        trials.append({"parameters": parameters_of(trial), "seconds": round(seconds, 3), "val_loss": losses})
+        trials.append({"parameters": parameters_of(trial), "seconds": seconds, "val_loss": losses})
     return trials
 
 
@@ -74,7 +74,7 @@ def pruners(epochs):
 
 def replay(curves, seconds, pruner, num_workers, name):
     """Play a sweep through; return of each epoch when it ended, the trial's best loss so far, whether it completed."""
-    costs = [TrialCost(0.0, each, curves.shape[1]) for each in seconds]
+    costs = [TrialCost(0.0, 1.0, curves.shape[1], each.tolist()) for each in seconds]
     epochs = list(simulate_search(name, pruner, costs, lambda trial, epoch: curves[trial, epoch - 1], num_workers))
     value = np.array([curves[epoch.trial, epoch.number - 1] for epoch in epochs])
     complete = np.array([epoch.state == TrialState.COMPLETE for epoch in epochs])
@@ -98,14 +98,13 @@ def figures(curves, seconds, make_pruner, order, options):
 def compare(path, options):
     trials = json.loads(path.read_text())["trials"]
     curves = np.minimum.accumulate([trial["val_loss"] for trial in trials], axis=1)  # as the pruner sees them
-    seconds = np.array([trial["seconds"] for trial in trials])
+    seconds = np.array([np.broadcast_to(trial["seconds"], curves.shape[1]) for trial in trials])
     random = np.random.default_rng(0)
     orders = [[0, *random.permutation(np.arange(1, len(trials)))] for _ in range(options.orders)]
     print(f"\n{path.name}: {len(trials)} trials of {curves.shape[1]} epochs, final losses", end=" ")
-    print(
-        f"{curves[:, -1].min():.3f} to {curves[:, -1].max():.3f}, baseline {curves[0, -1]:.3f}; an epoch takes", end=" "
-    )
-    print(f"{seconds[1:].min():.1f} to {seconds[1:].max():.1f} s, the baseline's {seconds[0]:.1f} s")
+    print(f"{curves[:, -1].min():.3f} to {curves[:, -1].max():.3f}, the first trial's {curves[0, -1]:.3f};", end=" ")
+    means = seconds.mean(axis=1)
+    print(f"an epoch takes {means[1:].min():.1f} to {means[1:].max():.1f} s, the first trial's {means[0]:.1f} s")
     ranks = curves.argsort(axis=0).argsort(axis=0)
     print("rank correlation of the loss after each epoch with the last:", end=" ")
     print(*(f"{np.corrcoef(ranks[:, n], ranks[:, -1])[0, 1]:.2f}" for n in range(curves.shape[1])))

@@ -25,7 +25,7 @@ def halving():
 def figures_of(curves, make_pruner):
     random = np.random.default_rng(0)
     orders = [[0, *random.permutation(np.arange(1, 6))] for _ in range(20)]
-    return np.array([figures(curves, np.ones(6), make_pruner, order, OPTIONS) for order in orders]).T
+    return np.array([figures(curves, np.ones((6, 4)), make_pruner, order, OPTIONS) for order in orders]).T
 
 
 def test_without_a_pruner_nothing_is_saved_and_nothing_lost():
