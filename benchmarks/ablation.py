@@ -40,11 +40,11 @@ from catdog.train import train
 from pipeline.task import configure
 
 RECORD = ROOT / "benchmarks/ablation.json"
-SIZE, EPOCHS, NUM_TIMED = 96, 8, 320  # pixels, of the recipe, images
+SIZE, NUM_TIMED = 96, 320  # pixels, images
 RECIPE = {
     "image_size": SIZE, "start_scale": 0.667, "stem_width": 16, "body_width": 256, "body_repeats": 3,
     "share_body": False, "double_width": True, "residual_blocks": 3, "global_pool": True, "flip_average": True,
-    "batch_size": 64, "epochs": EPOCHS, "optimizer": "muon", "learning_rate": 3e-3, "weight_decay": 0.1,
+    "batch_size": 64, "optimizer": "muon", "learning_rate": 3e-3, "weight_decay": 0.1,
     "schedule": "linear", "augmentation": "strong", "label_smoothing": 0.1, "ema": 0.998,
 }  # fmt: skip
 ALONE = "no answer averaged with the mirror image's"  # the weights are those of the recipe
@@ -108,15 +108,16 @@ def fill(record, options):
         if name not in record["costs"]:
             record["costs"][name] = round(cost_of(changes, data), 3)
             print(f"{record['costs'][name]:7.2f} CPU seconds for {NUM_TIMED} images: {name}", flush=True)
-    budget = record["costs"]["the recipe"] * area_of({}, EPOCHS) * EPOCHS
+    budget = record["costs"]["the recipe"] * area_of({}, options.epochs) * options.epochs
     done = {(training["row"], training["seed"]) for training in record["trainings"]}
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(options.workers) as pool:
         futures = []
         for seed in range(1, options.seeds + 1):
             for name, changes in ROWS.items():
-                epochs = max(2, round(budget / (record["costs"][name] * area_of(changes, EPOCHS))))
-                if (name, seed) not in done and name != ALONE:
+                epochs = max(2, round(budget / (record["costs"][name] * area_of(changes, options.epochs))))
+                wanted = name != ALONE and (options.only in name or not changes)
+                if wanted and (name, seed) not in done:
                     futures.append(pool.submit(train_row, name, epochs, seed, options.data))
         for future in futures:
             record["trainings"] += (results := future.result())
@@ -151,6 +152,8 @@ def main():
     parser.add_argument("--data", help="folder of photographs; without it the table of the record alone")
     parser.add_argument("--record", type=Path, default=RECORD, help="JSON file of costs and trainings")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=8, help="of the recipe (default %(default)s)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="the recipe, and the rows with this in their name")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     about = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, bfloat16 "
