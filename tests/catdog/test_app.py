@@ -403,7 +403,7 @@ def test_alerts_reach_page_metrics_and_comet(tmp_path, champion, kind):
         "usual": lambda: animals(300),
         "one class": lambda: animals(300, cats=1),
         "noise": lambda: [
-            saved(Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)), "PNG") for _ in range(300)
+            saved(Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)), "PNG") for _ in range(300)
         ],
     }[kind]()
     (tmp_path / "home").mkdir()
