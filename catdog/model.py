@@ -95,8 +95,9 @@ class CNN(nn.Module):
 
     def blocks(self) -> Iterator[nn.Module]:
         """Yield the blocks in the order in which they are applied, a shared one repeatedly."""
+        blocks = [self.stem, self.widen, *self.body]
         for number in range(self.config.num_poolings):
-            yield [self.stem, self.widen, *self.body][min(number, len(self.body) + 1)]
+            yield blocks[min(number, len(blocks) - 1)]
             following = number - self.config.num_poolings + self.config.residual_blocks
             if following >= 0:
                 yield self.residual[following]

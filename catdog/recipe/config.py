@@ -68,7 +68,7 @@ def image_size_of(epoch: int, shape: ModelConfig, recipe: TrainConfig) -> int:
     Before the last 30 % of the epochs it is a multiple of 8, between what the poolings need and image_size.
     """
     grown = next(share for until, share in SIZE_STEPS if epoch <= until * recipe.epochs + 1e-9)
-    scale = recipe.start_scale + (1 - recipe.start_scale) * grown
-    if scale == 1:
+    if grown == 1 or recipe.start_scale == 1:
         return shape.image_size
+    scale = recipe.start_scale + (1 - recipe.start_scale) * grown
     return min(shape.image_size, max(round(shape.image_size * scale / 8) * 8, int(2**shape.num_poolings)))

@@ -38,6 +38,10 @@ def test_images_grow_in_three_steps():
     assert sizes == [80] * 3 + [104] * 4 + [128] * 3
     assert image_size_of(1, POOLED, TrainConfig(epochs=1, start_scale=0.625)) == 128
     assert image_size_of(1, POOLED, TrainConfig(start_scale=0.01)) == 16  # four poolings need as many
+    finals = {
+        image_size_of(20, replace(POOLED, image_size=159), TrainConfig(start_scale=n / 1000)) for n in range(1, 1000)
+    }
+    assert finals == {159}
     uneven = replace(POOLED, image_size=159)
     assert [image_size_of(epoch, uneven, TrainConfig(start_scale=0.97)) for epoch in (1, 10, 20)] == [152, 159, 159]
     assert {image_size_of(epoch, POOLED, TrainConfig()) for epoch in range(1, 21)} == {128}
