@@ -2,6 +2,7 @@
 
     python benchmarks/ablation.py                    # prints the table of the recorded trainings, ablation.json
     python benchmarks/ablation.py --data FOLDER --record mine.json    # trains, or goes on with the file
+    python benchmarks/ablation.py --record benchmarks/ablation_long.json   # 40 epochs at 64 px
 
 Each row changes one part of the recipe. Its epochs are as many as take the time of the recipe's, by the CPU time of a
 few steps on one thread. Two trainings run at once, on one thread each. The test images are not used. Columns:
@@ -17,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -40,9 +42,9 @@ from catdog.train import train
 from pipeline.task import configure
 
 RECORD = ROOT / "benchmarks/ablation.json"
-SIZE, NUM_TIMED = 96, 320  # pixels, images
+NUM_TIMED = 320  # images
 RECIPE = {
-    "image_size": SIZE, "start_scale": 0.667, "stem_width": 16, "body_width": 256, "body_repeats": 3,
+    "image_size": 96, "start_scale": 0.667, "stem_width": 16, "body_width": 256, "body_repeats": 3,
     "share_body": False, "double_width": True, "residual_blocks": 3, "global_pool": True, "flip_average": True,
     "batch_size": 64, "optimizer": "muon", "learning_rate": 3e-3, "weight_decay": 0.1,
     "schedule": "linear", "augmentation": "strong", "label_smoothing": 0.1, "ema": 0.998,
@@ -67,11 +69,15 @@ ROWS = {
 }
 
 
-def cost_of(changes, data):
+def values_of(name, epochs, size, seed=0):
+    """Return the parameters of a row of the table."""
+    return {**RECIPE, **ROWS[name], "image_size": size, "epochs": epochs, "seed": seed}
+
+
+def cost_of(name, data, size):
     """Return the CPU seconds of training on a few images of full size: the least of five epochs."""
     torch.set_num_threads(1)
-    values = {**RECIPE, **changes, "start_scale": 1.0, "epochs": 10**6}
-    shape, recipe = configure(values, {})
+    shape, recipe = configure({**values_of(name, 10**6, size), "start_scale": 1.0}, {})
     part = ImageSubset(data.training.images, data.training.labels, data.training.rows[:NUM_TIMED])
     one, clock, costs = ImageSubset(part.images, part.labels, part.rows[:1]), time.process_time(), []
     for _ in islice(train(build_model(shape), recipe, part, one), 6):
@@ -80,17 +86,17 @@ def cost_of(changes, data):
     return min(costs[1:])
 
 
-def area_of(changes, epochs):
+def area_of(name, epochs, size):
     """Return the mean area of the images over the epochs, as a share of the full size."""
-    shape, recipe = configure({**RECIPE, **changes, "epochs": epochs}, {})
-    return fmean((image_size_of(epoch, shape, recipe) / SIZE) ** 2 for epoch in range(1, epochs + 1))
+    shape, recipe = configure(values_of(name, epochs, size), {})
+    return fmean((image_size_of(epoch, shape, recipe) / size) ** 2 for epoch in range(1, epochs + 1))
 
 
-def train_row(name, epochs, seed, folder):
+def train_row(name, epochs, seed, folder, size):
     """Train once; return what the table needs, for the recipe also with answers of the image alone."""
     torch.set_num_threads(1)
-    shape, recipe = configure({**RECIPE, **ROWS[name], "epochs": epochs, "seed": seed}, {})
-    data, model, clock = load_data(folder, SIZE), build_model(shape, seed), time.process_time()
+    shape, recipe = configure(values_of(name, epochs, size, seed), {})
+    data, model, clock = load_data(folder, size), build_model(shape, seed), time.process_time()
     *_, last = train(model, recipe, data.training, data.validation)
     training = {"row": name, "seed": seed, "epochs": epochs, "seconds": round(time.process_time() - clock, 1)}
     results = [{**training, "loss": last.val_loss, "accuracy": last.val_accuracy}]
@@ -103,22 +109,23 @@ def train_row(name, epochs, seed, folder):
 
 def fill(record, options):
     """Train every row with every seed that the record lacks; write it after each training."""
-    data = load_data(options.data, SIZE)
-    for name, changes in ROWS.items():
+    size = options.image_size
+    data = load_data(options.data, size)
+    rows = [name for name in ROWS if name == "the recipe" or (name != ALONE and re.search(options.only, name))]
+    for name in rows:
         if name not in record["costs"]:
-            record["costs"][name] = round(cost_of(changes, data), 3)
+            record["costs"][name] = round(cost_of(name, data, size), 3)
             print(f"{record['costs'][name]:7.2f} CPU seconds for {NUM_TIMED} images: {name}", flush=True)
-    budget = record["costs"]["the recipe"] * area_of({}, options.epochs) * options.epochs
+    budget = record["costs"]["the recipe"] * area_of("the recipe", options.epochs, size) * options.epochs
     done = {(training["row"], training["seed"]) for training in record["trainings"]}
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(options.workers) as pool:
         futures = []
         for seed in range(1, options.seeds + 1):
-            for name, changes in ROWS.items():
-                epochs = max(2, round(budget / (record["costs"][name] * area_of(changes, options.epochs))))
-                wanted = name != ALONE and (options.only in name or not changes)
-                if wanted and (name, seed) not in done:
-                    futures.append(pool.submit(train_row, name, epochs, seed, options.data))
+            for name in rows:
+                epochs = max(2, round(budget / (record["costs"][name] * area_of(name, options.epochs, size))))
+                if (name, seed) not in done:
+                    futures.append(pool.submit(train_row, name, epochs, seed, options.data, size))
         for future in futures:
             record["trainings"] += (results := future.result())
             lines = ",\n".join(map(json.dumps, record["trainings"]))
@@ -137,7 +144,7 @@ def table(record):
         if not seeds:
             continue
         mean, loss = (fmean(trainings[seed][key] for seed in seeds) for key in ("accuracy", "loss"))
-        share = record["costs"][name] / record["costs"]["the recipe"]
+        share = 1.0 if name == ALONE else record["costs"][name] / record["costs"]["the recipe"]
         gains = np.array([100 * (whole[seed]["accuracy"] - trainings[seed]["accuracy"]) for seed in seeds])
         text = ""
         if name != "the recipe" and len(seeds) > 1:
@@ -153,11 +160,13 @@ def main():
     parser.add_argument("--record", type=Path, default=RECORD, help="JSON file of costs and trainings")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=8, help="of the recipe (default %(default)s)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="the recipe, and the rows with this in their name")
+    parser.add_argument("--image-size", type=int, default=RECIPE["image_size"], help="pixels (default %(default)s)")
+    parser.add_argument("--only", default="", metavar="REGEX", help="the recipe, and the rows whose name has this")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     about = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, bfloat16 "
     about += "yes" if torch.cpu.get_capabilities().get("avx512_bf16") else "no"
+    about += f"; {options.image_size} px, {options.epochs} epochs"
     record = {"about": about, "costs": {}, "trainings": []}
     if options.record.exists():
         record = json.loads(options.record.read_text())
