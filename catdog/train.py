@@ -22,7 +22,7 @@ from catdog.evaluate import evaluate
 from catdog.kernels.cuda_graph import CUDAGraphStep
 from catdog.kernels.precision import autocast, bfloat16_fault, has_bfloat16, resolved
 from catdog.model import CNN, ModelConfig, add_options, build_model, config_from
-from catdog.recipe.augmentation import augment, cutmix, erase
+from catdog.recipe.augmentation import augment, erase
 from catdog.recipe.average import MovingAverage
 from catdog.recipe.config import CHOICES, TrainConfig, image_size_of, require_suited
 from catdog.recipe.optimizers import make_optimizer
@@ -38,7 +38,7 @@ class Epoch:
 
     epoch: int  # from 1
     train_loss: float  # mean cross-entropy in nats, with label smoothing, during the epoch
-    train_accuracy: float  # 0 to 1, likewise; with cutmix, of the label with the larger share
+    train_accuracy: float  # 0 to 1, likewise
     val_loss: float  # mean cross-entropy in nats, no smoothing, after the epoch
     val_accuracy: float  # 0 to 1
     learning_rate: float  # of the last step
@@ -157,16 +157,10 @@ class _Trainer:
         x = augment(normalize(images), self.config.augmentation, self.generator, size)
         if self.config.erasing:
             x = erase(x, self.config.erasing, self.generator)
-        if self.config.cutmix:
-            y = F.one_hot(y, self.model.config.classes).float()
-            x, y = cutmix(x, y, self.config.cutmix, self.generator)
         return self.graph_step(self._update, x, y) if self.graph_step else self._update(x, y)
 
     def _update(self, x: Tensor, y: Tensor) -> Tensor:
-        """Update the weights from (B, 3, S, S) floats and (B,) labels or (B, classes) shares of labels.
-
-        All of it may be captured in a CUDA graph.
-        """
+        """Update the weights from (B, 3, S, S) floats and (B,) labels. All of it may be captured in a CUDA graph."""
         network = self.network if len(y) == self.config.batch_size else self.trained  # compiled for one shape
         with autocast(self.device, self.precision):
             logits = network(x)
@@ -175,8 +169,7 @@ class _Trainer:
         with autocast(self.device, self.precision):  # of Muon's matrix products
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        labels = y if y.dim() == 1 else y.argmax(1)
-        return torch.stack((loss.detach() * len(y), (logits.detach().argmax(1) == labels).sum()))
+        return torch.stack((loss.detach() * len(y), (logits.detach().argmax(1) == y).sum()))
 
     def state(self, history: list[Epoch]) -> dict[str, Any]:
         """Return the state of a checkpoint."""

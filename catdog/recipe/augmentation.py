@@ -52,32 +52,16 @@ def _resampled(x: Tensor, kind: Augmentation, draw: Draw, size: int) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def cutmix(x: Tensor, y: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Give images (B, 3, S, S) a square of the next image, and its share of that image's label (B, classes).
-
-    CutMix (Yun et al. 2019), each image by its own draw: the area of the square is uniform in 0 to 1 before the borders
-    cut it off.
-    """
-    box = _boxes(x, probability, (0, 1), generator)
-    share = box.float().mean((1, 2, 3)).unsqueeze(1)
-    return torch.where(box, x.roll(1, 0), x), y * (1 - share) + y.roll(1, 0) * share
-
-
 def erase(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     """Make a square of images (B, 3, S, S) gray, 2 to 33 % of the area before the borders cut it off.
 
     A simple form of random erasing (Zhong et al. 2017).
     """
-    return torch.where(_boxes(x, probability, (0.02, 0.33), generator), 0.0, x)
-
-
-def _boxes(x: Tensor, probability: float, area: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """Return a mask (B, 1, S, S) with a random square for a share of the images; borders cut it off."""
     draw = partial(_draw, len(x), generator)
-    side = draw(*area).sqrt() * (draw(0, 1) < probability) / 2
+    side = draw(0.02, 0.33).sqrt() * (draw(0, 1) < probability) / 2
     places = (torch.arange(x.shape[2], device=x.device) + 0.5) / x.shape[2]
     rows, columns = ((places - draw(0, 1).unsqueeze(1)).abs() < side.unsqueeze(1) for _ in "yx")
-    return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
+    return torch.where((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), 0.0, x)
 
 
 def _draw(num: int, generator: torch.Generator, low: float, high: float, each: int = 1) -> Tensor:

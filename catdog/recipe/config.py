@@ -24,7 +24,6 @@ class TrainConfig:
     optimizer: Optimizer = "adam"  # sgd: Nesterov momentum 0.9; muon: AdamW for all but the convolutions
     schedule: Schedule = "constant"
     augmentation: Augmentation = "none"  # cumulative: flip, then zoom and shift, then light; strong: see `augment`
-    cutmix: float = 0.0  # probability that an image gets a square of another image and a share of its label
     erasing: float = 0.0  # probability that a square of an image becomes gray
     label_smoothing: float = 0.0  # 0 <= s < 1
     ema: float = 0.0  # decay per step of the moving average of the weights that is evaluated and kept; 0: the weights
@@ -47,7 +46,6 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "learning_rate": (lambda value: value > 0, "be above 0"),
     "weight_decay": (lambda value: value >= 0, "not be negative"),
     "start_scale": (lambda value: 0 < value <= 1, "be above 0 and at most 1"),
-    "cutmix": (lambda value: 0 <= value <= 1, "be 0 to 1"),
     "erasing": (lambda value: 0 <= value <= 1, "be 0 to 1"),
     "label_smoothing": (lambda value: 0 <= value < 1, "be at least 0 and below 1"),
     "ema": (lambda value: 0 <= value < 1, "be at least 0 and below 1"),

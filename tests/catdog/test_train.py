@@ -60,7 +60,7 @@ def test_equal_seeds_train_equal_weights_and_others_do_not(subset):
     assert not same_weights(trained[0], trained[2])
 
 
-EXTRAS = {"augmentation": "strong", "cutmix": 0.5, "erasing": 0.5, "ema": 0.9, "start_scale": 0.5, "schedule": "wsd"}
+EXTRAS = {"augmentation": "strong", "erasing": 0.5, "ema": 0.9, "start_scale": 0.5, "schedule": "wsd"}
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,7 @@ COMMANDS = {
         "tests.benchmarks.test_sweep:test_small_form_measures_ours_and_the_tutorial"
     ),
     "python benchmarks/ablation.py": Here(),
+    "python benchmarks/ablation.py --record benchmarks/ablation_long.json": Here(),
     "python benchmarks/ablation.py --data FOLDER --record mine.json": Here("--epochs 2 --seeds 1 --only drop_path"),
     "python benchmarks/to_93.py --data FOLDER": Here("--epochs 1 --seeds 2 --no-origin"),
     "python benchmarks/convolutions.py": Here("--rounds 1"),

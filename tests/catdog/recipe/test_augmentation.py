@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 
 from catdog.data.preprocess import normalize
-from catdog.recipe.augmentation import augment, cutmix, erase
+from catdog.recipe.augmentation import augment, erase
 
 KINDS = ["none", "flip", "crop", "color", "strong"]
 
@@ -20,8 +20,7 @@ def test_augmentation_keeps_shape_and_follows_its_generator(subset, kind):
     assert torch.equal(one, same)
     assert torch.equal(one, x) == (kind == "none")
     assert one.is_contiguous(memory_format=torch.channels_last)
-    for mixed in (erase(one, 0.5, generator()), cutmix(one, torch.eye(8), 0.5, generator())[0]):
-        assert mixed.is_contiguous(memory_format=torch.channels_last)
+    assert erase(one, 0.5, generator()).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -53,19 +52,6 @@ def test_strong_shows_a_part_of_the_image_and_nothing_beyond_it():
     assert 1.1 < width.max() < 1.4
     middle = y[:, 0, :, 1:] - y[:, 0, :, :-1]
     assert ((middle > 0).all((1, 2)) | (middle < 0).all((1, 2))).all()  # no reflection at a border
-
-
-def test_cutmix_mixes_labels_by_the_area_of_the_rectangle():
-    x = torch.arange(64.0).view(64, 1, 1, 1).expand(64, 3, 16, 16)
-    y = torch.eye(64)
-    mixed, labels = cutmix(x, y, 0.5, generator())
-    for row in range(64):
-        share = (mixed[row, 0] != row).double().mean().item()
-        assert set(mixed[row].unique().tolist()) <= {row, (row - 1) % 64}
-        assert labels[row, row].item() == pytest.approx(1 - share)
-        assert labels[row].sum().item() == pytest.approx(1)
-    assert 20 < (mixed != x).flatten(1).any(1).sum() < 40
-    assert torch.equal(cutmix(x, y, 0.0, generator())[0], x)
 
 
 def test_erasing_leaves_most_of_an_image():

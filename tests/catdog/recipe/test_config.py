@@ -19,7 +19,6 @@ POOLED = ModelConfig(stem_width=4, body_width=8, body_repeats=2, global_pool=Tru
         ("weight_decay", -1.0, "weight_decay is -1.0; it must not be negative"),
         ("label_smoothing", 1.0, "label_smoothing is 1.0; it must be at least 0 and below 1"),
         ("ema", 1.0, "ema is 1.0; it must be at least 0 and below 1"),
-        ("cutmix", 1.5, "cutmix is 1.5; it must be 0 to 1"),
         ("erasing", -0.5, "erasing is -0.5; it must be 0 to 1"),
         ("start_scale", 0.0, "start_scale is 0.0; it must be above 0 and at most 1"),
         ("optimizer", "adan", "optimizer is 'adan'; it must be one of adam, adamw, sgd, muon"),
