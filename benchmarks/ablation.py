@@ -11,6 +11,7 @@ few steps on one thread. Two trainings run at once, on one thread each. The test
     epochs    of each training
     accuracy  on the validation images, after the last epoch; mean over the seeds
     loss      likewise
+    beside    the recipe's loss, mean over the same seeds
     gain      of the recipe's accuracy over the row's, in points: mean of the paired differences, 95 % interval (t)
 """
 
@@ -44,13 +45,13 @@ from pipeline.task import configure
 RECORD = ROOT / "benchmarks/ablation.json"
 NUM_TIMED = 320  # images
 RECIPE = {
-    "image_size": 96, "start_scale": 0.667, "stem_width": 16, "body_width": 256, "body_repeats": 3,
+    "start_scale": 0.667, "stem_width": 16, "body_width": 256, "body_repeats": 3,
     "share_body": False, "double_width": True, "residual_blocks": 3, "global_pool": True, "flip_average": True,
     "batch_size": 64, "optimizer": "muon", "learning_rate": 3e-3, "weight_decay": 0.1,
     "schedule": "linear", "augmentation": "strong", "label_smoothing": 0.1, "ema": 0.998,
 }  # fmt: skip
 ALONE = "no answer averaged with the mirror image's"  # the weights are those of the recipe
-CUTMIX = "with CutMix, probability 0.5"  # recorded before it was left out
+LEFT_OUT = ["with drop_path 0.1", "with CutMix, probability 0.5"]  # of the product, after they had been recorded
 ROWS = {
     "the recipe": {},
     "no residual blocks": {"residual_blocks": 0},
@@ -64,10 +65,10 @@ ROWS = {
     "augmentation color instead of strong": {"augmentation": "color"},
     "no label smoothing": {"label_smoothing": 0.0},
     "no moving average": {"ema": 0.0},
-    "with drop_path 0.1": {"drop_path": 0.1},
-    CUTMIX: {},
     "with random erasing, probability 0.25": {"erasing": 0.25},
+    **{name: {} for name in LEFT_OUT},
 }
+NOT_TRAINED = [ALONE, *LEFT_OUT]
 
 
 def values_of(name, epochs, size, seed=0):
@@ -110,21 +111,22 @@ def train_row(name, epochs, seed, folder, size):
 
 def fill(record, options):
     """Train every row with every seed that the record lacks; write it after each training."""
-    size = options.image_size
+    size, of_recipe = record["image_size"], record["epochs"]
     data = load_data(options.data, size)
-    rows = [name for name in ROWS if name not in (ALONE, CUTMIX) and (not ROWS[name] or re.search(options.only, name))]
+    rows = [name for name in ROWS if name not in NOT_TRAINED]
+    rows = [name for name in rows if name == "the recipe" or re.search(options.only, name)]
     for name in rows:
         if name not in record["costs"]:
             record["costs"][name] = round(cost_of(name, data, size), 3)
             print(f"{record['costs'][name]:7.2f} CPU seconds for {NUM_TIMED} images: {name}", flush=True)
-    budget = record["costs"]["the recipe"] * area_of("the recipe", options.epochs, size) * options.epochs
+    budget = record["costs"]["the recipe"] * area_of("the recipe", of_recipe, size) * of_recipe
     done = {(training["row"], training["seed"]) for training in record["trainings"]}
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(options.workers) as pool:
         futures = []
         for seed in range(1, options.seeds + 1):
             for name in rows:
-                epochs = max(2, round(budget / (record["costs"][name] * area_of(name, options.epochs, size))))
+                epochs = max(2, round(budget / (record["costs"][name] * area_of(name, of_recipe, size))))
                 if (name, seed) not in done:
                     futures.append(pool.submit(train_row, name, epochs, seed, options.data, size))
         for future in futures:
@@ -136,8 +138,9 @@ def fill(record, options):
 
 
 def table(record):
-    print(f"{record['about']}; recipe: {' '.join(f'{name}={value}' for name, value in RECIPE.items())}\n")
-    print(f"{'':46}{'cost':>5}{'epochs':>8}{'seeds':>7}{'accuracy':>10}{'loss':>8}   gain of the recipe")
+    print(f"{record['about']}; {record['image_size']} px")
+    print("recipe:", *(f"{name}={value}" for name, value in RECIPE.items()), end="\n\n")
+    print(f"{'':46}{'cost':>5}{'epochs':>8}{'seeds':>7}{'accuracy':>10}{'loss':>8}{'beside':>8}   gain of the recipe")
     found = {name: {t["seed"]: t for t in record["trainings"] if t["row"] == name} for name in ROWS}
     whole = found["the recipe"]
     for name, trainings in found.items():
@@ -145,6 +148,7 @@ def table(record):
         if not seeds:
             continue
         mean, loss = (fmean(trainings[seed][key] for seed in seeds) for key in ("accuracy", "loss"))
+        beside = fmean(whole[seed]["loss"] for seed in seeds)
         share = 1.0 if name == ALONE else record["costs"][name] / record["costs"]["the recipe"]
         gains = np.array([100 * (whole[seed]["accuracy"] - trainings[seed]["accuracy"]) for seed in seeds])
         text = ""
@@ -152,7 +156,7 @@ def table(record):
             half = stats.t.ppf(0.975, len(seeds) - 1) * gains.std(ddof=1) / len(seeds) ** 0.5
             text = f"{gains.mean():+6.2f} ({gains.mean() - half:+.2f} to {gains.mean() + half:+.2f})"
         epochs = trainings[seeds[0]]["epochs"]
-        print(f"{name:46}{share:5.2f}{epochs:8}{len(seeds):7}{mean:10.2%}{loss:8.4f}   {text}")
+        print(f"{name:46}{share:5.2f}{epochs:8}{len(seeds):7}{mean:10.2%}{loss:8.4f}{beside:8.4f}   {text}")
 
 
 def main():
@@ -160,15 +164,14 @@ def main():
     parser.add_argument("--data", help="folder of photographs; without it the table of the record alone")
     parser.add_argument("--record", type=Path, default=RECORD, help="JSON file of costs and trainings")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=8, help="of the recipe (default %(default)s)")
-    parser.add_argument("--image-size", type=int, default=RECIPE["image_size"], help="pixels (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=8, help="of the recipe, in a new record (default %(default)s)")
+    parser.add_argument("--image-size", type=int, default=96, help="pixels, in a new record (default %(default)s)")
     parser.add_argument("--only", default="", metavar="REGEX", help="the recipe, and the rows whose name has this")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     about = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, bfloat16 "
     about += "yes" if torch.cpu.get_capabilities().get("avx512_bf16") else "no"
-    about += f"; {options.image_size} px, {options.epochs} epochs"
-    record = {"about": about, "costs": {}, "trainings": []}
+    record = {"about": about, "image_size": options.image_size, "epochs": options.epochs, "costs": {}, "trainings": []}
     if options.record.exists():
         record = json.loads(options.record.read_text())
     if options.data:

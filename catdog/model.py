@@ -28,7 +28,6 @@ class ModelConfig:
     share_body: bool = True  # True: blocks of body_width -> body_width channels are one block; False: one each
     double_width: bool = False  # True: each block has twice the channels of the one before, up to body_width
     residual_blocks: int = 0  # a residual block follows each of so many blocks, counted from the last
-    drop_path: float = 0.0  # probability that a residual block adds nothing to an image, in training, 0 <= p < 1
     global_pool: bool = False  # True: the linear layer gets each channel's mean; False: every value of the last map
     dropout: float = 0.0  # probability of zeroing a feature before the linear layer, 0 <= p < 1
     flip_average: bool = False  # True: outside training, the logits are the mean of an image's and its mirror image's
@@ -39,9 +38,8 @@ class ModelConfig:
         for name in ("stem_width", "body_width", "body_repeats", "classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.image_size > MAX_IMAGE_SIZE:
             raise ValueError(f"image_size is {self.image_size}; it must be at most {MAX_IMAGE_SIZE} pixels")
         if self.final_size < 1:
@@ -50,8 +48,6 @@ class ModelConfig:
         if not 0 <= self.residual_blocks <= self.num_poolings:
             most = f"body_repeats {self.body_repeats} makes {self.num_poolings} blocks for them to follow"
             raise ValueError(f"residual_blocks is {self.residual_blocks}; {most}")
-        if self.drop_path and not self.residual_blocks:
-            raise ValueError(f"drop_path is {self.drop_path}; it needs residual blocks, and residual_blocks is 0")
 
     @property
     def num_poolings(self) -> int:
@@ -91,7 +87,7 @@ class CNN(nn.Module):
         features = width if config.global_pool else width * config.final_size**2
         self.head = nn.Sequential(pool, nn.Dropout(config.dropout), nn.Linear(features, config.classes))
         followed = config.widths[config.num_poolings - config.residual_blocks :]
-        self.residual = nn.ModuleList(ResidualBlock(width, config.drop_path) for width in followed)
+        self.residual = nn.ModuleList(ResidualBlock(width) for width in followed)
 
     def blocks(self) -> Iterator[nn.Module]:
         """Yield the blocks in the order in which they are applied, a shared one repeatedly."""

@@ -40,7 +40,7 @@ MIN_SECONDS = 4.0  # of a profile
 MIN_EPOCHS = 3  # likewise: the first one prepares kernels; one more is too few if epochs are long
 NUM_STEPS = {"cpu": 1, "cuda": 16}  # of an epoch of the largest batches; a GPU reaches its pace after a few
 # Parameters that do not change the cost of a step. start_scale does, but a profile is of the full size.
-NO_COST = {"learning_rate", "weight_decay", "label_smoothing", "schedule", "dropout", "drop_path", "ema", "start_scale"}
+NO_COST = {"learning_rate", "weight_decay", "label_smoothing", "schedule", "dropout", "ema", "start_scale"}
 NO_COST |= {"seed", "epochs"}
 SAMPLING_SECONDS = 0.05  # between samples of memory, which comes and goes within a step
 

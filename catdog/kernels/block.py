@@ -3,7 +3,6 @@
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -28,22 +27,15 @@ class Block(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """x + branch(x): (B, C, H, W) -> (B, C, H, W). The branch is Conv3x3, ReLU, BatchNorm, twice in a row.
+    """x + branch(x): (B, C, H, W) -> (B, C, H, W). The branch is Conv3x3, ReLU, BatchNorm, twice in a row."""
 
-    In training, the branch counts as 0 for an image with the probability `drop_path` (stochastic depth, Huang et al.
-    2016, arXiv:1603.09382), and is scaled to keep its mean.
-    """
-
-    def __init__(self, channels: int, drop_path: float) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.drop_path = drop_path
         layers = [(Conv2d(channels, channels), nn.ReLU(inplace=True), nn.BatchNorm2d(channels)) for _ in range(2)]
         self.branch = nn.Sequential(*layers[0], *layers[1])
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.branch(x)
-        if self.training and self.drop_path:
-            y = y * F.dropout(y.new_ones(len(y), 1, 1, 1), self.drop_path)
         return x + y
 
 

@@ -60,12 +60,9 @@ def test_shared_body_shares_the_blocks_of_equal_channels():
     assert len(set(applied)) == 4 + 2
 
 
-def test_residual_block_adds_to_its_input_and_is_skipped_by_the_drawn_images():
-    torch.manual_seed(0)
-    block, x = ResidualBlock(4, 0.5), torch.randn(64, 4, 5, 5)
-    skipped = (block(x) == x).flatten(1).all(1)
-    assert 16 < skipped.sum() < 48
-    torch.testing.assert_close(block.eval()(x), x + block.branch(x))
+def test_residual_block_adds_to_its_input():
+    block, x = ResidualBlock(4).eval(), torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(block(x), x + block.branch(x))
 
 
 def test_flip_average_is_the_mean_over_both_outside_training():
@@ -84,8 +81,6 @@ def test_pooled_network_takes_images_of_other_sizes():
 def test_parts_that_do_not_suit_the_network_are_refused():
     with pytest.raises(ValueError, match="residual_blocks is 5; body_repeats 2 makes 4 blocks for them to follow"):
         replace(SMALL, residual_blocks=5)
-    with pytest.raises(ValueError, match=r"drop_path is 0\.1; it needs residual blocks, and residual_blocks is 0"):
-        replace(SMALL, drop_path=0.1)
 
 
 def test_unshared_body_has_weights_of_its_own_for_each_application():

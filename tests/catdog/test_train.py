@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 from tests.servers import processes
 
 SHAPE = ModelConfig(stem_width=4, body_width=8, body_repeats=2, dropout=0.2, image_size=32)
-POOLED = replace(SHAPE, double_width=True, residual_blocks=2, drop_path=0.2, global_pool=True, flip_average=True)
+POOLED = replace(SHAPE, double_width=True, residual_blocks=2, global_pool=True, flip_average=True)
 RECIPE = TrainConfig(learning_rate=3e-3, batch_size=16, epochs=4, augmentation="color", schedule="one_cycle", seed=3)
 
 

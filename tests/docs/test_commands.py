@@ -113,7 +113,7 @@ COMMANDS = {
     ),
     "python benchmarks/ablation.py": Here(),
     "python benchmarks/ablation.py --record benchmarks/ablation_long.json": Here(),
-    "python benchmarks/ablation.py --data FOLDER --record mine.json": Here("--epochs 2 --seeds 1 --only drop_path"),
+    "python benchmarks/ablation.py --data FOLDER --record mine.json": Here("--epochs 2 --seeds 1 --only erasing"),
     "python benchmarks/to_93.py --data FOLDER": Here("--epochs 1 --seeds 2 --no-origin"),
     "python benchmarks/convolutions.py": Here("--rounds 1"),
     "python benchmarks/cores.py": Here("--rounds 1"),

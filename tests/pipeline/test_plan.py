@@ -23,7 +23,6 @@ def test_space_of_small_networks_takes_small_images(home, small, write_space):
     ("parameters", "message"),
     [
         ({"residual_blocks": [0, 6]}, r"residual_blocks is 6; body_repeats 2 makes 4 blocks"),
-        ({"residual_blocks": [0, 2], "drop_path": [0, 0.1]}, "drop_path is 0.1; it needs residual blocks"),
         ({"start_scale": [0.5, 1]}, r"start_scale is 0\.5; only a network with global_pool"),
         ({"ema": [0.9, 1.5]}, r"parameters\.ema: ema is 1.5"),
     ],
@@ -41,7 +40,7 @@ def test_shipped_space_can_be_planned(home, small, name):
 
 
 def test_parts_that_suit_each_other_are_planned(home, small, write_space):
-    parts = {"residual_blocks": [1, 4], "drop_path": [0, 0.1], "start_scale": [0.5, 1], "global_pool": ["true"]}
+    parts = {"residual_blocks": [1, 4], "start_scale": [0.5, 1], "global_pool": ["true"]}
     config = str(write_space(parameters={"body_repeats": [2], "body_width": [4, 8], **parts}))
     make_plan(parse([config, *small[1:], "--image-size", "32"]), print)
 
