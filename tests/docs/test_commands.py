@@ -39,6 +39,8 @@ class By:
 
 
 SMALL = "--epochs 1 --trials 2 --no-baseline --confirm 1 --confirm-seeds 1 --workers 1 --tracking off"
+ON_128 = "python run_sweep.py --data FOLDER --image-size 128 --epochs 18"
+PHOTOS = f"{ON_128} --trials 10 --no-baseline --name photos"
 ON_PHOTOGRAPHS = f"--data FOLDER {SMALL}"
 CI = By("tests.docs.test_commands:test_targets_of_make_run_after_each_push")
 APP = By("tests.docs.test_commands:test_app_is_served")
@@ -65,14 +67,10 @@ COMMANDS = {
     # sweeps
     "python run_sweep.py configs/quick.json --image-size 64 --epochs 4 --no-baseline": Here(ON_PHOTOGRAPHS),
     "python run_sweep.py my_space.json --dry-run": Here("--data FOLDER --image-size 64 --trials 1 --no-baseline"),
-    "python run_sweep.py --data FOLDER --image-size 64 --epochs 8 --trials 8 --dry-run": Here(SMALL),
-    "python run_sweep.py --data FOLDER --image-size 64 --epochs 8 --trials 8 --name photos": Here(SMALL),
-    "python run_sweep.py --data FOLDER --image-size 64 --epochs 8 --trials 16 --name photos": Here(
-        f"{SMALL} --trials 3"
-    ),
-    "python run_sweep.py --data FOLDER --image-size 64 --epochs 8 --trials 8 --name photos-2 --warm-start photos": Here(
-        SMALL
-    ),
+    f"{ON_128} --trials 10 --no-baseline --dry-run": Here(SMALL),
+    PHOTOS: Here(SMALL),
+    f"{ON_128} --trials 20 --no-baseline --name photos": Here(f"{SMALL} --trials 3"),
+    f"{PHOTOS}-2 --warm-start photos": Here(SMALL),
     "python run_sweep.py --storage postgresql://USER@HOST/DATABASE --name night --data FOLDER "
     "--artifacts /shared/store": POSTGRES,
     "python run_sweep.py --backend ray --ray-address HEAD --storage postgresql://USER@HOST/DATABASE --name night "
@@ -187,9 +185,8 @@ def make_home(folder, drawn_files):
     (folder / "password.txt").write_text("somebody:secret")
     space = (ROOT / "docs/search-space.md").read_text()
     (folder / "my_space.json").write_text(re.search(r"```json\n(.*?)```", space, re.DOTALL)[1])
-    (first,) = (text for text in COMMANDS if text.endswith("--name photos") and "--trials 8" in text)
     for command in (
-        f"{first} {SMALL}",
+        f"{PHOTOS} {SMALL}",
         *(f"python -m search.promote photos --trial {n} --promote always" for n in (0, 1)),
     ):
         assert run(folder, command).returncode == 0
@@ -234,10 +231,9 @@ def test_python_of_the_quickstart_runs(home):
 def test_run_of_an_older_version_resumes_after_the_rename(home):
     study = home / "runs/photos/study.db"
     study.rename(study.with_name("ledger.db"))
-    command = "python run_sweep.py --data FOLDER --image-size 64 --epochs 8 --trials 8 --name photos"
-    assert run(home, f"{command} {SMALL}").returncode == 2
+    assert run(home, f"{PHOTOS} {SMALL}").returncode == 2
     assert run(home, "mv runs/photos/ledger.db runs/photos/study.db").returncode == 0
-    assert "nothing left to search" in run(home, f"{command} {SMALL}").stdout
+    assert "nothing left to search" in run(home, f"{PHOTOS} {SMALL}").stdout
 
 
 @pytest.mark.slow
