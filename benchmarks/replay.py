@@ -101,8 +101,12 @@ def compare(path, options):
     seconds = np.array([np.broadcast_to(trial["seconds"], curves.shape[1]) for trial in trials])
     random = np.random.default_rng(0)
     orders = [[0, *random.permutation(np.arange(1, len(trials)))] for _ in range(options.orders)]
+    losses = curves[:, -1]
     print(f"\n{path.name}: {len(trials)} trials of {curves.shape[1]} epochs, final losses", end=" ")
-    print(f"{curves[:, -1].min():.3f} to {curves[:, -1].max():.3f}, the first trial's {curves[0, -1]:.3f};", end=" ")
+    print(
+        f"{losses.min():.3f} to {losses.max():.3f}, mean {losses.mean():.3f}, the first trial's {losses[0]:.3f};",
+        end=" ",
+    )
     means = seconds.mean(axis=1)
     print(f"an epoch takes {means[1:].min():.1f} to {means[1:].max():.1f} s, the first trial's {means[0]:.1f} s")
     ranks = curves.argsort(axis=0).argsort(axis=0)
