@@ -164,16 +164,22 @@ def main():
     parser.add_argument("--data", help="folder of photographs; without it the table of the record alone")
     parser.add_argument("--record", type=Path, default=RECORD, help="JSON file of costs and trainings")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=8, help="of the recipe, in a new record (default %(default)s)")
-    parser.add_argument("--image-size", type=int, default=96, help="pixels, in a new record (default %(default)s)")
+    parser.add_argument("--epochs", type=int, help="of the recipe (default: the record's, 8 in a new one)")
+    parser.add_argument("--image-size", type=int, help="pixels (default: the record's, 96 in a new one)")
     parser.add_argument("--only", default="", metavar="REGEX", help="the recipe, and the rows whose name has this")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     about = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, bfloat16 "
     about += "yes" if torch.cpu.get_capabilities().get("avx512_bf16") else "no"
-    record = {"about": about, "image_size": options.image_size, "epochs": options.epochs, "costs": {}, "trainings": []}
+    asked = {name: getattr(options, name) for name in ("image_size", "epochs") if getattr(options, name) is not None}
+    record = {"about": about, "image_size": 96, "epochs": 8, **asked, "costs": {}, "trainings": []}
     if options.record.exists():
         record = json.loads(options.record.read_text())
+        for name, value in asked.items():
+            if record[name] != value:
+                parser.error(
+                    f"{options.record} was recorded with {name} {record[name]}, not {value}; take another --record"
+                )
     if options.data:
         fill(record, options)
     table(record)
