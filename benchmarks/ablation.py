@@ -4,10 +4,11 @@
     python benchmarks/ablation.py --data FOLDER --record mine.json    # trains, or goes on with the file
     python benchmarks/ablation.py --record benchmarks/ablation_long.json   # 40 epochs at 64 px
 
-Each row changes one part of the recipe. Its epochs are as many as take the time of the recipe's, by the CPU time of a
-few steps on one thread. Two trainings run at once, on one thread each. The test images are not used. Columns:
+Each row changes one part of the recipe. Its epochs are as many as should take the time of the recipe's, by the CPU time
+of a few steps with images of full size. Two trainings run at once, on one thread each. The test images are not used.
+Columns:
 
-    cost      CPU time of a whole epoch of full-size images, as a share of the recipe's
+    time      CPU time, as a share of the recipe's over the same seeds
     epochs    of each training
     accuracy  on the validation images, after the last epoch; mean over the seeds
     loss      likewise
@@ -140,7 +141,7 @@ def fill(record, options):
 def table(record):
     print(f"{record['about']}; {record['image_size']} px")
     print("recipe:", *(f"{name}={value}" for name, value in RECIPE.items()), end="\n\n")
-    print(f"{'':46}{'cost':>5}{'epochs':>8}{'seeds':>7}{'accuracy':>10}{'loss':>8}{'beside':>8}   gain of the recipe")
+    print(f"{'':46}{'time':>5}{'epochs':>8}{'seeds':>7}{'accuracy':>10}{'loss':>8}{'beside':>8}   gain of the recipe")
     found = {name: {t["seed"]: t for t in record["trainings"] if t["row"] == name} for name in ROWS}
     whole = found["the recipe"]
     for name, trainings in found.items():
@@ -149,7 +150,7 @@ def table(record):
             continue
         mean, loss = (fmean(trainings[seed][key] for seed in seeds) for key in ("accuracy", "loss"))
         beside = fmean(whole[seed]["loss"] for seed in seeds)
-        share = 1.0 if name == ALONE else record["costs"][name] / record["costs"]["the recipe"]
+        share = sum(trainings[seed]["seconds"] for seed in seeds) / sum(whole[seed]["seconds"] for seed in seeds)
         gains = np.array([100 * (whole[seed]["accuracy"] - trainings[seed]["accuracy"]) for seed in seeds])
         text = ""
         if name != "the recipe" and len(seeds) > 1:

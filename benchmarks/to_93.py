@@ -77,6 +77,8 @@ def main():
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--no-origin", action="store_true", help="leave out the epoch of the origin's recipe")
     options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error("--seeds must be at least 2, for an interval")
     values = {**LARGER, "epochs": options.epochs}
     size = values["image_size"]
     data = load_data(options.data, size)  # decoded once, in the cache
@@ -85,7 +87,7 @@ def main():
     print(f"{len(data.training)} to train, {len(data.validation)} to validate")
     arguments = ["-m", "catdog.train", "--data", options.data, "--keep", "last", *options_of(values)]
     print("python", shlex.join("FOLDER" if argument == options.data else argument for argument in arguments))
-    seconds, validation, test = [], [], []
+    seconds, validation = [], []
     with tempfile.TemporaryDirectory() as folder:
         files = [f"{folder}/{seed}.safetensors" for seed in range(1, options.seeds + 1)]
         for seed, file in enumerate(files, 1):

@@ -46,8 +46,8 @@ class ModelConfig:
             need = f"{self.num_poolings} poolings need at least {2**self.num_poolings} pixels"
             raise ValueError(f"image_size {self.image_size} is too small for body_repeats {self.body_repeats}: {need}")
         if not 0 <= self.residual_blocks <= self.num_poolings:
-            most = f"body_repeats {self.body_repeats} makes {self.num_poolings} blocks for them to follow"
-            raise ValueError(f"residual_blocks is {self.residual_blocks}; {most}")
+            most = f"{self.num_poolings}, the number of blocks (body_repeats + 2)"
+            raise ValueError(f"residual_blocks is {self.residual_blocks}; it must be 0 to {most}")
 
     @property
     def num_poolings(self) -> int:
@@ -102,7 +102,7 @@ class CNN(nn.Module):
         with weights_transformed_once() if x.device.type == "cpu" else nullcontext():
             logits = self._logits(x)
             if self.config.flip_average and not self.training:
-                logits = (logits + self._logits(x.flip(3))) / 2
+                logits = (logits.float() + self._logits(x.flip(3)).float()) / 2
         return logits
 
     def _logits(self, x: Tensor) -> Tensor:

@@ -175,6 +175,7 @@ class _Trainer:
         """Return the state of a checkpoint."""
         return {
             "config": asdict(self.config),
+            "network": asdict(self.model.config),
             "model": self.model.state_dict(),
             "trained": self.trained.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
@@ -189,7 +190,9 @@ class _Trainer:
         state = load_state(path)
         if not state:
             return []
-        if asdict(TrainConfig()) | state["config"] != asdict(self.config):  # fields that it lacks are newer, and off
+        config, network = asdict(self.config), asdict(self.model.config)
+        # Fields that an older checkpoint lacks are off. An older one lacks the network.
+        if (asdict(TrainConfig()) | state["config"], network | state.get("network", {})) != (config, network):
             raise ValueError(f"{path} belongs to other settings; remove it to start over")
         self.model.load_state_dict(state["model"])
         if self.average:

@@ -38,7 +38,7 @@ RUNS = Path("runs")
 NAME = r"[\w][\w.-]*"  # of a sweep
 SEARCH_ID = r"[0-9a-f]{32}"  # Comet's id of a search
 FIXED = ("epochs", "image_size")  # the same for every trial unless they are searched
-RELATED = ("image_size", "body_repeats", "residual_blocks", "global_pool", "start_scale")  # must suit
+RELATED = ("image_size", "body_repeats", "residual_blocks", "global_pool", "batch_size", "start_scale")  # must suit
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,8 @@ def with_measured_workers(plan: Plan, data: Data) -> Plan:
 def epoch_shares(plan: Plan) -> list[float]:
     """Return the mean cost of each epoch, relative to one of full size; nothing if the images of no trial grow.
 
-    The area of its training images stands for an epoch's cost. Validation, of full size, is much cheaper.
+    The area of its training images stands for an epoch's cost. Validation and the optimizer cost the same in every
+    epoch, so early epochs cost a little more than this.
     """
     space, epochs = plan.sweep.space, plan.sweep.epochs
     proposals = plan.proposals(NUM_AVERAGED)[space.first_proposed :] if "start_scale" in space.parameters else []

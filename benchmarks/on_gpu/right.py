@@ -40,7 +40,7 @@ def stepping(way):
     before, catdog.train.STEP = catdog.train.STEP, way
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", "training goes on without")
+            warnings.filterwarnings("error", "training continues without")
             yield
     finally:
         catdog.train.STEP = before

@@ -18,7 +18,7 @@ def augment(x: Tensor, kind: Augmentation, generator: torch.Generator, size: int
 
     Cumulative: "flip" mirrors, "crop" zooms and shifts, "color" changes contrast and brightness. "strong" mirrors, cuts
     out a rectangle (sides 0.53 to 1 of the image's, 0.6 to 1 in their geometric mean), and changes contrast, brightness
-    and the balance of the colors.
+    and the balance of the colors. "crop" and later resize without antialiasing.
     """
     size = size or x.shape[2]
     if kind not in ("none", "flip"):

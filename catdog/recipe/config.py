@@ -58,6 +58,11 @@ def require_suited(shape: ModelConfig, recipe: TrainConfig) -> None:
     if recipe.start_scale < 1 and not shape.global_pool:
         reason = "only a network with global_pool takes images of several sizes"
         raise ValueError(f"start_scale is {recipe.start_scale}; {reason}")
+    if shape.residual_blocks and recipe.batch_size == 1:
+        least = 2 * 2**shape.num_poolings
+        if image_size_of(1, shape, recipe) < least:
+            reason = f"the last residual block needs more than one image, or images of at least {least} pixels"
+            raise ValueError(f"batch_size is 1; {reason}")
 
 
 def image_size_of(epoch: int, shape: ModelConfig, recipe: TrainConfig) -> int:

@@ -53,7 +53,8 @@ def _architecture(config: ModelConfig) -> str:
     weights = (
         f"body blocks of {config.body_width} channels share their weights" if config.share_body else "each has its own"
     )
-    residual = f"A residual block follows each of the last {config.residual_blocks}. " if config.residual_blocks else ""
+    followed = "block" if config.residual_blocks == 1 else f"{config.residual_blocks} blocks"
+    residual = f"Residual blocks follow the last {followed}. " if config.residual_blocks else ""
     pool = "the mean of each channel" if config.global_pool else "all values of the last map"
     flip = "The answer is the mean over an image and its mirror image. " if config.flip_average else ""
     return (

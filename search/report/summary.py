@@ -27,7 +27,7 @@ def status(record: Record) -> str:
     if ahead := len(record.runs) - len(record.counted):
         early = f"{count(ahead, 'run')} begun during the search"
         runs += f"; {early} not counted: better trials came" if record.counted else f" and {early}, to confirm"
-    return f"{len(record.trials)} trials ({counts}){runs}."
+    return f"{count(len(record.trials), 'trial')} ({counts}){runs}."
 
 
 def cards(record: Record, champion: Mapping[str, Any] | None) -> Iterator[Card]:

@@ -79,7 +79,7 @@ def test_pooled_network_takes_images_of_other_sizes():
 
 
 def test_parts_that_do_not_suit_the_network_are_refused():
-    with pytest.raises(ValueError, match="residual_blocks is 5; body_repeats 2 makes 4 blocks for them to follow"):
+    with pytest.raises(ValueError, match="residual_blocks is 5; it must be 0 to 4, the number of blocks"):
         replace(SMALL, residual_blocks=5)
 
 

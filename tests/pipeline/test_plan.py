@@ -22,7 +22,7 @@ def test_space_of_small_networks_takes_small_images(home, small, write_space):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"residual_blocks": [0, 6]}, r"residual_blocks is 6; body_repeats 2 makes 4 blocks"),
+        ({"residual_blocks": [0, 6]}, "residual_blocks is 6; it must be 0 to 4"),
         ({"start_scale": [0.5, 1]}, r"start_scale is 0\.5; only a network with global_pool"),
         ({"ema": [0.9, 1.5]}, r"parameters\.ema: ema is 1.5"),
     ],

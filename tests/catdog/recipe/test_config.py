@@ -51,3 +51,13 @@ def test_network_that_does_not_pool_cannot_have_growing_images():
         ValueError, match=r"start_scale is 0\.5; only a network with global_pool takes images of several"
     ):
         require_suited(ModelConfig(), TrainConfig(start_scale=0.5))
+
+
+@pytest.mark.parametrize("start_scale", [0.5, 1.0])
+def test_residual_block_at_one_pixel_needs_more_than_one_image(start_scale):
+    size = round(16 / start_scale)  # 16 pixels at first, which four poolings reduce to one
+    shape = replace(POOLED, image_size=size, residual_blocks=1)
+    with pytest.raises(ValueError, match=r"batch_size is 1; the last residual block needs .* at least 32 pixels"):
+        require_suited(shape, TrainConfig(batch_size=1, start_scale=start_scale))
+    require_suited(shape, TrainConfig(batch_size=2, start_scale=start_scale))
+    require_suited(replace(shape, image_size=2 * size), TrainConfig(batch_size=1, start_scale=start_scale))
