@@ -68,7 +68,7 @@ COMMANDS = {
     "python run_sweep.py configs/quick.json --image-size 64 --epochs 4 --no-baseline": Here(ON_PHOTOGRAPHS),
     "python run_sweep.py my_space.json --dry-run": Here("--data FOLDER --image-size 64 --trials 1 --no-baseline"),
     "python run_sweep.py configs/long.json --data FOLDER --image-size 160 --epochs 110 --no-baseline --workers 1 "
-    "--pruner none --confirm 0": Here(SMALL.replace("--trials 2", "--trials 1")),
+    "--pruner none --confirm 0": Here(f"{SMALL} --trials 1"),
     f"{ON_128} --trials 10 --no-baseline --dry-run": Here(SMALL),
     PHOTOS: Here(SMALL),
     f"{ON_128} --trials 20 --no-baseline --name photos": Here(f"{SMALL} --trials 3"),

@@ -24,6 +24,7 @@ def test_space_of_small_networks_takes_small_images(home, small, write_space):
     [
         ({"residual_blocks": [0, 6]}, "residual_blocks is 6; it must be 0 to 4"),
         ({"start_scale": [0.5, 1]}, r"start_scale is 0\.5; only a network with global_pool"),
+        ({"residual_blocks": [0, 1], "batch_size": [1, 16]}, "batch_size is 1; the last residual block needs"),
         ({"ema": [0.9, 1.5]}, r"parameters\.ema: ema is 1.5"),
     ],
 )
@@ -33,10 +34,10 @@ def test_parts_that_do_not_suit_each_other_are_refused_before_the_sweep(home, sm
         make_plan(parse([config, *small[1:], "--image-size", "32"]), print)
 
 
-@pytest.mark.parametrize("name", ["optimizer", "quick"])
-def test_shipped_space_can_be_planned(home, small, name):
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.json")), ids=lambda path: path.stem)
+def test_shipped_space_can_be_planned(home, small, path):
     options = ["--image-size", "128", *(small[1:3])]
-    make_plan(parse([str(ROOT / f"configs/{name}.json"), *options]), print)
+    make_plan(parse([str(path), *options]), print)
 
 
 def test_parts_that_suit_each_other_are_planned(home, small, write_space):
