@@ -12,6 +12,7 @@ import torch
 import catdog.train
 from catdog.data.dataset import load_data
 from catdog.explain import extract_features
+from catdog.kernels.cuda_graph import NoGraphWarning
 from catdog.model import ModelConfig, build_model
 from catdog.train import TrainConfig, train
 
@@ -40,7 +41,7 @@ def stepping(way):
     before, catdog.train.STEP = catdog.train.STEP, way
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", "training continues without")
+            warnings.simplefilter("error", NoGraphWarning)
             yield
     finally:
         catdog.train.STEP = before

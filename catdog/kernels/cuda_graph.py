@@ -11,6 +11,10 @@ Step = Callable[[Tensor, Tensor], Tensor]  # trains on a batch, returns its metr
 NUM_WARM_UPS = 3  # steps before the capture, in which libraries choose their kernels and allocate memory
 
 
+class NoGraphWarning(UserWarning):
+    """A step could not be captured, and runs eagerly."""
+
+
 class CUDAGraphStep:
     """Run a step as a CUDA graph for batches of `batch_size` images, and eagerly for others.
 
@@ -62,6 +66,6 @@ class CUDAGraphStep:
                 self.result = step(self.x, self.y)
         except RuntimeError as error:  # a broken CUDA context fails again in the next step
             self.failed = True
-            warnings.warn(f"training continues without a CUDA graph: {error}", stacklevel=2)
+            warnings.warn(f"training continues without a CUDA graph: {error}", NoGraphWarning, stacklevel=2)
             return
         self.graph = graph
