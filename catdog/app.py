@@ -1,6 +1,5 @@
 """Serve a model as a web page and an API: python -m catdog.app serves best_model/."""
 
-import argparse
 import logging
 import os
 from pathlib import Path
@@ -8,12 +7,13 @@ from pathlib import Path
 from catdog.device import find_devices
 from catdog.predict import CHAMPION
 from catdog.serving.server import listen, serve
+from command_line import CommandLine
 
 AUTH = "CATDOG_AUTH"  # environment variable: user:password
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m catdog.app", description="Serve a model as a web page and an API.")
+def make_parser() -> CommandLine:
+    parser = CommandLine("python -m catdog.app", "Serve a model as a web page and an API.")
     add = parser.add_argument
     text = f"model file to serve; a new file at this path replaces it. Default {CHAMPION}"
     add("--model", type=Path, default=CHAMPION, help=text)
@@ -44,7 +44,7 @@ def read_auth(option: Path | None) -> tuple[str, str] | None:
 
 def main() -> None:
     parser = make_parser()
-    options = parser.parse_args()
+    options = parser.parse()
     if options.model.is_dir():
         parser.exit(2, f"--model {options.model} is a folder; give the file in it\n")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from catdog.kernels.block import Block, ResidualBlock
 from catdog.kernels.winograd import weights_transformed_once
+from command_line import CommandLine
 
 MAX_IMAGE_SIZE = 2048  # pixels; a decoded image takes image_size**2 * 3 bytes of memory
 T = TypeVar("T")
@@ -177,10 +178,10 @@ def config_from(options: argparse.Namespace, config: type[T]) -> T:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m catdog.model", description="Print a network's layers.")
+    parser = CommandLine("python -m catdog.model", "Print a network's layers.")
     add_options(parser, ModelConfig)
     try:
-        config = config_from(parser.parse_args(), ModelConfig)
+        config = config_from(parser.parse(), ModelConfig)
     except ValueError as error:
         parser.exit(2, f"{error}\n")
     with torch.device("meta"):  # shapes alone, nothing is computed

@@ -1,6 +1,5 @@
 """Classify images with a saved network. `python -m catdog.predict IMAGE...` uses best_model/."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from catdog.checkpoint import load_model
 from catdog.data.decode import decode_image
 from catdog.data.preprocess import preprocessing
 from catdog.explain import OODDetector, extract_features, margin_of
+from command_line import CommandLine, printable
 
 CHAMPION = Path("best_model/model.safetensors")
 
@@ -77,10 +77,10 @@ class Classifier:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m catdog.predict", description="Tell cats from dogs.")
+    parser = CommandLine("python -m catdog.predict", "Tell cats from dogs.")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--model", type=Path, default=CHAMPION, help=f"default {CHAMPION}")
-    options = parser.parse_args()
+    options = parser.parse()
     try:
         classify = Classifier(options.model)
     except ValueError as error:
@@ -91,11 +91,11 @@ def main() -> None:
             (answer,) = classify.answer(classify.decode(path.read_bytes())[None])
         except (ValueError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            print(f"{path}: {reason}; it is left out", file=sys.stderr)
+            print(printable(f"{path}: {reason}; it is left out"), file=sys.stderr)
             status = 2
             continue
         shown = "  ".join(f"{name} {p:.1%}" for name, p in answer.probabilities.items())
-        print(f"{path}: {answer.label if answer.familiar else 'probably neither'}  ({shown})")
+        print(printable(f"{path}: {answer.label if answer.familiar else 'probably neither'}  ({shown})"))
     sys.exit(status)
 
 

@@ -1,6 +1,5 @@
 """Train a network. `python -m catdog.train --data PATH --epochs 8` trains one and saves its best epoch."""
 
-import argparse
 import math
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from catdog.recipe.average import MovingAverage
 from catdog.recipe.config import CHOICES, TrainConfig, image_size_of, require_suited
 from catdog.recipe.optimizers import make_optimizer
 from catdog.recipe.schedules import make_scheduler
+from command_line import CommandLine
 
 KEEP = {"val_loss": -1, "val_accuracy": 1, "train_loss": -1, "train_accuracy": 1, "last": 1}  # 1: more is better
 STEP: Literal["eager", "graph", "compile", "compile+graph"] = "eager"  # on a GPU; benchmarks/gpu.py measures all
@@ -225,7 +225,7 @@ class _Trainer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m catdog.train", description="Train one network.")
+    parser = CommandLine("python -m catdog.train", "Train one network.")
     add = parser.add_argument
     add("--data", default="synthetic", help="synthetic, kaggle or a folder of images")
     add("--device", default="auto", help="cpu, cuda:0, ...; auto is the first GPU, else the CPU")
@@ -235,7 +235,7 @@ def main() -> None:
     add_options(parser, ModelConfig)
     add_options(parser, TrainConfig)
     parser.epilog = "; ".join(f"{name}: {', '.join(get_args(kind))}" for name, kind in CHOICES.items())
-    options = parser.parse_args()
+    options = parser.parse()
     try:
         shape, recipe = config_from(options, ModelConfig), config_from(options, TrainConfig)
         require_suited(shape, recipe)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
+from command_line import CommandLine
 from pipeline.console import exit_with_error, say
 from pipeline.forecast import dry_run
 from pipeline.placement import AUTO
@@ -63,19 +63,14 @@ def resume_command(options: argparse.Namespace) -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line. A wrong option ends the process with status 2 and one line."""
     description = "Run or resume a hyperparameter sweep, confirm its best trials and promote the winner."
-    parser = _Parser(prog="run_sweep.py", description=description)
+    parser = CommandLine("run_sweep.py", description)
     _add_search_options(parser.add_argument_group("search").add_argument)
     _add_training_options(parser.add_argument_group("training").add_argument)
     _add_placement_options(parser.add_argument_group("placement").add_argument)
     _add_comet_options(parser.add_argument_group("Comet").add_argument)
     _add_promotion_options(parser.add_argument_group("promotion").add_argument)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its estimated cost; keep nothing")
-    return parser.parse_args(arguments)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.exit(exit_with_error(2, f"{message}; --help lists the options"))
+    return parser.parse(arguments)
 
 
 def _add_search_options(add: Callable[..., object]) -> None:

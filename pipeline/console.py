@@ -14,6 +14,7 @@ from rich.table import Table
 from catdog.data.dataset import Data, describe_source
 from catdog.kernels.precision import bfloat16_fault
 from catdog.model import ModelConfig, count_mult_adds, count_parameters
+from command_line import one_line
 from pipeline.plan import Plan
 from pipeline.task import configure
 from search.analysis.ranking import WIDE
@@ -37,7 +38,7 @@ def say_note(text: str) -> None:
 
 def exit_with_error(status: int, message: str) -> int:
     """Print one line to standard error and return the exit status."""
-    print(f"run_sweep.py: {' '.join(message.split())}", file=sys.stderr)
+    print(f"run_sweep.py: {one_line(message)}", file=sys.stderr)
     return status
 
 

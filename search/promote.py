@@ -4,11 +4,11 @@ python -m search.promote NAME [--trial N] [--data FOLDER]    a sweep's winner, o
 python -m search.promote --rollback
 """
 
-import argparse
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from command_line import CommandLine
 from search.study.storage import StorageError
 from search.study.sweep import TASK, load_study
 
@@ -16,14 +16,14 @@ DEFAULT_TASK = "pipeline.promotion"  # for --rollback, and for studies that name
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m search.promote", description="Promote a trial, or roll back.")
+    parser = CommandLine("python -m search.promote", "Promote a trial, or roll back.")
     parser.add_argument("name", nargs="?", help="the sweep's folder in runs/")
     parser.add_argument("--trial", type=int, help="its number (default: the sweep's winner)")
     text = "always: promote without a comparison (default: if-better)"
     parser.add_argument("--promote", choices=("if-better", "always"), default="if-better", help=text)
     parser.add_argument("--data", default="", help="the folder of its images (default: the one it was trained on)")
     parser.add_argument("--rollback", action="store_true", help="restore the previous champion")
-    options = parser.parse_args()
+    options = parser.parse()
     if options.rollback == bool(options.name) or (options.rollback and options.trial is not None):
         parser.error("give the name of a sweep, with or without --trial, or --rollback alone")
     try:

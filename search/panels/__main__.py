@@ -1,12 +1,12 @@
 """Install the panel and the view in a Comet project: `python -m search.panels push`."""
 
-import argparse
 import io
 import json
 import zipfile
 from pathlib import Path
 from typing import Any
 
+from command_line import CommandLine
 from search.comet.client import has_api_key, quiet_client
 from search.comet.writer import PROJECT
 
@@ -100,11 +100,11 @@ def _upload_panel(api: Any, workspace: str, template_id: str | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m search.panels", description=__doc__)
+    parser = CommandLine("python -m search.panels", __doc__)
     parser.add_argument("command", choices=["push"])
     parser.add_argument("--workspace", help="default: the configured one, else your own")
     parser.add_argument("--project", help=f"default: the configured one, else {PROJECT}")
-    options = parser.parse_args()
+    options = parser.parse()
     if not has_api_key():
         parser.exit(2, f"{parser.prog}: no API key; set COMET_API_KEY\n")
     from requests import RequestException  # noqa: PLC0415 - comes with comet_ml

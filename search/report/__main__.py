@@ -1,6 +1,5 @@
 """Write report.html and ranking.csv of a sweep, and print its ranking: python -m search.report NAME."""
 
-import argparse
 import hashlib
 import json
 import sys
@@ -11,6 +10,7 @@ import optuna
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
 
+from command_line import CommandLine
 from search.analysis.confirmation import print_candidates
 from search.analysis.ranking import WIDE, print_ranking, write_ranking
 from search.report.page import write_page
@@ -23,9 +23,9 @@ CHAMPION = Path("best_model/model.safetensors")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m search.report", description="Rank the trials of a sweep.")
+    parser = CommandLine("python -m search.report", "Rank the trials of a sweep.")
     parser.add_argument("name", help="the sweep's folder in runs/")
-    folder = Path("runs") / Path(parser.parse_args().name).name
+    folder = Path("runs") / Path(parser.parse().name).name
     try:
         page = write_page(folder, _champion_of(load_study(folder)))
         record = read_record(folder)

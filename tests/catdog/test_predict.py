@@ -52,6 +52,16 @@ def test_broken_image_among_others_is_named_and_the_rest_go_on(ask, photographs,
     assert "none.jpg: No such file or directory" in said.err
 
 
+def test_name_of_a_file_is_no_command_to_the_terminal(ask, photographs, tmp_path, capsys):
+    names = [tmp_path / f"\x1b[31m{name}.jpg" for name in ("good", "none")]
+    names[0].write_bytes(next(photographs.rglob("*.jpg")).read_bytes())
+    assert ask(*names) == 2
+    said = capsys.readouterr()
+    assert "\\x1b[31mgood.jpg: " in said.out
+    assert "\\x1b[31mnone.jpg: No such file" in said.err
+    assert "\x1b" not in said.out + said.err
+
+
 def test_model_of_other_preprocessing_is_refused(tmp_path):
     header = {**HEADER, "preprocessing": {**preprocessing(32), "resize": "crop"}}
     save_model(build_model(ModelConfig(2, 4, 2, image_size=32)), tmp_path / "other.safetensors", header)

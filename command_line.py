@@ -1,0 +1,82 @@
+"""Parse the options of a command. A mistake in them is one sentence, with the closest word that is known."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"  # what editors and chats make of "--"
+
+
+class CommandLine(argparse.ArgumentParser):
+    """A parser that prints no usage with an error, and proposes options and values.
+
+    Options may be abbreviated, as argparse allows by default: scripts rely on it, and an ambiguous one is refused.
+    """
+
+    def __init__(self, prog: str, description: str | None) -> None:
+        super().__init__(prog=prog, description=description)
+        self.register("type", int, _whole_number)
+        self.register("type", float, _number)
+
+    def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse the command line. A mistake ends the process with status 2."""
+        arguments = sys.argv[1:] if arguments is None else arguments
+        known = [flag for action in self._actions for flag in action.option_strings]
+        for word in arguments:
+            if word[:1] in DASHES and (hint := did_you_mean(word, known)):
+                self.error(f"{word} begins with another dash than '-'{hint}")
+        options, unknown = self.parse_known_args(arguments)
+        if unknown:
+            hints = (did_you_mean(word.partition("=")[0], known) for word in unknown)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{next(filter(None, hints), '')}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}{'' if message.endswith('?') else '; --help lists the options'}")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End the process; print the message, if any, as one line to standard error."""
+        super().exit(status, f"{one_line(message)}\n" if message else None)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a value that is none of the choices, in the same words with every version of Python."""
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            wanted = " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
+            raise argparse.ArgumentError(action, f"{value!r} is not {wanted}{did_you_mean(value, choices)}")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Propose the known word that is most like `word`, as the end of a sentence; nothing if none is like it."""
+    by_key = {_key(name): name for name in known}
+    closest = get_close_matches(_key(word), by_key, n=1)
+    return f"; did you mean {by_key[closest[0]]}?" if closest else ""
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would obey or could not show, such as ESC in the name of a file."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
+def _key(word: str) -> str:
+    return word.lower().replace("_", "-").lstrip(f"-{DASHES}")
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from error
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
