@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("COMET_OPTIMIZER_PROCESS_ID", "0") != "0":  # comet optimize -j starts us once per job
         say("the first process of this comet optimize runs all workers")
         return 0
-    resume = f"Progress is saved. Resume with: {resume_command(options)}"
+    resume = "Nothing is kept" if options.dry_run else f"Progress is saved. Resume with: {resume_command(options)}"
     try:
         plan = make_plan(options, say)
         return dry_run(plan) if options.dry_run else launch(plan)
@@ -48,16 +48,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def resume_command(options: argparse.Namespace) -> str:
-    """Return the command that resumes this one, without passwords.
+    """Return the command that resumes this one, with the same interpreter, without passwords.
 
     `comet optimize` passes the id of its search in the environment. The command then names that id.
     """
     search_id = os.environ.get("COMET_OPTIMIZER_ID")
-    arguments = [argument for argument in sys.argv if not search_id or argument != str(options.config)]
+    arguments = [argument for argument in sys.orig_argv if not search_id or argument != str(options.config)]
     if options.storage:
         shown = without_password(options.storage)
         arguments = [argument.replace(options.storage, shown) for argument in arguments]
-    return shlex.join(["python", *arguments, *([search_id] if search_id else [])])
+    return shlex.join([*arguments, *([search_id] if search_id else [])])
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

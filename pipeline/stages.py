@@ -27,14 +27,14 @@ from search.analysis.ranking import Ranked, print_ranking, rank, winner_of, writ
 from search.comet.client import wait_for_comet
 from search.comet.optimizer import create_search
 from search.report.live_table import WholeSweep, live_view
-from search.report.page import kept_up_to_date, write_page
+from search.report.page import kept_up_to_date, write_last_page, write_page
 from search.study.confirmation import choose, create_confirmation
 from search.study.create import create_study
 from search.study.shared_study import SharedStudy
 from search.study.sweep import load_confirmation
 from search.study.trials import CONFIRMS
 from search.workers.artifacts import Artifacts
-from search.workers.supervisor import WorkerPool, sole_owner, worker_pool
+from search.workers.supervisor import TimeUpError, WorkerPool, sole_owner, worker_pool
 from search.workers.tracking import Model, Tracking, how_to_upload, notify, settle
 
 REGISTERED = "catdog"  # the champions' name in Comet's Model Registry
@@ -69,7 +69,7 @@ def carry_out(plan: Plan, data: Data, study: SharedStudy) -> int:
     whole = WholeSweep(study.trials, later, plan.confirm, plan.confirm_seeds, len(plan.slots), epoch_shares(plan))
     workers = worker_pool(parts, task, plan.slots, plan.limits, plan.backend)
     fault: ValueError | None = None
-    with _notified(*parts[0]):
+    with _notified(*parts[0]), _reported_if_interrupted(study.sweep.folder):
         with kept_up_to_date(study.sweep.folder), workers as pool:
             ranking = search(study, pool, whole)
             candidates = confirm(study, runs, pool, whole, task) if winner_of(ranking) else []
@@ -224,6 +224,17 @@ def _tracking(plan: Plan, study: SharedStudy, code: Mapping[str, Any]) -> Tracki
         **code["versions"],
     }
     return Tracking(plan.tracking, study.sweep, study.uid(), facts, plan.notify)
+
+
+@contextmanager
+def _reported_if_interrupted(folder: Path) -> Iterator[None]:
+    """Write the report also after Ctrl-C, SIGTERM or --timeout."""
+    try:
+        yield
+    except (KeyboardInterrupt, TimeUpError):
+        if page := write_last_page(folder):
+            say(f"report so far: {page}")
+        raise
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from search.report.tables import candidates_table, failures_table, ranking_table
 PAGE = "report.html"
 EVERY_SECONDS = 120.0  # while the sweep runs
 SHARE = 0.01  # of one core, for writing while the sweep runs
+LAST_SECONDS = 5.0  # at most, for the page of an interrupted sweep
 ENOUGH = 20  # complete trials; of fewer the best tenth is one or two
 SHOWN = "Complete trials whose parameters lie in the space."
 CONFIG = {"displaylogo": False, "responsive": True}  # of plotly
@@ -58,6 +59,23 @@ def kept_up_to_date(folder: Path) -> Iterator[None]:
         thread.join()
     finally:
         done.set()  # an interrupted sweep does not wait for its page
+
+
+def write_last_page(folder: Path) -> Path | None:
+    """Write the page of an interrupted sweep; return its path, or None if it is not there within LAST_SECONDS.
+
+    Whoever stops a sweep does not wait for a study that does not answer. Ctrl-C ends the wait at once.
+    """
+    written: list[Path] = []
+
+    def write() -> None:
+        with suppress(Exception):
+            written.append(write_page(folder))
+
+    thread = Thread(target=write, daemon=True)
+    thread.start()
+    thread.join(LAST_SECONDS)
+    return written[0] if written else None
 
 
 def _render(record: Record, champion: Mapping[str, Any] | None) -> str:

@@ -11,8 +11,9 @@ from pipeline.cli import main, parse, resume_command
 
 def test_password_of_an_address_is_not_said_again(monkeypatch):
     options = ["--storage", "postgresql://me:se/cr:et@host:5432/sweeps?password=secret", "--data", "/night:v2@home"]
-    monkeypatch.setattr(sys, "argv", ["run_sweep.py", *options])
+    monkeypatch.setattr(sys, "orig_argv", ["my env/bin/python", "-u", "run_sweep.py", *options])
     said = resume_command(parse(options))
+    assert said.startswith("'my env/bin/python' -u run_sweep.py --storage ")
     assert said.endswith("'postgresql://me:***@host:5432/sweeps?password=***' --data /night:v2@home")
 
 

@@ -180,9 +180,11 @@ def test_interrupted_and_killed_program_is_finished_by_the_same_command(home, sm
     process = start(small)
     wait_for_an_epoch(process, home)
     process.send_signal(signal.SIGINT)
-    _, complained = process.communicate()
+    said, complained = process.communicate()
     assert process.returncode == 130
-    assert "Progress is saved. Resume with: python" in complained
+    assert said.endswith("report so far: runs/small/report.html\n")
+    assert "ranking, best first" in said
+    assert f"Progress is saved. Resume with: {sys.executable} " in complained
     assert "Traceback" not in complained
     process = start(small)
     wait_until(lambda: any(state.is_finished() for state in states()), process)
@@ -251,6 +253,7 @@ def test_full_disk_ends_the_run_and_the_study_resumes(full_disk, with_baseline):
 def test_timeout_stops_the_sweep_and_the_same_command_goes_on(home, with_baseline):
     status, _, complained = finish([*with_baseline, "--trials", "40", "--timeout", "5"])
     assert status == 130
-    assert "--timeout 5 s is over. Progress is saved. Resume with: python" in complained
+    assert f"--timeout 5 s is over. Progress is saved. Resume with: {sys.executable} " in complained
+    assert (home / "runs/small/report.html").exists()
     assert finish([*with_baseline, "--trials", "40"])[0] == 0
     assert states() == [TrialState.COMPLETE] * 40

@@ -1,11 +1,14 @@
+import sqlite3
 import sys
+import time
+from contextlib import closing
 
 import pytest
 
 from search.report import page as report
 from search.report.__main__ import main
 from search.report.figures import parallel_coordinates, slices
-from search.report.page import kept_up_to_date, write_page
+from search.report.page import kept_up_to_date, write_last_page, write_page
 from search.space.space import Goal
 from search.study.queue import acquire
 from search.study.sweep import load_study
@@ -136,6 +139,24 @@ def test_page_is_kept_up_to_date_while_the_sweep_runs(tmp_path, monkeypatch):
     with kept_up_to_date(folder):
         wait_until((folder / "report.html").exists)
     assert len(load_study(folder).get_trials()) == 0
+
+
+def test_page_of_an_interrupted_sweep_is_not_waited_for_if_its_study_does_not_answer(tmp_path, monkeypatch):
+    from search.study.create import create_study
+
+    monkeypatch.setattr(report, "LAST_SECONDS", 0.2)
+    folder = tmp_path / "runs/begun"
+    create_study(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}}).close()
+    with closing(sqlite3.connect(folder / "study.db", isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        assert write_last_page(folder) is None
+        assert time.monotonic() - began < HANG
+        other.execute("ROLLBACK")
+    monkeypatch.setattr(report, "LAST_SECONDS", HANG)
+    assert write_last_page(folder) == folder / "report.html"
+    assert write_last_page(tmp_path / "nothing") is None
 
 
 @pytest.mark.parametrize(
