@@ -3,7 +3,10 @@
 import signal
 import sys
 
+import environment
+
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main: Ctrl-C while torch is imported ends without a traceback
+environment.prepare()
 
 from pipeline.cli import main
 

@@ -31,7 +31,7 @@ def make_parser() -> CommandLine:
 def read_auth(option: Path | None) -> tuple[str, str] | None:
     """Read user:password from the file `option` or the environment. Raises ValueError for other text."""
     try:
-        text = option.read_text() if option else os.environ.get(AUTH, "")
+        text = option.read_text(encoding="utf-8") if option else os.environ.get(AUTH, "")
     except OSError as error:
         raise ValueError(f"--auth {option} cannot be read ({error.strerror})") from error
     if not text and not option:

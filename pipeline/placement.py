@@ -84,7 +84,7 @@ def measure_workers(
     with FileLock(f"{file}.lock") if is_writable else nullcontext():  # two measurements would disturb each other
         cached = 0
         with suppress(OSError, ValueError):  # not measured before
-            cached = int(file.read_text())
+            cached = int(file.read_text(encoding="utf-8"))
         if not cached:
             say("workers: measuring how many to run on a device, which takes a while")
         profile = partial(profile_networks, task, show=show, limits=limits, num_steps=STEPS_SHARED)

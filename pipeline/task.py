@@ -59,8 +59,9 @@ class TrainTrial:
         model_config, train_config = configure({**context.parameters, "seed": context.seed}, self.fixed)
         data = self.load(model_config.image_size)
         model = build_model(model_config, train_config.seed)
-        (context.folder / "network.txt").write_text(layer_table(model))
-        (context.folder / "command.txt").write_text(self.command(context, model_config, train_config) + "\n")
+        (context.folder / "network.txt").write_text(layer_table(model), encoding="utf-8")
+        command = self.command(context, model_config, train_config)
+        (context.folder / "command.txt").write_text(f"{command}\n", encoding="utf-8", errors="surrogateescape")
         goal, best = self.sweep.space.goal, None
         (training, validation), checkpoint = (data.training, data.validation), context.checkpoint
         for epoch in train(model, train_config, training, validation, device=context.device, checkpoint=checkpoint):
@@ -172,7 +173,7 @@ def cast(name: str, value: Any) -> Any:
 def environment_info() -> dict[str, Any]:
     """Return commit and versions, for the header of every model."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    git = subprocess.run(command, capture_output=True, text=True, check=False)
+    git = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     return {"commit": git.stdout.strip() or None, "versions": library_versions()}
 
 

@@ -1,1 +1,8 @@
 """Propose, run, rank and promote trials, independently of images, models and torch."""
+
+import sys
+
+if sys.argv[:1] == ["-m"]:  # `python -m search...`: Python imports this file before it runs the command
+    from environment import prepare
+
+    prepare()

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -196,6 +197,23 @@ def one_thread():
 def lack(what):
     """Skip a test for want of something; where nothing may be skipped (.ci/run), fail."""
     (pytest.fail if os.environ.get("SKIP_NOTHING") else pytest.skip)(f"needs {what}")
+
+
+@pytest.fixture(scope="session")
+def locales(made_once):
+    """Locales that are not UTF-8, by encoding, and the folder to name in LOCPATH."""
+    names = {"ISO-8859-1": "en_US.ISO-8859-1", "EUC-JP": "ja_JP.EUC-JP"}
+
+    def make(folder):
+        for encoding, name in names.items():
+            command = ["localedef", "-c", "-i", name.split(".")[0], "-f", encoding, str(folder / name)]
+            subprocess.run(command, capture_output=True, check=False)
+            if not (folder / name).exists():
+                lack("localedef with its charmaps (Debian: apt-get install locales)")
+
+    if not shutil.which("localedef"):
+        lack("localedef with its charmaps (Debian: apt-get install locales)")
+    return {**names, "folder": str(made_once("locales", make))}
 
 
 @pytest.fixture

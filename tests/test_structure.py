@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 
 # Bottom first. A module imports only from its own line and the lines above it.
 LAYERS = """
+environment
 command_line
 catdog.device
 catdog.data
@@ -60,6 +61,7 @@ FILES = sorted(
     for path in [
         ROOT / "run_sweep.py",
         ROOT / "command_line.py",
+        ROOT / "environment.py",
         *(p for top in FOLDERS[:3] for p in ROOT.glob(f"{top}/**/*.py")),
     ]
     if not is_stray(path)
@@ -95,7 +97,7 @@ def arrows():
     """(importing, imported, count) between the entries of LAYERS."""
     found = Counter()
     for path in FILES:
-        mine = layer_of(name_of(path))
+        mine = layer_of(name_of(path)) or ""  # "": the __init__.py of a package with several layers
         found.update((mine, layer_of(name)) for name in imports_of(path) if layer_of(name) not in (None, mine))
     return sorted((*pair, count) for pair, count in found.items())
 
@@ -226,3 +228,21 @@ assert not slow & {*sys.modules}, slow & {*sys.modules}
 
 if __name__ == "__main__":
     print_table()
+
+
+def leaves_encoding_to_the_locale(call):
+    """Say whether a call opens a file as text without naming its encoding."""
+    name, is_method = getattr(call.func, "attr", getattr(call.func, "id", "")), isinstance(call.func, ast.Attribute)
+    words = {word.arg for word in call.keywords}
+    if name in ("run", "Popen"):
+        return "text" in words
+    if name not in ("open", "read_text", "write_text")[: 3 if is_method else 1] or "encoding" in words:
+        return False
+    modes = [value.value for value in call.args[not is_method :] if isinstance(value, ast.Constant)]
+    is_other = is_method and call.args and not modes  # as in Image.open(file)
+    return not is_other and not any("b" in str(mode) for mode in modes[:1])
+
+
+def test_every_file_of_text_has_an_explicit_encoding():
+    calls = [(path, node) for path, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert [f"{path}:{call.lineno}" for path, call in calls if leaves_encoding_to_the_locale(call)] == []

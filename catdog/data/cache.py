@@ -88,7 +88,7 @@ def _load_or_build(part: str, size: int, stamps: Iterable[list[Any]], build: Cal
     for stamp in stamps:
         identity.update(json.dumps(stamp).encode())
     folder = build_once(cache_folder() / f"{part}-{size}px-{identity.hexdigest()[:24]}", build)
-    notes = json.loads((folder / "about.json").read_text())["notes"]
+    notes = json.loads((folder / "about.json").read_text(encoding="utf-8"))["notes"]
     images = np.load(folder / "images.npy", mmap_mode="c")  # copy-on-write: torch needs a writable array
     columns = np.load(folder / "columns.npz")  # named as the fields are
     return DecodedImages(torch.from_numpy(images), **columns, notes=tuple(notes))
@@ -152,7 +152,7 @@ def _decode_into(out: np.ndarray, file: LabelledFile) -> bytes:
 def _save_columns(folder: Path, labels: Sequence[int] | np.ndarray, hashes: np.ndarray, notes: list[str]) -> None:
     readable = hashes != b""
     np.savez(folder / "columns.npz", labels=np.asarray(labels, dtype=np.uint8), hashes=hashes, readable=readable)
-    (folder / "about.json").write_text(json.dumps({"notes": notes}))
+    (folder / "about.json").write_text(json.dumps({"notes": notes}), encoding="utf-8")
 
 
 def _progress(verb: str, total: int, items: Iterable[T]) -> Iterable[T]:

@@ -66,7 +66,7 @@ def bfloat16_fault() -> str:
         with FileLock(f"{file}.lock"):  # two checks at once would disturb each other's timing
             if not file.exists():
                 write_file(file, _measured_fault().encode())
-            return file.read_text()
+            return file.read_text(encoding="utf-8")
     except OSError:  # no writable cache: each process checks for itself
         return _measured_fault()
 

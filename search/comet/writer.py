@@ -75,7 +75,7 @@ class CometWriter:
         self.experiment.log_others({"state": "running", **message["others"]})
         network = Path(message["folder"]) / "network.txt"
         if network.exists():
-            self.experiment.set_model_graph(network.read_text())
+            self.experiment.set_model_graph(network.read_text(encoding="utf-8"))
 
     def log_epoch(self, message: dict[str, Any]) -> None:
         self.rows += 1
@@ -92,7 +92,7 @@ class CometWriter:
     def close(self, message: dict[str, Any]) -> None:
         """Log a trial's result, end its experiment and write the note."""
         path, model = Path(self.message["folder"]) / NOTE, message["model"]
-        before = json.loads(path.read_text()) if path.exists() else {}
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         note = {"key": self.message["key"], "delivered": False, "fault": self.fault, "version": before.get("version")}
         if self.experiment:
             try:
@@ -119,7 +119,7 @@ class CometWriter:
                 experiment.log_metric(name, value, step=self.rows, epoch=self.rows)
         confusion = Path(message["confusion"])
         if confusion.exists():
-            content = json.loads(confusion.read_text())
+            content = json.loads(confusion.read_text(encoding="utf-8"))
             experiment.log_confusion_matrix(matrix=content["matrix"], labels=content["labels"], overwrite=True)
         if message["news"]:
             self.comet.Experiment.send_notification(experiment, message["news"], others["state"], {**others, **final})

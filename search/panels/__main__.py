@@ -89,7 +89,7 @@ def _panel_of(view: Any) -> str | None:
 
 def _upload_panel(api: Any, workspace: str, template_id: str | None) -> str:
     """Upload the panel's code, replacing that of `template_id` if given; return its id. Comet has no public API."""
-    code = {"pyCode": PANEL.read_text(), "type": "py", "pyConfig": "{}"}
+    code = {"pyCode": PANEL.read_text(encoding="utf-8"), "type": "py", "pyConfig": "{}"}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("tempVisualizationTemplate.json", json.dumps({"templateName": NAME, "code": code}))

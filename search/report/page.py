@@ -83,7 +83,7 @@ def _render(record: Record, champion: Mapping[str, Any] | None) -> str:
     from plotly.offline import get_plotlyjs  # noqa: PLC0415
 
     environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("report.html").read_text())
+    template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     return template.render(
         name=record.folder.name,
         plotly=get_plotlyjs(),
@@ -150,4 +150,5 @@ def _html(figure: Any, title: str) -> str:
 def _read_text(record: Record, name: str) -> str:
     """Return a text file of the winner's folder; empty if there is none."""
     folder = record.winners_folder
-    return (folder / name).read_text() if folder and (folder / name).exists() else ""
+    path = folder / name if folder else None
+    return path.read_text(encoding="utf-8", errors="surrogateescape") if path and path.exists() else ""

@@ -130,7 +130,7 @@ class File(_Entry):
 def read_file(path: Path) -> Any:
     """Read optimizer.json. Raises ValueError, one sentence, if it is missing or not JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); name an existing search space") from error
     except UnicodeDecodeError as error:

@@ -63,7 +63,7 @@ def note_storage(folder: Path, url: str) -> None:
 def noted_storage(folder: Path) -> str:
     """Return the noted address of a server; empty if the study is a file."""
     path = folder / NOTE
-    return path.read_text().strip() if path.exists() else ""
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
 def open_storage(folder: Path, url: str = "", *, locking: bool = False) -> RDBStorage:

@@ -86,7 +86,7 @@ class Artifacts:
         files: dict[str, str] = trial.user_attrs.get(FILES, {})
         fetched: dict[str, str] = {}
         with suppress(FileNotFoundError, ValueError):
-            fetched = json.loads((folder / FETCHED).read_text())
+            fetched = json.loads((folder / FETCHED).read_text(encoding="utf-8"))
         for name, key in files.items():
             if trial.state.is_finished() and name.startswith("checkpoint"):
                 continue  # its worker died before removing it

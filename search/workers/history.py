@@ -23,6 +23,6 @@ def read_history(folder: Path) -> Iterator[EpochMetrics]:
     """Yield the epochs of a trial; none if it has not ended its first."""
     path = folder / HISTORY
     if path.exists():
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 yield {name: float(value) for name, value in row.items()}

@@ -160,14 +160,16 @@ class Reporter:
         folder = self.tracking.folder
         try:
             (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
-            log = (folder / "log.txt").open("a")
+            log = (folder / "log.txt").open("a", encoding="utf-8")
         except OSError as error:
             self.process, self.fault = None, f"{folder}: {error.strerror}"
             return
         command = [sys.executable, "-P", "-m", "search.comet.writer", self.tracking.mode, str(folder)]
         env = self._environment()
         with log:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, env=env)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, encoding="utf-8", env=env
+            )
         self.messages: SimpleQueue[str | None] = SimpleQueue()
         self.thread = threading.Thread(target=_deliver, args=(self.process, self.messages), daemon=True)
         self.thread.start()
@@ -254,6 +256,6 @@ def notify(tracking: Tracking, trials: Sequence[FrozenTrial], news: str) -> None
 def read_note(folder: Path) -> dict[str, Any]:
     """Return the writer's note on the trial in `folder`; empty if there is none."""
     try:
-        return dict(json.loads((folder / NOTE).read_text()))
+        return dict(json.loads((folder / NOTE).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
