@@ -15,6 +15,7 @@ import sqlalchemy
 from catdog.data.dataset import Data
 from catdog.device import find_devices
 from catdog.model import MAX_IMAGE_SIZE
+from comet_settings import UNREADABLE
 from pipeline.placement import AUTO, place_here, place_on_ray
 from pipeline.profiling import Say
 from pipeline.task import DEFAULTS, METRICS, SEARCHABLE, cast, configure, library_versions
@@ -74,7 +75,7 @@ def make_plan(options: argparse.Namespace, say: Say) -> Plan:
     _require_network(fixed, options.baseline)
     search_id = _search_id(options.config)
     engine: Engine = "comet" if search_id else options.engine
-    tracking = _tracking(options.tracking, engine)
+    tracking = _tracking(options.tracking, engine, say)
     space = _space(options, search_id, fixed, say)
     devices = find_devices(options.devices)
     sweep = _sweep(options, space, fixed, search_id)
@@ -133,14 +134,22 @@ def _search_id(config: Path) -> str:
     return str(config) if re.fullmatch(SEARCH_ID, str(config)) else os.environ.get("COMET_OPTIMIZER_ID", "")
 
 
-def _tracking(wanted: str, engine: str) -> TrackingMode:
-    if engine == "comet" and not has_api_key():
-        raise ValueError("the Comet Optimizer needs an API key; set COMET_API_KEY, or use --engine optuna")
-    if wanted == "online" and not has_api_key():
-        raise ValueError("--tracking online needs an API key; set COMET_API_KEY, or use --tracking offline")
+def _tracking(wanted: TrackingMode | Literal["auto"], engine: str, say: Say) -> TrackingMode:
+    """Decide about Comet. Say which files of its settings cannot be read."""
+    if engine != "comet" and wanted in ("off", "offline"):
+        return wanted
+    has_key, faults = has_api_key(), [*UNREADABLE.values()]
+    if engine == "comet" and not has_key:
+        text = "the Comet Optimizer needs an API key; set COMET_API_KEY, or use --engine optuna"
+        raise ValueError("; ".join([text, *faults]))
+    if wanted == "online" and not has_key:
+        text = "--tracking online needs an API key; set COMET_API_KEY, or use --tracking offline"
+        raise ValueError("; ".join([text, *faults]))
+    for fault in faults:
+        say(f"note: {fault}")
     if wanted == "auto":
-        return "online" if has_api_key() else "offline"
-    return wanted  # type: ignore[return-value]  # argparse has checked it
+        return "online" if has_key else "offline"
+    return wanted
 
 
 def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: Say) -> Space:

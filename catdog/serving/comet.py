@@ -17,8 +17,9 @@ import time
 from collections.abc import Mapping
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
+
+from comet_settings import UNREADABLE, leave_out_unreadable_files, settings_exist
 
 REPORT_SECONDS = 15.0  # between two reports without an alert
 RETRY_SECONDS = 60.0  # after Comet could not be reached
@@ -37,8 +38,7 @@ def has_api_key() -> bool:
     """Return whether there may be an API key in the environment or in a .comet.config."""
     if "COMET_API_KEY" in os.environ:
         return bool(os.environ["COMET_API_KEY"])
-    paths = Path(os.environ.get("COMET_CONFIG", ".comet.config")), Path.home() / ".comet.config"
-    return any(path.is_file() for path in paths)
+    return settings_exist()
 
 
 class CometReporter:
@@ -143,9 +143,11 @@ def _open_experiment(comet: Any, report: Mapping[str, Any]) -> Any:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service closes the pipe at its end
     os.environ.update(ENVIRONMENT)
+    leave_out_unreadable_files()
     import comet_ml  # noqa: PLC0415 - takes a second, and only this process needs it
 
     if not comet_ml.config.get_api_key(None, comet_ml.config.get_config()):
+        print(*UNREADABLE.values(), sep="\n", end="\n" * bool(UNREADABLE), file=sys.stderr)
         return
     for version, reports in groupby(map(json.loads, sys.stdin), itemgetter("version")):
         experiment = _Experiment(comet_ml, version)

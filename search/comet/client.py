@@ -1,12 +1,13 @@
 """Comet's client without side effects: no telemetry, no output, its errors translated to ours."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
+from comet_settings import leave_out_unreadable_files, settings_exist
 from search.durable import retry_while_unreachable
 
 # Nothing is sent, printed or patched that we did not ask for: no telemetry, no probes of clouds, no hooks in torch.
@@ -33,12 +34,18 @@ class ServiceDownError(ConnectionError):
 
 
 def quiet_client() -> Any:
-    """Import comet_ml without its side effects."""
+    """Import comet_ml without its side effects. Raises ValueError for a setting whose value it refuses."""
     os.environ.update(ENVIRONMENT)
     for name in ("COMET_OPTIMIZER_ID", "COMET_EXPERIMENT_KEY"):  # they would override our arguments
         os.environ.pop(name, None)
-    import comet_ml  # noqa: PLC0415 - takes a second, and few need it
+    leave_out_unreadable_files()
+    from everett import ConfigurationError  # noqa: PLC0415 - comes with comet_ml
 
+    try:
+        import comet_ml  # noqa: PLC0415 - takes a second, and few need it
+    except ConfigurationError as error:
+        names = re.findall(r"COMET_\w+", str(error))
+        raise ValueError(f"Comet's client refuses the value of {' '.join(names[-1:])}; correct that setting") from error
     return comet_ml
 
 
@@ -46,8 +53,7 @@ def has_api_key() -> bool:
     """Say whether an API key is set: in the environment or in a .comet.config."""
     if "COMET_API_KEY" in os.environ:
         return bool(os.environ["COMET_API_KEY"])
-    paths = [Path(os.environ.get("COMET_CONFIG", ".comet.config")), Path(".env"), Path.home() / ".comet.config"]
-    return any(path.is_file() for path in paths) and bool(api_key())
+    return settings_exist() and bool(api_key())
 
 
 @cache

@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from search.comet.client import api_key
+from search.comet.client import api_key, quiet_client
 from search.durable import write_text
 
 NOTE = "comet.json"
@@ -38,8 +38,7 @@ class CometWriter:
     """One experiment after another."""
 
     def __init__(self, *, online: bool, folder: Path) -> None:
-        import comet_ml  # noqa: PLC0415
-
+        comet_ml = quiet_client()
         # The client's log of the hardware asks cloud services about this machine, which no option turns off.
         vars(comet_ml.experiment)["get_env_cloud_details"] = lambda: None
         self.comet, self.online, self.folder = comet_ml, online, folder

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from comet_settings import UNREADABLE
 from command_line import CommandLine
 from search.comet.client import has_api_key, quiet_client
 from search.comet.writer import PROJECT
@@ -106,7 +107,8 @@ def main() -> None:
     parser.add_argument("--project", help=f"default: the configured one, else {PROJECT}")
     options = parser.parse()
     if not has_api_key():
-        parser.exit(2, f"{parser.prog}: no API key; set COMET_API_KEY\n")
+        text = "; ".join(["no API key; set COMET_API_KEY", *UNREADABLE.values()])
+        parser.exit(2, f"{parser.prog}: {text}\n")
     from requests import RequestException  # noqa: PLC0415 - comes with comet_ml
 
     try:
