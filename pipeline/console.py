@@ -1,22 +1,24 @@
 """Everything that run_sweep.py prints: the plan, the start of a sweep, its results, errors."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 from optuna.distributions import IntDistribution
 from rich.console import Console
 from rich.table import Table
 
-from catdog.data.dataset import Data, describe_source
+from catdog.data.dataset import Data
 from catdog.kernels.precision import bfloat16_fault
 from catdog.model import ModelConfig, count_mult_adds, count_parameters
 from command_line import one_line
 from pipeline.plan import Plan
-from pipeline.task import configure
+from pipeline.task import SEARCHABLE, configure
 from search.analysis.ranking import WIDE
 from search.formatting import count, describe_constants, short
 from search.space.space import Space
@@ -24,12 +26,38 @@ from search.study.shared_study import SharedStudy
 from search.workers.artifacts import weights_to_remove
 
 NUM_SHOWN = 10  # trials in a dry run
+LINE_SECONDS = 10.0  # between two lines about work that takes long, where the output is no terminal
+SOURCES = {"synthetic": "drawn images", "kaggle": "tongpython/cat-and-dog of Kaggle"}
+EXAMPLES = {"body_width": "64", "batch_size": "64", "optimizer": '"adamw"', "schedule": '"cosine"'}  # to fix a value
 
 console = Console(width=None if sys.stdout.isatty() else WIDE)
 
 
 def say(text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def progress(text: str) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows how far some work is: beside a spinner on a terminal, else now and then as a line."""
+    if console.is_terminal:
+        with console.status(text) as status:
+            yield status.update
+        return
+    shown, since = "", time.monotonic()
+
+    def show(text: str) -> None:
+        nonlocal shown, since
+        if text != shown and time.monotonic() - since >= LINE_SECONDS:
+            shown, since = text, time.monotonic()
+            say(text)
+
+    yield show
+
+
+def say_wrapped(text: str) -> None:
+    """Print a long list; on a terminal no word of it is cut."""
+    console.print(text, highlight=False, soft_wrap=not console.is_terminal, markup=False)
 
 
 def say_note(text: str) -> None:
@@ -44,9 +72,8 @@ def exit_with_error(status: int, message: str) -> int:
 
 def announce(plan: Plan, data: Data, study: SharedStudy) -> None:
     """Print the data, notes about this sweep, and its state if it is resumed."""
-    say(f"data: {describe_source(plan.source)}; {len(data.training)} to train, {len(data.validation)} to validate")
-    for note in data.notes:
-        say_note(note)
+    say_data(plan.source, data)
+    say_fixed(plan)
     if any(slot.device == "cpu" for slot in plan.slots) and (fault := bfloat16_fault()):
         say_note(fault)
     if plan.source == "synthetic":
@@ -59,6 +86,48 @@ def announce(plan: Plan, data: Data, study: SharedStudy) -> None:
         say(sentence)
 
 
+def say_data(source: str, data: Data) -> None:
+    """Print the number of images by part and class, and what was left out."""
+    parts = [
+        f"{sum(counts)} to {part} ({', '.join(map(count, counts, data.classes))})"
+        for part, counts in data.count_images().items()
+    ]
+    say(f"data: {SOURCES.get(source, source)}: {', '.join(parts)}")
+    for note in data.notes:
+        say_note(note)
+
+
+def say_fixed(plan: Plan) -> None:
+    """Print the values of the parameters that the space does not name, and how to give another one."""
+    space = plan.sweep.space
+    values = {name: value for name, value in {**SEARCHABLE, **plan.fixed}.items() if name not in space.parameters}
+    values.pop("seed", None)  # a different one for each trial
+    off = [name for name, value in values.items() if value in (False, "none") or (name, value) == ("start_scale", 1)]
+    say_wrapped(
+        f"not searched: {', '.join(f'{name} {_json(value)}' for name, value in values.items() if name not in off)}"
+    )
+    if off:
+        say_wrapped(f"not used: {', '.join(off)}")
+    if example := next((f'"{name}": [{value}]' for name, value in EXAMPLES.items() if name in values), ""):
+        say_wrapped(f"to fix another value, give it alone in the file's parameters, for example {example}")
+    if "body_width" in values:
+        say_note(_describe_default_width(plan))
+
+
+def _json(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _describe_default_width(plan: Plan) -> str:
+    """Say what the channels of the baseline, which the space does not name, make of its networks."""
+    sizes = []
+    for changes in ({}, {"body_width": 64}):
+        largest = _largest_network(plan, changes)
+        sizes.append(f"{count_parameters(largest):,} weights and {short(count_mult_adds(largest))} mult-adds")
+    usual, narrow = sizes
+    return f"body_width is the baseline's, so networks have up to {usual} an image; with 64 channels up to {narrow}"
+
+
 def show_plan(plan: Plan) -> None:
     """Print the settings of a sweep and the sizes of its first trials."""
     sweep = plan.sweep
@@ -67,9 +136,9 @@ def show_plan(plan: Plan) -> None:
     say(f"goal: {sweep.space.goal.direction} {sweep.space.goal.metric}; pruner: {sweep.pruner}")
     runs = f"the best {plan.confirm} again, with {plan.confirm_seeds} fresh seeds each" if plan.confirm else "nothing"
     say(f"confirmed: {runs}; promote: {plan.promote}")
-    say(f"data: {describe_source(plan.source)}; tracking: {plan.tracking}")
     workers = [f"{slot.device} ({count(slot.threads, 'thread')})" for slot in plan.slots]
-    say(f"workers: {', '.join(workers)}")
+    say(f"workers: {', '.join(workers)}; tracking: {plan.tracking}")
+    say_fixed(plan)
     constants = sweep.space.constants
     if constants:
         say(describe_constants(constants))
@@ -100,18 +169,18 @@ def _describe_missing_baseline(plan: Plan) -> str:
         cost = count_mult_adds(configure({}, plan.fixed)[0])
     except ValueError:  # the images are too small for it
         return text
-    return f"{text}: it takes {short(cost)} mult-adds an image, the largest of this space {short(_largest_cost(plan))}"
+    largest = count_mult_adds(_largest_network(plan))
+    return f"{text}: it takes {short(cost)} mult-adds an image, the largest of this space {short(largest)}"
 
 
-def _largest_cost(plan: Plan) -> int:
-    """Return the mult-adds of the space's costliest network."""
-    space, costs = plan.sweep.space, []
+def _largest_network(plan: Plan, changes: Mapping[str, Any] = MappingProxyType({})) -> ModelConfig:
+    """Return the network of the space with the most mult-adds, if all its networks have `changes`."""
+    space, networks = plan.sweep.space, []
     names = [field.name for field in fields(ModelConfig) if field.name in space.parameters]
     for values in product(*(_sizes_of(space, name) for name in names)):
         with suppress(ValueError):  # of values that do not suit each other
-            config, _ = configure(dict(zip(names, values, strict=True)), plan.fixed)
-            costs.append(count_mult_adds(config))
-    return max(costs)
+            networks.append(configure({**dict(zip(names, values, strict=True)), **changes}, plan.fixed)[0])
+    return max(networks, key=count_mult_adds)
 
 
 def _sizes_of(space: Space, name: str) -> Sequence[Any]:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import psutil
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from catdog.data.dataset import Data, load_data, locate
 from catdog.device import gpu_memory
-from pipeline.console import NUM_SHOWN, console, say, say_note, show_plan
+from pipeline.console import NUM_SHOWN, progress, say, say_data, say_note, show_plan
 from pipeline.plan import Plan, settings
 from pipeline.profiling import Network, Profile, Say, evaluation_batch, network_of, profile_networks
 from pipeline.stages import with_measured_workers
@@ -18,6 +18,8 @@ from search.formatting import count, duration
 from search.schedule.simulator import TrialCost, simulate
 from search.space.space import Parameters
 from search.study.create import load_begun_study, require_settings
+from search.study.sweep import CHOSEN, load_confirmation
+from search.study.trials import counted
 from search.task import EpochMetrics
 
 REMEDY = "use fewer --workers or a smaller --image-size"
@@ -49,14 +51,21 @@ class NetworkCost:
 def dry_run(plan: Plan) -> int:
     """Load the images, then print the plan and the forecast of its cost. Keep nothing but the cache of the images."""
     data = load_data(plan.source, plan.fixed["image_size"])
-    _show_begun(plan, data)
+    say_data(plan.source, data)
+    left = _work_left(plan, data)
+    if left and not sum(left):
+        show_plan(plan)
+        say(f"nothing is left to train: {plan.sweep.name} has ended; its command only promotes and reports")
+        return 0
     plan = with_measured_workers(plan, data)
     show_plan(plan)
     say("profiling the first networks for a few seconds each to forecast the cost of the sweep; nothing is kept")
-    with console.status("profiling networks") as status:
-        expected = forecast(plan, data, plan.proposals(NUM_SHOWN), status.update)
+    with progress("profiling networks") as show:
+        expected = forecast(plan, data, plan.proposals(NUM_SHOWN), show)
     for sentence in describe_forecast(expected, plan):
         say(sentence)
+    if left:
+        say(_describe_left(expected, plan, *left))
     return 0
 
 
@@ -118,14 +127,35 @@ def describe_forecast(forecast: Forecast, plan: Plan) -> Iterator[str]:
         yield f"{device}: tensors of {_gigabytes(needed)}, {_gigabytes(free)} are free{verdict}"
 
 
-def _show_begun(plan: Plan, data: Data) -> None:
-    """Print how many trials of an existing sweep have ended. Raises ValueError if its settings are different."""
-    if not (study := load_begun_study(plan.sweep)):
-        return
-    require_settings(plan.sweep, study, settings(plan, data), plan.prior)
-    num_ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
-    ended = f"{count(num_ended, 'trial')} of it ended"
-    say_note(f"{plan.sweep.name} exists, and {ended}; the forecast is for the whole sweep")
+def _work_left(plan: Plan, data: Data) -> tuple[int, int] | None:
+    """Print what has ended of an existing sweep; return how many trials and runs are left, or None if there is none.
+
+    Raises ValueError if its settings are different.
+    """
+    sweep = plan.sweep
+    if not (study := load_begun_study(sweep)):
+        return None
+    require_settings(sweep, study, settings(plan, data), plan.prior)
+    trials, confirmation = study.get_trials(deepcopy=False)[: sweep.num_trials], load_confirmation(sweep.folder)
+    num_ended = sum(trial.state.is_finished() for trial in trials)
+    num_complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
+    chosen = confirmation.user_attrs.get(CHOSEN) if confirmation else None
+    runs = counted(confirmation.get_trials(deepcopy=False), chosen or None) if confirmation else []
+    num_confirmed = sum(run.state.is_finished() for run in runs)
+    num_left = sweep.num_trials - num_ended
+    num_runs = (plan.confirm if num_left else min(plan.confirm, num_complete)) * plan.confirm_seeds
+    of_runs = f" and {num_confirmed} of {num_runs} runs of the confirmation" if num_runs else ""
+    say_note(f"{sweep.name} exists: {num_ended} of {sweep.num_trials} trials{of_runs} have ended")
+    return num_left, max(0, num_runs - num_confirmed)
+
+
+def _describe_left(forecast: Forecast, plan: Plan, num_trials: int, num_runs: int) -> str:
+    """Estimate the time of the trials and runs that are left of a sweep, in a sentence."""
+    overhead = forecast.seconds - forecast.search - forecast.confirmation
+    search = forecast.search * num_trials / plan.sweep.num_trials
+    confirmation = forecast.confirmation * num_runs / max(1, plan.confirm * plan.confirm_seeds)
+    what = " and ".join(count(number, noun) for number, noun in ((num_trials, "trial"), (num_runs, "run")) if number)
+    return f"this is for the whole sweep; left are {what}, about {duration(search + confirmation + overhead)}"
 
 
 def _costs(plan: Plan, data: Data, profile: Profile) -> dict[Network, NetworkCost]:

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from catdog.data.dataset import Data, load_data, locate
 from catdog.device import describe_device
 from pipeline import promotion
-from pipeline.console import announce, console, exit_with_error, say, say_note
+from pipeline.console import announce, console, exit_with_error, progress, say, say_note
 from pipeline.placement import measure_workers
 from pipeline.plan import Plan, settings
 from pipeline.profiling import network_of
@@ -167,9 +167,9 @@ def with_measured_workers(plan: Plan, data: Data) -> Plan:
         return plan
     task = TrainTrial(plan.sweep, locate(plan.source), plan.fixed, data.fingerprint, {})
     networks = dict.fromkeys(map(network_of, plan.proposals(NUM_MEASURED)))
-    with console.status("measuring the number of workers per device") as status:
+    with progress("measuring the number of workers per device") as show:
         devices = [slot.device for slot in plan.slots]
-        slots = measure_workers(task, devices, list(networks), plan.limits, say, status.update)
+        slots = measure_workers(task, devices, list(networks), plan.limits, say, show)
     return replace(plan, slots=slots, must_measure=False)
 
 

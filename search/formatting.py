@@ -9,9 +9,11 @@ def count(number: float, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write seconds: 3 min 10 s, 2 h 5 min."""
+    """Write seconds: 40 s, 3 min 10 s; from ten minutes on to the minute: 43 min, 2 h 5 min."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+    if minutes >= 10:
+        return rough_duration(seconds)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def rough_duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from catdog.data.cache import FORMAT, NAMES_SHOWN, DecodedImages, load_drawings, load_images
 from catdog.data.sources import CLASSES, Listing, find_folder, list_images
-from catdog.data.split import TEST_SHARE, assign_sides, find_contradictions
+from catdog.data.split import assign_sides, find_contradictions
 from catdog.device import gpu_memory
 
 MAX_GPU_SHARE = 0.5  # of a GPU's free memory that images may take; the rest is for training
@@ -50,6 +50,12 @@ class Data:
     classes: tuple[str, ...]
     fingerprint: str  # of the contents and labels of these images, independent of their names and size
     notes: tuple[str, ...]  # files that were left out, and why, a sentence each
+    num_test: tuple[int, ...]  # held-out test images of each class; of a folder's own test part before it is decoded
+
+    def count_images(self) -> dict[str, tuple[int, ...]]:
+        """Return the number of images of each class, by what they are for."""
+        of_parts = {"train": self.training.y, "validate": self.validation.y}
+        return {part: _per_class(y.numpy()) for part, y in of_parts.items()} | {"test": self.num_test}
 
 
 @dataclass(frozen=True)
@@ -68,10 +74,12 @@ def load_data(source: str, image_size: int) -> Data:
     The first call decodes, with a progress bar; later calls map the result. Validation images are the folder's own, or
     a stratified share chosen by content hash, so equal files share a side. Raises ValueError for an unusable folder.
     """
-    decoded, sides = _load_sides(source, image_size, _list_files(source))
+    listing = _list_files(source)
+    decoded, sides = _load_sides(source, image_size, listing)
     training, validation = (np.flatnonzero(sides == side) for side in ("training", "validation"))
     fingerprint = _fingerprint(source, decoded, np.concatenate((training, validation)))
-    return Data(_select(decoded, training), _select(decoded, validation), CLASSES, fingerprint, decoded.notes)
+    num_test = _count_test(decoded, sides, listing)
+    return Data(_select(decoded, training), _select(decoded, validation), CLASSES, fingerprint, decoded.notes, num_test)
 
 
 def load_test(source: str, image_size: int) -> HeldOutTest:
@@ -97,16 +105,16 @@ def locate(source: str) -> str:
     return str(find_folder(source)) if source == "kaggle" else source
 
 
-def describe_source(source: str) -> str:
-    """Describe the images of `source` in a few words, without decoding. Raises ValueError like `load_data`."""
-    if source == "kaggle":
-        return "kaggle (tongpython/cat-and-dog)"
-    if source == "synthetic":
-        return f"synthetic ({NUM_DRAWN['training']} drawn images to train, {NUM_DRAWN['test']} to test)"
-    listing = list_images(find_folder(source))
-    num_training = len(listing.training) + len(listing.validation)
-    test = f"{len(listing.test)} to test" if listing.test else f"{TEST_SHARE:.0%} of them split off to test"
-    return f"{source} ({num_training} images to train, {test})"
+def _count_test(decoded: DecodedImages, sides: np.ndarray, listing: Listing | None) -> tuple[int, ...]:
+    """Return the number of held-out images of each class, without decoding them."""
+    if listing and listing.test:
+        return _per_class(np.array([file.label for file in listing.test]))
+    drawn = np.arange(0 if listing else NUM_DRAWN["test"]) % len(CLASSES)  # as many of each
+    return _per_class(np.concatenate((drawn, decoded.labels[sides == "test"])))
+
+
+def _per_class(labels: np.ndarray) -> tuple[int, ...]:
+    return tuple(np.bincount(labels, minlength=len(CLASSES)).tolist())
 
 
 def _list_files(source: str) -> Listing | None:

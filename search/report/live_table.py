@@ -61,7 +61,8 @@ class _Clock:
         if not seconds:
             return "done"
         confirms_later = self.whole.confirm and self.sweep.part == "search"
-        return f"about {duration(seconds)} left{', confirmation included' if confirms_later else ''}"
+        rest = f"about {duration(seconds)}" if seconds >= 60 else "less than a minute"
+        return f"{rest} left{', confirmation included' if confirms_later else ''}"
 
     def observe(self) -> list[Sequence[FrozenTrial]]:
         """Note which epochs have ended; return the trials of both parts."""

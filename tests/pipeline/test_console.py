@@ -1,8 +1,12 @@
-import pytest
+import io
 
-from catdog.model import ModelConfig, count_mult_adds
+import pytest
+from rich.console import Console
+
+from catdog.model import ModelConfig, count_mult_adds, count_parameters
+from pipeline import console
 from pipeline.cli import parse
-from pipeline.console import _describe_missing_baseline, show_plan
+from pipeline.console import _describe_missing_baseline, progress, show_plan
 from pipeline.plan import make_plan
 from search.formatting import short
 
@@ -21,6 +25,70 @@ def test_plan_says_what_is_searched_for_each_trial_and_the_constants_once(home, 
 def test_plan_without_constants_does_not_speak_of_them(home, small, capsys):
     show_plan(make_plan(parse(small), print))
     assert "the same in every trial" not in capsys.readouterr().out
+
+
+UNNAMED = [
+    (
+        {"learning_rate": {"type": "float", "min": 0.001, "max": 0.01}},
+        "stem_width 64, body_width 512, body_repeats 4, share_body true, image_size 64, batch_size 32, epochs 2, ",
+        '"body_width": [64]',
+        {},
+    ),
+    (
+        {"body_width": [4, 8], "body_repeats": [2], "share_body": ["false"], "optimizer": ["sgd", "muon"]},
+        "stem_width 64, image_size 64, learning_rate 0.0001, batch_size 32, epochs 2, schedule constant, precis",
+        '"batch_size": [64]',
+        None,
+    ),
+    (
+        {"body_width": [8], "batch_size": [16], "stem_width": [4], "epochs": [1, 2], "dropout": [0, 0.5]},
+        "body_repeats 4, share_body true, image_size 64, learning_rate 0.0001, optimizer adam, schedule constant, ",
+        '"optimizer": ["adamw"]',
+        None,
+    ),
+    (
+        {"stem_width": [4, 8], "schedule": ["cosine"], "precision": ["float32"], "seed": [7]},
+        "body_width 512, body_repeats 4, share_body true, image_size 64, learning_rate 0.0001, batch_size 32, ",
+        '"body_width": [64]',
+        {"stem_width": 8},
+    ),
+]
+
+
+@pytest.mark.parametrize("case", UNNAMED)
+def test_plan_names_every_parameter_that_the_space_does_not(home, small, write_space, capsys, case):
+    parameters, fixed, example, largest = case
+    options = [option for option in small[1:] if "epochs" not in parameters or option not in ("--epochs", "2")]
+    show_plan(make_plan(parse([str(write_space(parameters=parameters)), *options]), print))
+    said = capsys.readouterr().out
+    assert f"\nnot searched: {fixed}" in said
+    assert f"\nto fix another value, give it alone in the file's parameters, for example {example}\n" in said
+    (unused,) = (line for line in said.splitlines() if line.startswith("not used: "))
+    assert "label_smoothing, ema, start_scale" in unused
+    assert ("dropout" in unused) == ("dropout" not in parameters)
+    assert "seed 0" not in said
+    notes = [line for line in said.splitlines() if line.startswith("note: body_width is the baseline's")]
+    assert len(notes) == (largest is not None)
+    for note in notes:
+        usual, narrow = (ModelConfig(**largest, body_width=width, image_size=64) for width in (512, 64))
+        assert f" up to {count_parameters(usual):,} weights and {short(count_mult_adds(usual))} mult-adds an " in note
+        assert f"; with 64 channels up to {count_parameters(narrow):,} weights and " in note
+
+
+def test_long_work_shows_how_far_it_is_on_a_terminal_and_elsewhere(monkeypatch, capsys):
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    with progress("profiling") as show:
+        for text in ("1 of 2", "1 of 2", "2 of 2"):
+            show(text)
+    assert capsys.readouterr().out == "1 of 2\n2 of 2\n"
+    monkeypatch.setattr(console, "LINE_SECONDS", 1e9)
+    with progress("profiling") as show:
+        show("1 of 2")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(console, "console", Console(file=io.StringIO(), force_terminal=True))
+    with progress("profiling") as show:
+        show("1 of 2")
+    assert "1 of 2" in console.console.file.getvalue()
 
 
 @pytest.mark.parametrize(

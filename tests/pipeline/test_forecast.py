@@ -64,8 +64,8 @@ def test_what_a_sweep_costs_is_said_in_a_few_sentences(plan):
     outlook = Forecast(190.0, 140.0, 40.0, 160.0, 230.0, 2_100_000_000, {}, ())
     (first, second) = describe_forecast(outlook, plan)
     assert first == (
-        "expected: about 3 min 10 s on this worker (trials 2 min 20 s, confirmation 0 min 40 s more, "
-        "start and end 0 min 10 s); peak memory about 2.1 GB"
+        "expected: about 3 min 10 s on this worker (trials 2 min 20 s, confirmation 40 s more, "
+        "start and end 10 s); peak memory about 2.1 GB"
     )
     assert second.startswith(
         "in 8 of 10 sweeps 2 min 40 s to 3 min 50 s: it depends on the trials that the pruner stops"

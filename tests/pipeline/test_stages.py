@@ -111,7 +111,13 @@ def test_smaller_sweep_is_extended_but_not_under_other_settings(home, small, pho
     assert main(["small"]) == 2
     assert "small is a sweep, not a search space; repeat its command with --name small" in capsys.readouterr().err
     assert main([*small, "--trials", "1", "--dry-run"]) == 0
-    assert "note: small exists, and 1 trial of it ended; the forecast is for the whole sweep" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "note: small exists: 1 of 1 trials have ended" in said
+    assert said.endswith("nothing is left to train: small has ended; its command only promotes and reports\n")
+    assert main([*small, "--trials", "2", "--confirm", "1", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "note: small exists: 1 of 2 trials and 0 of 2 runs of the confirmation have ended" in said
+    assert re.search(r"this is for the whole sweep; left are 1 trial and 2 runs, about [\w ]+\n$", said)
     champion_of_another_sweep_is_named_and_kept(home, [*small, "--trials", "1"], capsys)
     assert main([*small, "--trials", "2"]) == 0
     assert "resuming small: 1 of 2 trials ended before" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import torch
 
 from catdog.data import dataset as data
 from catdog.data.cache import build_once
-from catdog.data.dataset import describe_source, load_data, load_test
+from catdog.data.dataset import load_data, load_test
 from tests.servers.processes import wait_until
 
 
@@ -206,10 +206,22 @@ def test_kaggle_is_read_where_kagglehub_put_it(photographs, monkeypatch):
     assert len(load_data("kaggle", 32).training) == 34
 
 
-def test_sources_are_described_without_decoding(photographs, cache):
-    assert describe_source("synthetic") == "synthetic (1200 drawn images to train, 1000 to test)"
-    assert describe_source(str(photographs)).endswith("(40 images to train, 8 to test)")
-    assert not [path for path in cache.glob("*") if path.is_dir()]
+@pytest.mark.parametrize("splits_off", [False, True])
+def test_images_are_counted_by_part_and_class(photographs, splits_off):
+    if splits_off:
+        shutil.rmtree(photographs / "test_set")
+    else:
+        next(photographs.rglob("test_set/cats/*")).unlink()
+    counts = load_data(str(photographs), 32).count_images()
+    train, test = ((14, 14), (4, 4)) if splits_off else ((17, 17), (3, 4))
+    assert counts == {"train": train, "validate": (2, 2) if splits_off else (3, 3), "test": test}
+    assert load_test(str(photographs), 32).subset.y.bincount().tolist() == list(test)
+
+
+def test_drawn_images_are_counted(monkeypatch):
+    monkeypatch.setattr(data, "NUM_DRAWN", {"training": 20, "test": 10})
+    assert load_data("synthetic", 32).count_images()["test"] == (5, 5)
+    assert load_test("synthetic", 32).subset.y.bincount().tolist() == [5, 5]
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
