@@ -2,6 +2,9 @@
 
 import logging
 import os
+import socket
+import sys
+from ipaddress import ip_address
 from pathlib import Path
 
 from catdog.device import find_devices
@@ -30,16 +33,36 @@ def make_parser() -> CommandLine:
 
 def read_auth(option: Path | None) -> tuple[str, str] | None:
     """Read user:password from the file `option` or the environment. Raises ValueError for other text."""
-    try:
-        text = option.read_text(encoding="utf-8") if option else os.environ.get(AUTH, "")
-    except OSError as error:
-        raise ValueError(f"--auth {option} cannot be read ({error.strerror})") from error
+    where, text = f"--auth {option}" if option else AUTH, _text_of(option) if option else os.environ.get(AUTH, "")
     if not text and not option:
         return None
-    user, colon, password = text.strip().partition(":")
-    if not (user and colon and password):
-        raise ValueError(f"{f'--auth {option}' if option else AUTH} holds no user:password")
+    lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) > 1:
+        raise ValueError(f"{where} holds {len(lines)} lines; write one user:password, for all visitors")
+    user, _, password = (part.strip() for part in "".join(lines).partition(":"))
+    if not (user and password):
+        raise ValueError(f"{where} holds no user:password")
     return user, password
+
+
+def _text_of(path: Path) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        if ":" in str(path) and not path.exists():
+            raise ValueError("--auth takes the name of a file; write user:password into that file") from error
+        raise ValueError(f"--auth {path} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:  # UTF-16
+        raise ValueError(f"--auth {path} is not in UTF-8; save it as UTF-8")
+    return text
+
+
+def _is_open(listener: socket.socket) -> bool:
+    """Say whether other machines reach a listening socket."""
+    address = ip_address(listener.getsockname()[0].partition("%")[0])
+    return not (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def main() -> None:
@@ -47,12 +70,17 @@ def main() -> None:
     options = parser.parse()
     if options.model.is_dir():
         parser.exit(2, f"--model {options.model} is a folder; give the file in it\n")
+    if options.root_path and not options.root_path.startswith(("/", "http://", "https://")):
+        parser.exit(2, f"--root-path is {options.root_path}; it begins with '/'")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     try:
         auth, (device, *_) = read_auth(options.auth), find_devices(options.device)
         listener = listen(options.host, options.port)
     except ValueError as error:
-        parser.exit(2, f"{error}\n")
+        parser.exit(2, str(error))
+    if not auth and _is_open(listener):
+        reached = f"every machine that reaches {options.host} can use the page"
+        print(f"note: without a password, {reached}; set one with --auth FILE", file=sys.stderr)
     serve(options.model, listener, device, auth=auth, root_path=options.root_path, track=options.tracking == "auto")
 
 

@@ -135,8 +135,9 @@ def listen(host: str, port: int) -> socket.socket:
             listener.bind(address)
             listener.listen()
             on_error.pop_all()
-    except OSError as error:
-        raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}); give another --host or --port") from error
+    except (OSError, UnicodeError) as error:
+        fault = error.strerror if isinstance(error, OSError) else "no name of a host"
+        raise ValueError(f"cannot listen on {host}:{port} ({fault}); give another --host or --port") from error
     return listener
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 from gradio.events import api
+from gradio.route_utils import FnIndexInferError
 
 from catdog.data.decode import decode_preview
 from catdog.data.sources import CLASSES
@@ -59,6 +61,8 @@ class Page:
     def mount(self, app: FastAPI, *, auth: tuple[str, str] | None, root_path: str, max_upload: int) -> FastAPI:
         options = {"auth": auth, "root_path": root_path or None, "max_file_size": max_upload, **OPTIONS}
         mounted: FastAPI = gr.mount_gradio_app(app, self.blocks, "/", **options)
+        page: Any = mounted.routes[-1]
+        page.app.add_exception_handler(FnIndexInferError, _name_functions)
         return mounted
 
     def delete_uploads(self) -> None:
@@ -235,6 +239,11 @@ class Page:
         except Exception:  # the other images still get an answer
             log.exception("one of many images had no answer")
             return render.ImageReply(file, None, "it could not be answered; try again")
+
+
+def _name_functions(*_: object) -> JSONResponse:
+    """Answer a call of a function that does not exist."""
+    return JSONResponse({"error": "there is no such function; /gradio_api/info lists them"}, 404)
 
 
 def _make_table(label: str, headings: list[str], *widths: int) -> gr.Dataframe:

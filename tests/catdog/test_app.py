@@ -11,6 +11,7 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +19,11 @@ from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from catdog.app import main, read_auth
+from catdog.app import _is_open, main, read_auth
 from catdog.checkpoint import read_header
 from catdog.data.synthetic import draw
 from catdog.predict import Classifier
-from catdog.serving.server import MAX_CALL_BODY, MAX_UPLOAD
+from catdog.serving.server import MAX_CALL_BODY, MAX_UPLOAD, listen
 from tests.catdog.data.test_decode import GOOD, bomb_of, saved
 from tests.catdog.serving.test_service import asked_all_the_time
 from tests.conftest import ROOT
@@ -327,6 +328,9 @@ def test_password_of_the_environment(monkeypatch):
     [
         (("--auth", "none"), "--auth none cannot be read (No such file or directory)"),
         (("--port", "99999"), "--port is 99999; it must be 0 to 65535"),
+        (("--host", ".home"), "cannot listen on .home:7860 (no name of a host)"),
+        (("--host", "a host"), "cannot listen on a host:7860"),
+        (("--root-path", "cats"), "--root-path is cats; it begins with '/'"),
         (("--host", "192.0.2.1"), "cannot listen on 192.0.2.1:7860"),
         (("--model", "."), "--model . is a folder; give the file in it"),
         (("--device", "cuda:9"), "unknown device 'cuda:9'; this machine has"),
@@ -340,6 +344,68 @@ def test_mistake_on_the_command_line_is_one_sentence(monkeypatch, capsys, option
     assert ended.value.code == 2
     assert complained.startswith(sentence)
     assert complained.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"\xef\xbb\xbfanna:pw\r\n", ("anna", "pw")),
+        (b"\n\r\n  anna:pw\r\n\r\n", ("anna", "pw")),
+        ("jörg:pässwörd: 1\n".encode(), ("jörg", "pässwörd: 1")),
+        (b"anna: pw", ("anna", "pw")),
+    ],
+)
+def test_password_file_is_read_as_editors_write_it(tmp_path, content, found):
+    (tmp_path / "auth").write_bytes(content)
+    assert read_auth(tmp_path / "auth") == found
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("jörg:pw".encode("latin-1"), "is not in UTF-8; save it as UTF-8"),
+        ("anna:pw\n".encode("utf-16"), "is not in UTF-8; save it as UTF-8"),
+        ("anna:pw\n".encode("utf-16-le"), "is not in UTF-8; save it as UTF-8"),
+        (b"anna:pw\n\nbob:pw2\n", "holds 2 lines; write one user:password, for all visitors"),
+        (b"anna:pw\r\nbob:pw2\r\neve:pw3", "holds 3 lines"),
+        (b"anna: \r\n", "holds no user:password"),
+        (b" :pw\r\n", "holds no user:password"),
+        (b"\r\n", "holds no user:password"),
+        (None, r"cannot be read \(Is a directory\)"),
+    ],
+)
+def test_password_file_that_does_not_fit_is_one_sentence(tmp_path, content, sentence):
+    path = tmp_path / "auth"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^--auth {path} {sentence}") as refused:
+        read_auth(path)
+    assert "pw" not in str(refused.value).replace(str(path), "")
+
+
+def test_password_in_place_of_its_file_is_not_printed(tmp_path):
+    with pytest.raises(ValueError, match="--auth takes the name of a file") as refused:
+        read_auth(Path("anna:secret"))
+    assert "secret" not in str(refused.value)
+    with pytest.raises(ValueError, match="No such file"):
+        read_auth(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("host", "is_open"),
+    [("127.0.0.1", False), ("127.0.0.2", False), ("localhost", False), ("0.0.0.0", True), ("::1", False), ("::", True)],
+)
+def test_addresses_that_other_machines_reach_are_known(host, is_open):
+    with listen(host, 0) as listener:
+        assert _is_open(listener) == is_open
+
+
+def test_open_page_without_a_password_is_announced_and_an_unknown_function_is_one_sentence(tmp_path):
+    with AppServer(tmp_path, "--host", "0.0.0.0") as server:
+        (note,) = [line for line in server.log.read_text().splitlines() if line.startswith("note:")]
+        assert "every machine that reaches 0.0.0.0 can use the page; set one with --auth FILE" in note
+        status, answer = server.run("nothing")
+        assert (status, answer) == (404, {"error": "there is no such function; /gradio_api/info lists them"})
+        assert "Traceback" not in server.log.read_text()
 
 
 def test_first_champion_is_served_when_it_appears_and_ctrl_c_leaves_no_upload(tmp_path, champion, files):
