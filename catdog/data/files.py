@@ -1,7 +1,10 @@
-"""Write files atomically."""
+"""Write files atomically; list their names."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+
+from command_line import printable
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -15,3 +18,10 @@ def write_file(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def shorten(names: Iterable[str], shown: int) -> str:
+    """Join names for display, the first `shown` of them."""
+    texts = [printable(name) for name in names]
+    more = f" and {len(texts) - shown} more" if len(texts) > shown else ""
+    return ", ".join(texts[:shown]) + more

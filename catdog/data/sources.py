@@ -6,21 +6,30 @@ Supported at any depth: Kaggle's `training_set/training_set/cats/`, `train/` wit
 
 import os
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
+from catdog.data.files import shorten
+from catdog.data.walk import Fault, Folder, walk
+from command_line import printable
+
 CLASSES = ("cat", "dog")
 NAMED = re.compile(r"(cat|dog)s?[._ -]*\(?\d")  # files whose name tells their class
 LABELS = {"cat": 0, "cats": 0, "dog": 1, "dogs": 1}
 PARTS = {
-    **dict.fromkeys(("train", "training", "train_set", "training_set"), "training"),
-    **dict.fromkeys(("val", "valid", "validation", "validation_set", "val_set"), "validation"),
-    **dict.fromkeys(("test", "testing", "test_set", "testing_set"), "test"),
+    **dict.fromkeys(("train", "training", "trn"), "training"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development", "eval", "evaluation"), "validation"),
+    **dict.fromkeys(("test", "testing", "tst", "holdout", "heldout"), "test"),
 }
+FILLERS = (
+    *("dataset", "datasets", "data", "set", "sets", "split", "splits", "folder", "only", "image", "images", "img"),
+    *("imgs", "picture", "pictures", "pic", "pics", "photo", "photos", "jpg", "jpeg", "png", "class"),
+)
+FOLDERS_SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True)  # there may be a million of them
@@ -40,37 +49,48 @@ class Listing:
     training: tuple[LabelledFile, ...]
     validation: tuple[LabelledFile, ...]  # if empty, they are split off the training images
     test: tuple[LabelledFile, ...]  # likewise
-    notes: tuple[str, ...]  # files that were left out, a sentence each
+    notes: tuple[str, ...]  # files and folders that were left out, a sentence each
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The files in one folder."""
+
+    folder: Folder
+    part: str
+    files: list[LabelledFile]
+
+    @property
+    def num_unlabelled(self) -> int:
+        return len(self.folder.files) - len(self.files)
 
 
 def list_images(folder: Path) -> Listing:
-    """Find and label every file below `folder`.
+    """Find and label every file below `folder`. Links are followed.
 
-    Raises ValueError for a folder that is missing, has no images, lacks one of the classes or is ambiguous.
+    Raises ValueError for a folder that is missing, has no images, lacks one of the classes or is ambiguous, and if
+    something of a part or of a class cannot be read.
     """
-    if not folder.is_dir():
-        problem = "is not a folder" if folder.exists() else "does not exist"
-        raise ValueError(f"data folder {folder} {problem}; give --data synthetic, kaggle or a folder")
-    found, unlabelled = [], 0
-    roots: Counter[Path] = Counter()
-    for above, path in _files(folder):
-        if file := _label(above, path):
-            found.append(file)
-            roots[_data_set(above)] += 1
-        else:
-            unlabelled += 1
-    if not found:
+    _check_folder(folder)
+    faults: list[Fault] = []
+    found = [_label(one) for one in walk(folder, faults, _meaning)]
+    labelled = [one for one in found if one.files]
+    _refuse_losses(faults, found_some=bool(labelled))
+    unknown = _unlabelled_folders(found, labelled)
+    if not labelled:
         expected = "expected folders named cats and dogs, or files named like cat.0.jpg"
-        raise ValueError(f"data folder {folder} holds no images of cats and dogs; {expected}")
-    _check_one_data_set(folder, found, roots)
-    parts = {part: tuple(p for p in found if p.part == part) for part in ("training", "validation", "test")}
-    parts["training"] += tuple(p for p in found if not p.part)
-    if not parts["test"]:  # train/ + validation/: the held-out part serves as the test set
-        parts["test"], parts["validation"] = parts["validation"], ()
+        shown = printable(str(folder))
+        raise ValueError(f"data folder {shown} holds no images of cats and dogs; {expected}{_hint(unknown)}")
+    _refuse_two_meanings(labelled)
+    _refuse_unclear_parts(folder, labelled)
+    _refuse_two_data_sets(folder, labelled)
+    parts = _sort_by_part(labelled)
     for part, files in parts.items():
-        _check_classes(folder, part, files)
-    notes = (f"left out {unlabelled} files of {folder} whose names tell neither cat nor dog",) if unlabelled else ()
-    return Listing(folder, parts["training"], parts["validation"], parts["test"], notes)
+        _check_classes(folder, part, files, _hint(unknown))
+    notes = [f"left out: {fault.problem}" for fault in faults]
+    if unknown:
+        notes.append(_describe_unlabelled(folder, unknown))
+    return Listing(folder, parts["training"], parts["validation"], parts["test"], tuple(notes))
 
 
 def find_folder(source: str) -> Path:
@@ -89,44 +109,164 @@ def find_folder(source: str) -> Path:
         ) from error
 
 
-def _files(folder: Path) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield the visible files below `folder` in a fixed order, each with the names of the folders between."""
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        above = Path(root).relative_to(folder).parts
-        yield from ((above, f"{root}{os.sep}{name}") for name in sorted(names) if not name.startswith("."))
-
-
-def _label(above: tuple[str, ...], path: str) -> LabelledFile | None:
-    lowered = [name.lower() for name in above]
-    labels = {LABELS[name] for name in lowered if name in LABELS}
-    if len(labels) > 1:
-        raise ValueError(f"{path} is below both a cat and a dog folder; move it to one of them")
-    if not labels and (named := NAMED.match(path.rpartition(os.sep)[2].lower())):
-        labels = {LABELS[named[1]]}
-    part = next((PARTS[name] for name in lowered if name in PARTS), "")
-    return LabelledFile(path, labels.pop(), part) if labels else None
-
-
-def _check_one_data_set(folder: Path, found: list[LabelledFile], roots: Counter[Path]) -> None:
-    """Refuse a folder that seems to hold two data sets."""
-    if len(roots) > 1:
-        first, second = (folder / name for name, _ in roots.most_common(2))
-        raise ValueError(f"{folder} is ambiguous: it has images in {first} and {second}; give one of them to --data")
-    if {"", "training"} <= {p.part for p in found}:
-        raise ValueError(f"{folder} is ambiguous: some images are in a train folder, some are not; move them together")
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.stat()
+        problem = "" if folder.is_dir() else "is not a folder"
+    except OSError as error:
+        is_missing = isinstance(error, FileNotFoundError) and not folder.is_symlink()
+        problem = "does not exist" if is_missing else f"cannot be read ({error.strerror})"
+    if problem:
+        raise ValueError(f"data folder {printable(str(folder))} {problem}; give --data synthetic, kaggle or a folder")
 
 
 @cache
-def _data_set(above: tuple[str, ...]) -> Path:
-    """Return the root of a data set: the leading folders of `above` that name neither a part nor a class."""
-    return Path(*takewhile(lambda name: name.lower() not in PARTS and name.lower() not in LABELS, above))
+def _split(letters: str) -> tuple[str, ...]:
+    """Split the letters of a folder's name into words that are known here; empty if they are not."""
+    for word in sorted((*PARTS, *LABELS, *FILLERS), key=len, reverse=True):
+        if letters == word:
+            return (word,)
+        if letters.startswith(word) and (rest := _split(letters[len(word) :])):
+            return (word, *rest)
+    return ()
 
 
-def _check_classes(folder: Path, part: str, files: tuple[LabelledFile, ...]) -> None:
-    missing = [name for label, name in enumerate(CLASSES) if all(p.label != label for p in files)]
+def _words(name: str) -> tuple[str, ...]:
+    """Return the known words of a folder's name, without digits and marks: test, images of "Test-Images 2"."""
+    return _split(re.sub(r"[\W\d_]+", "", name.casefold()))
+
+
+@cache
+def _meaning_of(name: str) -> tuple[int | None, str]:
+    """Return the class and the part that the name of a folder tells: None and "" if it tells none, or several."""
+    words = _words(name)
+    labels, parts = {LABELS[word] for word in words if word in LABELS}, {PARTS[word] for word in words if word in PARTS}
+    return (labels.pop() if len(labels) == 1 else None), (parts.pop() if len(parts) == 1 else "")
+
+
+@cache
+def _meaning(names: tuple[str, ...]) -> tuple[frozenset[int], str]:
+    """Return the classes that the names of some folders tell, and the part that the first one tells."""
+    meanings = [_meaning_of(name) for name in names]
+    labels = frozenset(label for label, _ in meanings if label is not None)
+    return labels, next((part for _, part in meanings if part), "")
+
+
+def _label(folder: Folder) -> _Found:
+    labels, part = _meaning(folder.names)
+    paths = [f"{folder.path}{os.sep}{name}" for name in folder.files]
+    if len(labels) > 1 and paths:
+        raise ValueError(f"{printable(paths[0])} is below both a cat and a dog folder; move it to one of them")
+    if labels:
+        return _Found(folder, part, [LabelledFile(path, min(labels), part) for path in paths])
+    named = zip(paths, (NAMED.match(name.lower()) for name in folder.files), strict=True)
+    return _Found(folder, part, [LabelledFile(path, LABELS[match[1]], part) for path, match in named if match])
+
+
+def _refuse_losses(faults: Iterable[Fault], *, found_some: bool) -> None:
+    """Raise ValueError if a part or a class would be incomplete without that being told, or all would be missing."""
+    for fault in faults:
+        labels, part = _meaning(fault.names)
+        if fault.loses_images and (labels or part or not found_some):
+            raise ValueError(
+                f"{fault.problem}, so {part or 'some'} images would be missing; make it readable, or remove it"
+            )
+
+
+def _refuse_two_meanings(labelled: Iterable[_Found]) -> None:
+    """Raise ValueError if links show the same folder as two classes or parts."""
+    first: dict[tuple[int, int], _Found] = {}
+    for one in labelled:
+        other = first.setdefault(one.folder.identity, one)
+        if (one.files[0].label, one.part) != (other.files[0].label, other.part):
+            paths = f"{printable(other.folder.path)} and {printable(one.folder.path)}"
+            raise ValueError(f"{paths} are the same folder; remove the link that should not be there")
+
+
+def _refuse_unclear_parts(folder: Path, labelled: Iterable[_Found]) -> None:
+    """Raise ValueError if two names mean the same part, or images are in a folder of unknown name beside the parts."""
+    known: dict[tuple[str, ...], dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    for above, name in dict.fromkeys(_part_folder(one.folder.names) for one in labelled if one.part):
+        words = "".join(word for word in _words(name) if word not in LABELS)
+        known[above][_meaning_of(name)[1]][words] = name
+    for above, parts in known.items():
+        for part, names in parts.items():
+            if len(names) > 1:
+                both = " and ".join(printable(name) for name in sorted(names.values()))
+                where = printable(str(folder.joinpath(*above)))
+                raise ValueError(f"{where} is ambiguous: {both} both mean {part}; merge them, or rename one")
+    for one in labelled:
+        for depth, name in enumerate(() if one.part else one.folder.names):
+            if one.folder.names[:depth] in known and _meaning_of(name) == (None, ""):
+                where = printable(str(folder.joinpath(*one.folder.names[: depth + 1])))
+                remedy = "rename it to train, validation or test, or move it elsewhere"
+                raise ValueError(
+                    f"{printable(str(folder))} is ambiguous: {where} has images of no known part; {remedy}"
+                )
+
+
+def _part_folder(names: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """Return the names above the first folder that names a part, and its name."""
+    depth = next(depth for depth, name in enumerate(names) if _meaning_of(name)[1])
+    return names[:depth], names[depth]
+
+
+def _refuse_two_data_sets(folder: Path, labelled: Sequence[_Found]) -> None:
+    """Raise ValueError for a folder that seems to hold two data sets."""
+    roots: Counter[Path] = Counter()
+    for one in labelled:
+        root = takewhile(lambda name: _meaning_of(name) == (None, ""), one.folder.names)
+        roots[folder.joinpath(*root)] += len(one.files)
+    shown = printable(str(folder))
+    if len(roots) > 1:
+        first, second = (printable(str(root)) for root, _ in roots.most_common(2))
+        raise ValueError(f"{shown} is ambiguous: it has images in {first} and {second}; give one of them to --data")
+    if {"", "training"} <= {one.part for one in labelled}:
+        raise ValueError(f"{shown} is ambiguous: some images are in a train folder, some are not; move them together")
+
+
+def _sort_by_part(labelled: Iterable[_Found]) -> dict[str, tuple[LabelledFile, ...]]:
+    files: dict[str, list[LabelledFile]] = defaultdict(list)
+    for one in labelled:
+        files[one.part] += one.files
+    parts = {part: tuple(files[part]) for part in ("training", "validation", "test")}
+    parts["training"] += tuple(files[""])
+    if not parts["test"]:  # train/ + validation/: the held-out part serves as the test set
+        parts["test"], parts["validation"] = parts["validation"], ()
+    return parts
+
+
+def _check_classes(folder: Path, part: str, files: tuple[LabelledFile, ...], hint: str) -> None:
+    labels = {file.label for file in files}
+    missing = [name for label, name in enumerate(CLASSES) if label not in labels]
     if part == "training" and len(missing) == len(CLASSES):
-        raise ValueError(f"{folder} has no training images; put them into {folder / 'train'}")
+        raise ValueError(
+            f"{printable(str(folder))} has no training images; put them into {printable(str(folder / 'train'))}"
+        )
     if files and missing:
-        name = missing[0]
-        raise ValueError(f"the {part} images of {folder} show no {name}; add a folder {name}s beside the other class")
+        remedy = f"add a folder {missing[0]}s beside the other class{hint}"
+        raise ValueError(f"the {part} images of {printable(str(folder))} show no {missing[0]}; {remedy}")
+
+
+def _unlabelled_folders(found: Iterable[_Found], labelled: Iterable[_Found]) -> dict[tuple[str, ...], int]:
+    """Count the files without a class, by folder. A link may give a class to the files of a folder elsewhere."""
+    known = {one.folder.identity for one in labelled}
+    return {
+        one.folder.names: one.num_unlabelled
+        for one in found
+        if one.num_unlabelled and (one.files or one.folder.identity not in known)
+    }
+
+
+def _hint(unknown: Iterable[tuple[str, ...]]) -> str:
+    """Name the folders that may be misnamed classes."""
+    strange = [str(Path(*names)) for names in unknown if names and _meaning_of(names[-1]) == (None, "")]
+    remedy = "; rename folders of cats or dogs to cats and dogs"
+    return f"{remedy} (of unknown name: {shorten(strange, FOLDERS_SHOWN)})" if strange else ""
+
+
+def _describe_unlabelled(folder: Path, unknown: Mapping[tuple[str, ...], int]) -> str:
+    where = shorten([f"{Path(*names)} ({number})" for names, number in unknown.items()], FOLDERS_SHOWN)
+    number = sum(unknown.values())
+    told = f"left out {number} files of {printable(str(folder))} whose names tell neither cat nor dog, in {where}"
+    return told + _hint(unknown)

@@ -1,3 +1,7 @@
+import os
+import stat
+from pathlib import Path
+
 import pytest
 
 from catdog.data.sources import list_images
@@ -56,7 +60,226 @@ def test_strangers_beside_the_classes_are_left_out_and_counted(tmp_path):
     make(folder, "_DS_Store", ".DS_Store", "train/.DS_Store", "__MACOSX/train/cats/1.jpg")
     listing = list_images(folder)
     assert len(listing.training) == 2
-    assert listing.notes == (f"left out 3 files of {folder} whose names tell neither cat nor dog",)
+    told = f"left out 3 files of {folder} whose names tell neither cat nor dog, in . (1), single_prediction (1), "
+    remedy = "; rename folders of cats or dogs to cats and dogs (of unknown name: single_prediction, train/pandas)"
+    assert listing.notes == (f"{told}train/pandas (1){remedy}",)
+
+
+PART_NAMES = {
+    "training": ("train", "Training", "trn", "TrainSet", "train_images", "train-data", "1_train", "Train Images (2)"),
+    "validation": ("val", "valid", "Validation Set", "dev", "eval", "EVALUATION", "devset", "val_split"),
+    "test": ("test", "Test-Images", "testing", "tst", "test set", "hold-out", "holdout", "Held Out", "test2"),
+}
+
+
+@pytest.mark.parametrize("mine", PART_NAMES)
+def test_part_is_known_by_any_usual_name(tmp_path, mine):
+    for name in PART_NAMES[mine]:
+        parts = {**{part: names[0] for part, names in PART_NAMES.items()}, mine: name}
+        classes = [f"{part}/{animal}/1.jpg" for part in parts.values() for animal in ("cats", "dogs")]
+        listing = list_images(make(tmp_path / f"set with {name}", *classes))
+        assert (len(listing.training), len(listing.validation), len(listing.test)) == (2, 2, 2), name
+        assert all(f"/{name}/" in file.path for file in getattr(listing, mine))
+
+
+def test_class_is_known_by_any_usual_name(tmp_path):
+    for cats in ("cats", "Cat", "CATS", "cats_only", "01_cat", "cat images", "class-cat", "catset"):
+        folder = make(tmp_path / f"set with {cats}", f"{cats}/1.jpg", "dogs/1.jpg")
+        assert [p.label for p in list_images(folder).training] == [0, 1], cats
+
+
+def test_folder_may_name_part_and_class_at_once(tmp_path):
+    names = [f"{part}_{animal}/1.jpg" for part in ("train", "valid", "test") for animal in ("cats", "dogs")]
+    listing = list_images(make(tmp_path, *names))
+    assert (len(listing.training), len(listing.validation), len(listing.test)) == (2, 2, 2)
+
+
+def test_name_of_both_classes_or_parts_tells_nothing(tmp_path):
+    for wrapper in ("cats_and_dogs", "dogs-vs-cats", "train_test_split", "cat_dog", "catdog 2"):
+        names = expand(f"{wrapper}/{{train,test}}/{{cats,dogs}}/1.jpg")
+        listing = list_images(make(tmp_path / f"set of {wrapper}", *names))
+        assert (len(listing.training), len(listing.test)) == (2, 2), wrapper
+
+
+def test_numbered_folders_of_one_part_belong_together(tmp_path):
+    listing = list_images(make(tmp_path, *expand("{train_1,train_2,test}/{cats,dogs}/1.jpg")))
+    assert (len(listing.training), len(listing.test)) == (4, 2)
+
+
+def test_class_of_unknown_name_is_named_with_the_remedy(tmp_path):
+    folder = make(tmp_path / "set", "cats/1.jpg", "dogs/1.jpg", "Katze/1.jpg", "Katze/2.jpg")
+    (note,) = list_images(folder).notes
+    assert "in Katze (2); rename folders of cats or dogs to cats and dogs (of unknown name: Katze)" in note
+    with pytest.raises(ValueError, match=r"show no dog; add a folder dogs .* \(of unknown name: Hund\)"):
+        list_images(make(tmp_path / "german", "cats/1.jpg", "Hund/1.jpg"))
+    with pytest.raises(ValueError, match=r"holds no images .* \(of unknown name: Hund, Katze\)"):
+        list_images(make(tmp_path / "other", "Katze/1.jpg", "Hund/1.jpg"))
+
+
+UNCLEAR = {
+    "{train,test,extra}/{cats,dogs}/1.jpg": "extra has images of no known part; rename it to train, validation or test",
+    "{train,test,train_old}/{cats,dogs}/1.jpg": "train_old has images of no known part",
+    "{cats,dogs}/{train,test,later}/1.jpg": "cats/later has images of no known part",
+    "{train,training,test}/{cats,dogs}/1.jpg": "train and training both mean training; merge them, or rename one",
+    "{train,dev,eval}/{cats,dogs}/1.jpg": "dev and eval both mean validation",
+    "a/{train,Train Set}/{cats,dogs}/1.jpg": "a is ambiguous: Train Set and train both mean training",
+}
+
+
+@pytest.mark.parametrize("layout", UNCLEAR)
+def test_unclear_part_is_refused_and_never_merged(tmp_path, layout):
+    with pytest.raises(ValueError, match=UNCLEAR[layout]):
+        list_images(make(tmp_path, *expand(layout)))
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A folder with a cat and a dog, outside of the data set."""
+    return make(tmp_path / "elsewhere", "cats/1.jpg", "cats/2.jpg", "dogs/1.jpg", "more/3.jpg")
+
+
+def link(path, target):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+
+
+def test_links_to_classes_parts_folders_and_files_are_followed(tmp_path, pair):
+    data = tmp_path / "set"
+    link(data / "train/cats", pair / "cats")
+    link(data / "train/dogs/one.jpg", pair / "dogs/1.jpg")
+    link(data / "train/dogs/breed", pair / "more")
+    make(tmp_path / "held", "cats/9.jpg", "dogs/9.jpg")
+    link(data / "test", tmp_path / "held")
+    listing = list_images(data)
+    assert [p.label for p in listing.training] == [0, 0, 1, 1]
+    assert [p.label for p in listing.test] == [0, 1]
+
+
+@pytest.mark.parametrize("circle", ["cats/again", "again", "cats/deep/back"])
+def test_circles_end_and_are_noted(tmp_path, circle):
+    data = make(tmp_path / "set", "cats/1.jpg", "cats/deep/2.jpg", "dogs/1.jpg")
+    link(data / circle, (data / circle).parent)
+    listing = list_images(data)
+    assert len(listing.training) == 3
+    assert listing.notes == (f"left out: {data / circle} is a link to a folder above it",)
+
+
+def test_circle_of_two_folders_ends(tmp_path, pair):
+    data = make(tmp_path / "set", "cats/1.jpg", "dogs/1.jpg")
+    link(data / "cats/x", pair / "more")
+    link(pair / "more/y", data / "cats")
+    assert len(list_images(data).training) == 3
+
+
+def test_folder_reached_twice_counts_once(tmp_path, pair):
+    data = tmp_path / "set"
+    link(data / "cats", pair / "cats")
+    link(data / "dogs", pair / "dogs")
+    link(data / "dogs/breed", pair / "more")
+    link(data / "dogs/breed again", pair / "more")
+    listing = list_images(data)
+    assert len(listing.training) == 4
+    assert listing.notes == (f"left out: {data}/dogs/breed again is a link to {data}/dogs/breed",)
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("train", "val"), ("cats", "dogs")])
+def test_folder_reached_as_two_parts_or_classes_is_refused(tmp_path, pair, names):
+    data = make(tmp_path / "set", "dogs/7.jpg", "cats/7.jpg") if "cats" not in names else tmp_path / "set"
+    for name in names:
+        link(data / name, pair if "cats" not in names else pair / "cats")
+    with pytest.raises(ValueError, match=r"are the same folder; remove the link"):
+        list_images(data)
+
+
+def test_view_of_links_into_unlabelled_folders_is_a_data_set(tmp_path):
+    data = make(tmp_path / "set", "raw/persian/1.jpg", "raw/beagle/1.jpg")
+    link(data / "cats/persian", data / "raw/persian")
+    link(data / "dogs/beagle", data / "raw/beagle")
+    listing = list_images(data)
+    assert [p.label for p in listing.training] == [0, 1]
+    assert not listing.notes
+
+
+LOST = {
+    "test": "test is a link to /nowhere/held, which does not exist, so test images would be missing",
+    "Validation Set": "so validation images would be missing; make it readable, or remove it",
+    "train/cats/persian": "train/cats/persian is a link to .* so training images would be missing",
+    "train/wolves": "so training images would be missing",
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_link_to_nowhere_instead_of_a_folder_is_refused(tmp_path, name):
+    data = make(tmp_path / "set", "train/cats/1.jpg", "train/dogs/1.jpg")
+    link(data / name, "/nowhere/held")
+    with pytest.raises(ValueError, match=LOST[name]):
+        list_images(data)
+
+
+def test_link_to_itself_is_refused_as_a_part_and_noted_elsewhere(tmp_path):
+    data = make(tmp_path / "set", "cats/1.jpg", "dogs/1.jpg")
+    link(data / "other", data / "other")
+    (note,) = list_images(data).notes
+    assert note == f"left out: {data}/other cannot be read (Too many levels of symbolic links)"
+    link(data / "test", data / "test")
+    with pytest.raises(ValueError, match=r"test cannot be read .* so test images would be missing"):
+        list_images(data)
+
+
+def test_links_to_missing_files_stay_in_the_list(tmp_path):
+    data = make(tmp_path / "set", "cats/1.jpg", "dogs/1.jpg")
+    link(data / "cats/2.jpg", "/nowhere/2.jpg")
+    link(data / "cats/0ab3", "/nowhere/annex/0ab3.jpg")
+    assert len(list_images(data).training) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipe_is_left_out_and_never_read(tmp_path):
+    data = make(tmp_path / "set", "cats/1.jpg", "dogs/1.jpg")
+    os.mkfifo(data / "cats/2.jpg")
+    (note,) = list_images(data).notes
+    assert note == f"left out: {data}/cats/2.jpg is neither a file nor a folder"
+
+
+def as_user(path, monkeypatch):
+    """Refuse to read a folder: as root by a stand-in for the system call that a mode would make fail."""
+    path.chmod(0)
+    if os.geteuid() == 0:
+        scandir = os.scandir
+
+        def refuse(folder):
+            if not stat.S_IMODE(Path(folder).stat().st_mode):
+                raise PermissionError(13, "Permission denied", folder)
+            return scandir(folder)
+
+        monkeypatch.setattr("os.scandir", refuse)
+
+
+@pytest.mark.parametrize("name", ["test", "train", "train/cats", "train/cats/deep", "test/dogs"])
+def test_unreadable_part_or_class_is_refused(tmp_path, monkeypatch, name):
+    data = make(tmp_path / "set", *expand("{train,test}/{cats,dogs}/1.jpg"), "train/cats/deep/2.jpg")
+    as_user(data / name, monkeypatch)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read \(Permission denied\), so .* would be missing"):
+        list_images(data)
+
+
+def test_unreadable_folder_beside_the_data_is_noted(tmp_path, monkeypatch):
+    data = make(tmp_path / "set", "cats/1.jpg", "dogs/1.jpg", "lost+found/x")
+    as_user(data / "lost+found", monkeypatch)
+    assert list_images(data).notes == (f"left out: {data}/lost+found cannot be read (Permission denied)",)
+
+
+def test_names_of_any_bytes_are_listed_and_printed_as_escapes(tmp_path):
+    data = make(tmp_path / "set", "cats/1.jpg", "dogs/1.jpg", "a\x1b[31m\n/1.jpg")
+    for name in (b"\xff.jpg", b"\xe4.jpg", b"new\nline.jpg"):
+        (Path(os.fsdecode(os.fsencode(data) + b"/cats/" + name))).write_bytes(b"x")
+    listing = list_images(data)
+    assert len(listing.training) == 5
+    assert r"a\x1b[31m\n (1)" in listing.notes[0]
+    link(data / "test\n", "/nowhere\x1b")
+    with pytest.raises(ValueError, match=r"test\\n is a link to /nowhere\\x1b, which does not exist") as error:
+        list_images(data)
+    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize(
