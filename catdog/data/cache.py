@@ -8,10 +8,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from errno import EACCES, ELOOP, ENOENT
+from dataclasses import dataclass, replace
+from errno import EACCES, EISDIR, ELOOP, ENOENT, EPERM
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,11 +22,16 @@ from filelock import FileLock
 from torch import Tensor
 
 from catdog.data.decode import read_image
+from catdog.data.files import shorten
+from catdog.data.formats import UnreadableImageError, can_decode_heic, needs_pi_heif
 from catdog.data.sources import LabelledFile, Listing
 from catdog.data.synthetic import synthetic
+from command_line import printable
 
-FORMAT = 3  # of the cache; raise it when decoding or drawing changes
+FORMAT, DECODING = 3, 4  # of the cache: raise one when drawing or decoding changes
 NAMES_SHOWN = 10
+UNREADABLE = (EACCES, EISDIR, ELOOP, ENOENT, EPERM)  # a file's own faults, not the disk's
+CANNOT_BE_READ = "cannot be read"
 CHUNK = 1000  # files in the queue of the threads; each takes 2 KB
 
 T = TypeVar("T")
@@ -40,7 +45,8 @@ class DecodedImages:
     labels: np.ndarray  # (N,) uint8
     hashes: np.ndarray  # (N,) content hashes, 64 hexadecimal digits as bytes
     readable: np.ndarray  # (N,) bool
-    notes: tuple[str, ...]
+    left_out: Mapping[int, str]  # row of each unreadable image, and why: "are not images"
+    notes: tuple[str, ...] = ()
 
 
 def cache_folder() -> Path:
@@ -49,14 +55,19 @@ def cache_folder() -> Path:
 
 def load_drawings(part: str, count: int, size: int, seed: int) -> DecodedImages:
     """Return `count` drawn images of `size` pixels, drawing them if they are not cached."""
-    return _load_or_build(part, size, [[count, part]], partial(_draw, part=part, count=count, size=size, seed=seed))
+    draw = partial(_draw, part=part, count=count, size=size, seed=seed)
+    return _load_or_build(part, [[FORMAT, size], [count, part]], draw)
 
 
 def load_images(part: str, listing: Listing, size: int) -> DecodedImages:
     """Return the images of a part of a folder, decoding them if not cached. "training" includes validation images."""
     files = listing.test if part == "test" else (*listing.training, *listing.validation)
-    stamps = [_stamp(listing.folder, file) for file in files]
-    return _load_or_build(part, size, stamps, partial(_decode, files=files, size=size, notes=list(listing.notes)))
+    stamps = [[DECODING, size], *(_stamp(listing.folder, file) for file in files)]
+    decode = partial(_decode, files=files, size=size)
+    decoded = _load_or_build(part, stamps, decode)
+    if cured := [row for row, reason in decoded.left_out.items() if _is_cured(files[row], reason)]:
+        decoded = _load_or_build(part, [*stamps, cured], decode)
+    return replace(decoded, notes=(*listing.notes, *_describe_left_out(files, decoded.left_out)))
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
@@ -83,15 +94,15 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _load_or_build(part: str, size: int, stamps: Iterable[list[Any]], build: Callable[[Path], None]) -> DecodedImages:
-    identity = hashlib.sha256(json.dumps([FORMAT, size]).encode())
+def _load_or_build(part: str, stamps: Sequence[list[Any]], build: Callable[[Path], None]) -> DecodedImages:
+    identity = hashlib.sha256()
     for stamp in stamps:
         identity.update(json.dumps(stamp).encode())
-    folder = build_once(cache_folder() / f"{part}-{size}px-{identity.hexdigest()[:24]}", build)
-    notes = json.loads((folder / "about.json").read_text(encoding="utf-8"))["notes"]
+    folder = build_once(cache_folder() / f"{part}-{stamps[0][1]}px-{identity.hexdigest()[:24]}", build)
+    left_out = json.loads((folder / "about.json").read_text(encoding="utf-8"))["left_out"]
     images = np.load(folder / "images.npy", mmap_mode="c")  # copy-on-write: torch needs a writable array
     columns = np.load(folder / "columns.npz")  # named as the fields are
-    return DecodedImages(torch.from_numpy(images), **columns, notes=tuple(notes))
+    return DecodedImages(torch.from_numpy(images), **columns, left_out=dict(left_out))
 
 
 def _stamp(folder: Path, file: LabelledFile) -> list[Any]:
@@ -108,51 +119,65 @@ def _draw(folder: Path, part: str, count: int, size: int, seed: int) -> None:
     images, labels = synthetic(count, size, seed, progress=partial(_progress, "drawing", count))
     np.save(folder / "images.npy", images)
     hashes = [hashlib.sha256(f"{part} {index}".encode()).hexdigest() for index in range(count)]  # equal at any size
-    _save_columns(folder, labels, np.array(hashes, dtype="S64"), [])
+    _save_columns(folder, labels, np.array(hashes, dtype="S64"), {})
 
 
-def _decode(folder: Path, files: Sequence[LabelledFile], size: int, notes: list[str]) -> None:
+def _decode(folder: Path, files: Sequence[LabelledFile], size: int) -> None:
     path, shape = folder / "images.npy", (len(files), size, size, 3)
     images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     if hasattr(os, "posix_fallocate"):  # on a full disk, writing to the map of a sparse file would kill the process
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    hashes, left_out = np.zeros(len(files), dtype="S64"), {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the interpreter's lock
         chunks = (slice(start, start + CHUNK) for start in range(0, len(files), CHUNK))
-        decoded = (digest for chunk in chunks for digest in pool.map(_decode_into, images[chunk], files[chunk]))
-        hashes = np.fromiter(_progress("decoding", len(files), decoded), dtype="S64", count=len(files))
+        decoded = (one for chunk in chunks for one in pool.map(_decode_into, images[chunk], files[chunk]))
+        for row, (digest, reason) in enumerate(_progress("decoding", len(files), decoded)):
+            hashes[row] = digest
+            if reason:
+                left_out[row] = reason
     images.flush()
-    broken = [file.path for file, digest in zip(files, hashes, strict=True) if not digest]
-    if len(broken) == len(files):
-        raise ValueError(f"none of the {len(broken)} files could be read as an image, for example {broken[0]}")
-    if broken:
-        names = ", ".join(broken[:NAMES_SHOWN])
-        more = f" and {len(broken) - NAMES_SHOWN} more" if len(broken) > NAMES_SHOWN else ""
-        notes = [*notes, f"left out {len(broken)} of {len(files)} files that are not images: {names}{more}"]
-    _save_columns(folder, [file.label for file in files], hashes, notes)
+    if len(left_out) == len(files):
+        reasons = "; ".join(_describe_left_out(files, left_out))
+        raise ValueError(f"none of the {len(files)} files could be read as an image: {reasons}")
+    _save_columns(folder, [file.label for file in files], hashes, left_out)
 
 
-def _decode_into(out: np.ndarray, file: LabelledFile) -> bytes:
-    """Decode a file into (S, S, 3) `out`. Return the hash of its content, or b"" if it cannot be read."""
+def _decode_into(out: np.ndarray, file: LabelledFile) -> tuple[bytes, str]:
+    """Decode a file into (S, S, 3) `out`. Return the hash of its content, or why it is left out: "are not images"."""
     try:
         content = Path(file.path).read_bytes()
     except OSError as error:
-        if error.errno not in (ENOENT, EACCES, ELOOP):
-            raise  # a disk error may be temporary, so the image must not be left out
-        return b""
+        if error.errno in UNREADABLE:
+            return b"", f"{CANNOT_BE_READ} ({error.strerror})"
+        # A disk error may be temporary, so the image must not be left out.
+        raise OSError(f"{printable(file.path)} cannot be read ({error.strerror})") from error
     try:
         out[:] = np.asarray(read_image(content, len(out)))
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - Pillow's decoders raise anything on a broken file
-        return b""
-    return hashlib.sha256(content).hexdigest().encode()
+    except UnreadableImageError as error:
+        return b"", error.plural
+    return hashlib.sha256(content).hexdigest().encode(), ""
 
 
-def _save_columns(folder: Path, labels: Sequence[int] | np.ndarray, hashes: np.ndarray, notes: list[str]) -> None:
+def _is_cured(file: LabelledFile, reason: str) -> bool:
+    """Return whether a file that was left out can be read by now, though it has not changed."""
+    if reason.startswith(CANNOT_BE_READ):
+        return os.access(file.path, os.R_OK)
+    return reason == needs_pi_heif().plural and can_decode_heic()
+
+
+def _describe_left_out(files: Sequence[LabelledFile], left_out: Mapping[int, str]) -> Iterator[str]:
+    for reason in dict.fromkeys(left_out.values()):
+        paths = [files[row].path for row, why in left_out.items() if why == reason]
+        yield f"left out {len(paths)} of {len(files)} files that {reason}: {shorten(paths, NAMES_SHOWN)}"
+
+
+def _save_columns(
+    folder: Path, labels: Sequence[int] | np.ndarray, hashes: np.ndarray, left_out: Mapping[int, str]
+) -> None:
     readable = hashes != b""
     np.savez(folder / "columns.npz", labels=np.asarray(labels, dtype=np.uint8), hashes=hashes, readable=readable)
-    (folder / "about.json").write_text(json.dumps({"notes": notes}), encoding="utf-8")
+    (folder / "about.json").write_text(json.dumps({"left_out": [*left_out.items()]}), encoding="utf-8")
 
 
 def _progress(verb: str, total: int, items: Iterable[T]) -> Iterable[T]:

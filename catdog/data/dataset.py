@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from catdog.data.cache import FORMAT, NAMES_SHOWN, DecodedImages, load_drawings, load_images
+from catdog.data.files import shorten
 from catdog.data.sources import CLASSES, Listing, find_folder, list_images
 from catdog.data.split import assign_sides, find_contradictions
 from catdog.device import gpu_memory
+from command_line import printable
 
 MAX_GPU_SHARE = 0.5  # of a GPU's free memory that images may take; the rest is for training
 NUM_DRAWN = {"training": 1200, "test": 1000}  # images of the synthetic set
@@ -96,7 +98,8 @@ def load_test(source: str, image_size: int) -> HeldOutTest:
         notes += (f"left out {known.sum()} of the test images: their content is also among the training images",)
     rows = np.flatnonzero(test.readable & ~known)
     if len(np.unique(test.labels[rows])) < len(CLASSES):
-        raise ValueError(f"{source} has no readable test images of each class that are not in training; add some")
+        none = f"{printable(source)} has no readable test images of each class that are not in training; add some"
+        raise ValueError("; ".join((none, *notes)))
     return HeldOutTest(_select(test, rows), _fingerprint(source, test, rows), int(known.sum()), notes)
 
 
@@ -135,7 +138,7 @@ def _load_sides(source: str, image_size: int, listing: Listing | None) -> tuple[
     contradictory = find_contradictions(labels, hashes, decoded.readable)
     files = (*listing.training, *listing.validation) if listing else ()
     if contradictory.any():  # never among drawn images
-        paths = ", ".join(files[row].path for row in np.flatnonzero(contradictory)[:NAMES_SHOWN])
+        paths = shorten((files[row].path for row in np.flatnonzero(contradictory)), NAMES_SHOWN)
         note = f"left out {contradictory.sum()} files that are a cat in one place and a dog in another: {paths}"
         decoded = replace(decoded, notes=(*decoded.notes, note))
     in_validation = np.array([file.part == "validation" for file in files] or [False] * len(labels))
@@ -143,7 +146,8 @@ def _load_sides(source: str, image_size: int, listing: Listing | None) -> tuple[
     sides = assign_sides(labels, hashes, usable, in_validation, has_test=has_test)
     for side in ("training", "validation"):
         if len(np.unique(labels[sides == side])) < len(CLASSES):
-            raise ValueError(f"{source} has too few readable images to hold out some of each class; add more")
+            few = f"{printable(source)} has too few readable images to hold out some of each class; add more"
+            raise ValueError("; ".join((few, *decoded.notes)))
     return decoded, sides
 
 

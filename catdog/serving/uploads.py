@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catdog.data.decode import MAX_BYTES
+from command_line import printable
 
 MAX_IMAGES = 500  # of one request, those in archives included
 MAX_TOTAL = 512 * 2**20  # unpacked bytes of one request
@@ -39,10 +40,12 @@ def unpack(uploads: Sequence[tuple[str, Path]]) -> list[ImageFile]:
 
 def _read_uploads(uploads: Sequence[tuple[str, Path]]) -> Iterator[ImageFile]:
     for name, path in uploads:
-        if zipfile.is_zipfile(path):
-            yield from _read_archive(name, path)
+        with path.open("rb") as file:
+            is_archive = file.read(2) == b"PK"  # zipfile.is_zipfile would accept an image with an archive at its end
+        if is_archive:
+            yield from _read_archive(printable(name), path)
         else:
-            yield ImageFile(name, path.read_bytes())
+            yield ImageFile(printable(name), path.read_bytes())
 
 
 def _read_archive(name: str, path: Path) -> Iterator[ImageFile]:
@@ -68,12 +71,13 @@ def _is_clutter(member: zipfile.ZipInfo) -> bool:
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> ImageFile:
+    name = printable(member.filename)
     if member.file_size > MAX_BYTES:
-        return ImageFile(member.filename, problem=f"has more than {MAX_BYTES / 2**20:.0f} MB")
+        return ImageFile(name, problem=f"has more than {MAX_BYTES / 2**20:.0f} MB")
     if member.flag_bits & 1:
-        return ImageFile(member.filename, problem="is encrypted; send it without a password")
+        return ImageFile(name, problem="is encrypted; send it without a password")
     try:
         with archive.open(member) as file:
-            return ImageFile(member.filename, file.read(MAX_BYTES))
+            return ImageFile(name, file.read(MAX_BYTES))
     except Exception:  # noqa: BLE001 - zlib, zipfile and others raise anything on a damaged member
-        return ImageFile(member.filename, problem="is damaged in the archive")
+        return ImageFile(name, problem="is damaged in the archive")
