@@ -63,6 +63,7 @@ def resume_command(options: argparse.Namespace) -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line. A wrong option ends the process with status 2 and one line."""
     description = "Run or resume a hyperparameter sweep, confirm its best trials and promote the winner."
+    description += " runs/ and best_model/ belong to the current directory."
     parser = CommandLine("run_sweep.py", description)
     _add_search_options(parser.add_argument_group("search").add_argument)
     _add_training_options(parser.add_argument_group("training").add_argument)

@@ -24,7 +24,7 @@ from search.comet.optimizer import read_search
 from search.space.schema import known_keys
 from search.space.space import Parameters, Space, load_space
 from search.study.storage import noted_storage, validated_storage, without_password
-from search.study.sweep import Sweep
+from search.study.sweep import RUNS, Sweep
 from search.study.warm_start import PriorSweep, first_proposals, noted_prior_sweep, read_prior_sweep
 from search.task import WorkerSlot
 from search.workers.artifacts import validated_artifacts
@@ -35,7 +35,6 @@ from search.workers.supervisor import Limits
 Engine = Literal["optuna", "comet"]
 TrackingMode = Literal["online", "offline", "off"]
 
-RUNS = Path("runs")
 NAME = r"[\w][\w.-]*"  # of a sweep
 SEARCH_ID = r"[0-9a-f]{32}"  # Comet's id of a search
 FIXED = ("epochs", "image_size")  # the same for every trial unless they are searched
@@ -237,7 +236,7 @@ def _prior(name: str, sweep: Sweep, engine: Engine) -> PriorSweep | None:
     if not re.fullmatch(NAME, name) or name == sweep.name:
         raise ValueError(f"--warm-start is {name!r}; give the name of another sweep, its folder in {RUNS}/")
     noted = noted_prior_sweep(sweep)
-    return noted if noted and noted.name == name else read_prior_sweep(RUNS / name, sweep.space)
+    return noted if noted and noted.is_that_of(RUNS / name) else read_prior_sweep(RUNS / name, sweep.space)
 
 
 def _place(options: argparse.Namespace, devices: list[str], sweep: Sweep, say: Say) -> tuple[list[WorkerSlot], Backend]:

@@ -29,7 +29,7 @@ from search.comet.optimizer import create_search
 from search.report.live_table import WholeSweep, live_view
 from search.report.page import kept_up_to_date, write_last_page, write_page
 from search.study.confirmation import choose, create_confirmation
-from search.study.create import create_study
+from search.study.create import create_study, load_begun_study
 from search.study.shared_study import SharedStudy
 from search.study.sweep import load_confirmation
 from search.study.trials import CONFIRMS
@@ -49,6 +49,7 @@ def launch(plan: Plan) -> int:
     """Start a sweep, or resume it where an earlier command stopped. Return the exit status."""
     plan = replace(plan, source=locate(plan.source))
     data = load_data(plan.source, plan.fixed["image_size"])
+    load_begun_study(plan.sweep)  # raises if the folder holds something else, before a lock is written there
     with sole_owner(plan.sweep.folder, shared=bool(plan.sweep.storage)):
         if plan.promote != "never":
             require_writable(BEST_MODEL)
@@ -201,7 +202,7 @@ def _open_study(plan: Plan, data: Data) -> SharedStudy:
         search_id = sweep.search_id or wait_for_comet(lambda: create_search(content, max_combo), sweep.patience, say)
         study.note_search(search_id)
     say(f"search at Comet: {search_id}")
-    return SharedStudy(replace(sweep, search_id=search_id))
+    return SharedStudy(replace(study.sweep, search_id=search_id))
 
 
 def _open_confirmation(plan: Plan, study: SharedStudy) -> SharedStudy | None:

@@ -10,14 +10,14 @@ from types import ModuleType
 
 from command_line import CommandLine
 from search.study.storage import StorageError
-from search.study.sweep import TASK, load_study
+from search.study.sweep import TASK, find_sweep, load_study
 
 DEFAULT_TASK = "pipeline.promotion"  # for --rollback, and for studies that name no task
 
 
 def main() -> None:
     parser = CommandLine("python -m search.promote", "Promote a trial, or roll back.")
-    parser.add_argument("name", nargs="?", help="the sweep's folder in runs/")
+    parser.add_argument("name", nargs="?", help="a sweep in runs/ of the current directory, or its path")
     parser.add_argument("--trial", type=int, help="its number (default: the sweep's winner)")
     text = "always: promote without a comparison (default: if-better)"
     parser.add_argument("--promote", choices=("if-better", "always"), default="if-better", help=text)
@@ -31,7 +31,7 @@ def main() -> None:
             task = import_module(DEFAULT_TASK)
             print(task.restore(task.BEST_MODEL))
         else:
-            folder, always = Path("runs") / Path(options.name).name, options.promote == "always"
+            folder, always = find_sweep(options.name), options.promote == "always"
             print("\n".join(_task_of(folder).promote_trial(folder, options.trial, always, options.data)))
     except (ValueError, StorageError) as error:
         parser.exit(2, f"{error}\n")

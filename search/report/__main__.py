@@ -17,16 +17,17 @@ from search.report.page import write_page
 from search.report.record import read_record
 from search.report.summary import sentences
 from search.study.storage import StorageError
-from search.study.sweep import PROMOTION, load_study
+from search.study.sweep import PROMOTION, find_sweep, load_study
 
 CHAMPION = Path("best_model/model.safetensors")
 
 
 def main() -> None:
     parser = CommandLine("python -m search.report", "Rank the trials of a sweep.")
-    parser.add_argument("name", help="the sweep's folder in runs/")
-    folder = Path("runs") / Path(parser.parse().name).name
+    parser.add_argument("name", help="a sweep in runs/ of the current directory, or its path")
+    name = parser.parse().name
     try:
+        folder = find_sweep(name)
         page = write_page(folder, _champion_of(load_study(folder)))
         record = read_record(folder)
         write_ranking(folder / "ranking.csv", record.ranking, record.goal)

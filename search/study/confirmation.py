@@ -27,7 +27,9 @@ def create_confirmation(study: SharedStudy, num_configurations: int, num_repeats
         num_repeats=num_repeats,
     )
     direction = sweep.space.goal.direction
-    runs = optuna.create_study(study_name=sweep.title, storage=study.storage, direction=direction, load_if_exists=True)
+    runs = optuna.create_study(
+        study_name=sweep.stored_name, storage=study.storage, direction=direction, load_if_exists=True
+    )
     with study.locks.exclusively("claim"):
         if "uid" not in runs.user_attrs:
             runs.set_user_attr("uid", uuid.uuid4().hex)

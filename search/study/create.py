@@ -3,15 +3,25 @@
 import json
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import optuna
 
 from search.durable import retry_while_unreachable, write_text
 from search.study.shared_study import COMET_SEARCH, Owner, SharedStudy, locks_of
-from search.study.storage import StorageError, is_passing, note_storage, open_storage
-from search.study.sweep import TASK, Sweep, find_study, settings_of
+from search.study.storage import (
+    StorageError,
+    is_passing,
+    note_storage,
+    note_study,
+    noted_study,
+    open_storage,
+    study_name_of,
+    twin_of,
+)
+from search.study.sweep import PARTS, TASK, Sweep, find_study, load_confirmation, numbers_in, settings_of
 from search.study.warm_start import WARM_START, PriorSweep
 
 
@@ -23,42 +33,52 @@ def create_study(
 ) -> SharedStudy:
     """Open the study of a sweep. Create folder and study if there are none, with the results of a `prior` sweep.
 
-    Raises ValueError that names the settings if the study has other `settings` (JSON-able), and OSError if the folder
-    cannot be written.
+    Raises ValueError that names the settings if the study has other `settings` (JSON-able), ValueError if the folder
+    holds something else, and OSError if it cannot be written.
     """
     settings = _with_prior(settings, prior)
-    _require_study_of_trials(sweep)
+    _require_own_files(sweep)
+    sweep = replace(sweep, study_name=study_name_of(sweep.folder, sweep.storage))
     sweep.folder.mkdir(parents=True, exist_ok=True)
     if sweep.storage:
         open_storage(sweep.folder, sweep.storage)  # raises if another version of Optuna made the tables
     storage = open_storage(sweep.folder, sweep.storage, locking=True)
     direction = sweep.space.goal.direction
     try:
-        study = optuna.create_study(study_name=sweep.name, storage=storage, direction=direction, load_if_exists=True)
+        study = optuna.create_study(
+            study_name=sweep.stored_name, storage=storage, direction=direction, load_if_exists=True
+        )
         if sweep.storage:
             note_storage(sweep.folder, sweep.storage)
         with locks_of(sweep, storage, study).exclusively("claim"):
-            if not _is_begun(sweep, study):
-                study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex))
-                if prior:
-                    study.set_user_attr(WARM_START, asdict(prior))  # its folder may change while this sweep runs
-                if sweep.task:
-                    study.set_user_attr(TASK, sweep.task)
-                study.set_user_attr("settings", dict(settings))
-                write_text(sweep.folder / "sweep.json", json.dumps(settings, indent=2))  # for users; no code reads it
-            else:
+            if _is_begun(sweep, study):
                 require_settings(sweep, study, settings)
+            else:
+                _begin(sweep, study, settings, prior)
+        if sweep.storage:
+            note_study(sweep.folder, sweep.study_name, study.user_attrs["uid"])
     finally:
         storage.engine.dispose()
     return SharedStudy(sweep, on_wait)
 
 
+def _begin(sweep: Sweep, study: optuna.Study, settings: Mapping[str, Any], prior: PriorSweep | None) -> None:
+    """Store what is known of a sweep before its first trial, the settings last."""
+    study.set_user_attr("uid", study.user_attrs.get("uid", uuid.uuid4().hex))
+    if prior:
+        study.set_user_attr(WARM_START, asdict(prior))  # its folder may change while this sweep runs
+    if sweep.task:
+        study.set_user_attr(TASK, sweep.task)
+    study.set_user_attr("settings", dict(settings))
+    write_text(sweep.folder / "sweep.json", json.dumps(settings, indent=2))  # for users; no code reads it
+
+
 def load_begun_study(sweep: Sweep) -> optuna.Study | None:
     """Open the study of a sweep for reading; return None if it was not begun.
 
-    Raises ValueError if the study is damaged, or gone while its trials exist.
+    Raises ValueError, and writes nothing, if the folder holds something else than the study and its files.
     """
-    _require_study_of_trials(sweep)
+    _require_own_files(sweep)
     study = find_study(sweep)
     return study if study and _is_begun(sweep, study) else None
 
@@ -69,11 +89,34 @@ def _is_begun(sweep: Sweep, study: optuna.Study) -> bool:
     return "settings" in study.user_attrs and bool(begun)
 
 
-def _require_study_of_trials(sweep: Sweep) -> None:
-    """Raise ValueError if trials exist without their study: a new study would use their files."""
-    left = (path for name in ("history.csv", "checkpoint*") for path in sweep.folder.glob(f"trials/*/{name}"))
-    if not sweep.storage and not (sweep.folder / "study.db").exists() and any(left):
-        raise ValueError(f"{sweep.folder} has trials, but their study is gone; put it back, or give another --name")
+def _require_own_files(sweep: Sweep) -> None:
+    """Raise ValueError, which names the way out, if the folder holds files that a sweep would adopt or overwrite."""
+    folder, other = sweep.folder, "or give another --name"
+    if folder.exists() and (twin := twin_of(folder)):
+        raise ValueError(f"{folder} and {twin} have the same study on the server; resume {twin}, {other}")
+    numbers = {part: numbers_in(folder / part) for part in PARTS}  # before the study is read: it may grow meanwhile
+    studies = {"trials": find_study(sweep), "confirmation": load_confirmation(folder, sweep.storage)}
+    search = studies["trials"]
+    if not search or "settings" not in search.user_attrs:
+        if any(numbers.values()):
+            raise ValueError(f"{folder} has trials, but their study is gone; put it back, {other}")
+        if strangers := _strangers(folder):
+            raise ValueError(f"{folder} is no sweep's folder: it holds {', '.join(strangers)}; move it away, {other}")
+    elif (uid := noted_study(folder)[1]) and uid != search.user_attrs.get("uid"):
+        what = f"the study {search.study_name} on the server was made anew"
+        raise ValueError(f"{what}, and is not that of {folder}; put the former one back, {other}")
+    for part, study in studies.items():
+        known = len(study.get_trials(deepcopy=False)) if study else 0
+        if extra := [number for number in numbers[part] if number >= known]:
+            what = f"{folder / part}/{extra[0]:04} is none of the {known} trials in its study"
+            raise ValueError(f"{what}; put back the study that has it, {other}")
+
+
+def _strangers(folder: Path) -> list[str]:
+    """Return up to three names of files that no sweep leaves behind before its study exists."""
+    ours = ("study.", "storage.txt")
+    names = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
+    return [name for name in names if not name.startswith((".", *ours)) and not name.endswith(".lock")][:3]
 
 
 def _with_prior(settings: Mapping[str, Any], prior: PriorSweep | None) -> Mapping[str, Any]:

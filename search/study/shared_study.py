@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import optuna
@@ -72,12 +72,12 @@ class SharedStudy:
         self.sweep, self.on_wait = sweep, on_wait
         self.owner = owner or Owner(uuid.uuid4().hex, socket.gethostname())
         self.storage = open_storage(sweep.folder, sweep.storage, locking=True)
-        self.optuna = optuna.load_study(study_name=sweep.title, storage=self.storage)
+        self.optuna = optuna.load_study(study_name=sweep.stored_name, storage=self.storage)
         self.search = self.optuna  # the study of the search, which also carries the notices of a confirmation
         self.prior = prior_sweep_of(self.optuna)
         self.quota: Quota = SearchQuota(sweep, self.optuna, self.prior)
         if sweep.part == "confirmation":
-            self.search = optuna.load_study(study_name=sweep.name, storage=self.storage)
+            self.search = optuna.load_study(study_name=replace(sweep, part="search").stored_name, storage=self.storage)
             self.quota = ConfirmationQuota(sweep, self.optuna, self.search)
         self.locks = locks_of(sweep, self.storage, self.optuna)
         # Not the study's own: if that is Hyperband, Optuna filters the trials that the sampler sees.

@@ -1,12 +1,14 @@
 """The storage of a study: a SQLite file in the run's folder, or a PostgreSQL server that many machines reach."""
 
 import json
+import os
 import re
 import sqlite3
-from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
@@ -18,6 +20,7 @@ from search.durable import write_text
 StorageError = StorageInternalError
 
 NOTE = "storage.txt"  # in a run's folder: the server's address, for later readers
+STUDY = "study.json"  # beside it: name and uid of the study on the server; another folder may have that name later
 BUSY_SECONDS = 60.0  # how long SQLite waits for another process's transaction
 PASSING = ("database is locked", "readonly database")  # in SQLite's messages about faults that may pass
 BROKEN = ("file is not a database", "disk image is malformed")  # and about damage
@@ -25,6 +28,9 @@ FITTING: set[Path] = set()  # files of a compatible Optuna; the check takes 0.1 
 NOTE_DOWN = """INSERT INTO trial_user_attributes (trial_id, key, value_json)
     SELECT trial_id, :key, :value FROM trials WHERE trial_id = :trial AND state IN ('RUNNING', 'WAITING')
     ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json"""
+STUDIES = """SELECT study_name,
+    EXISTS (SELECT 1 FROM study_user_attributes AS a WHERE a.study_id = s.study_id AND a.key = 'settings'),
+    EXISTS (SELECT 1 FROM trials AS t WHERE t.study_id = s.study_id) FROM studies AS s ORDER BY study_id"""
 # A value that changes with every commit. SQLite's ignores commits over the same connection.
 VERSION = {"sqlite": "PRAGMA data_version", "postgresql": "SELECT CAST(txid_current_snapshot() AS text)"}
 MAKING_TABLES = 1_668_244_581  # key of an advisory lock
@@ -66,22 +72,73 @@ def noted_storage(folder: Path) -> str:
     return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
+def note_study(folder: Path, name: str, uid: str) -> None:
+    """Store which study on the server is that of `folder`."""
+    if noted_study(folder) != (name, uid):
+        write_text(folder / STUDY, json.dumps({"name": name, "uid": uid}), concurrent=True)
+
+
+def noted_study(folder: Path) -> tuple[str, str]:
+    """Return name and uid of the study on the server; without a note, the folder's name and an empty uid."""
+    path = folder / STUDY
+    note = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return note.get("name", folder.name), note.get("uid", "")
+
+
+def twin_of(folder: Path) -> Path | None:
+    """Return another folder beside a copied or renamed one, with the same study on the same server."""
+    name, url = noted_study(folder)[0], noted_storage(folder)
+    if not url or name == folder.name:
+        return None
+    others = (other for other in sorted(folder.parent.iterdir()) if other.name != folder.name)
+    return next((other for other in others if (noted_study(other)[0], noted_storage(other)) == (name, url)), None)
+
+
+def study_name_of(folder: Path, url: str = "") -> str:
+    """Return the name of the search's study in the storage of `folder`, or the folder's if it is still to be created.
+
+    The folder of a study in a file may have been renamed or copied since. Raises ValueError, and writes nothing, if
+    study.db holds something else.
+    """
+    if url or noted_storage(folder):
+        return noted_study(folder)[0]
+    path = folder / "study.db"
+    studies = studies_in(path)
+    sweeps = [name for name, (is_sweep, _) in studies.items() if is_sweep]
+    if len(sweeps) == 1:
+        return sweeps[0]
+    _, has_trials = studies.get(folder.name, (False, bool(studies)))
+    if folder.name in sweeps or not (sweeps or has_trials):  # a command may have been killed before it began the sweep
+        return folder.name
+    what = "several sweeps" if sweeps else "the studies of another program"
+    names = ", ".join(sweeps or studies)
+    raise ValueError(f"{path} holds {what} ({names}); move it away, or use another name for the sweep")
+
+
 def open_storage(folder: Path, url: str = "", *, locking: bool = False) -> RDBStorage:
     """Open the storage of a sweep: `url`, or the one stored in `folder`.
 
-    With `locking`, a process has a single connection, because a server releases locks with their connection. Raises
+    With `locking`, a process keeps a single connection, because a server releases locks with their connection. Raises
     OSError if the storage cannot be opened, ValueError if it is damaged.
     """
     url = url or noted_storage(folder)
     path = folder / "study.db"
+    with _explained(without_password(url) or path):
+        return _open_server(url, locking=locking) if url else _open_file(path, locking=locking)
+
+
+@contextmanager
+def _explained(where: str | Path) -> Iterator[None]:
+    """Raise ValueError for a damaged storage or one of another version, and OSError if it cannot be opened."""
     try:
-        return _open_server(url, locking=locking) if url else _open_file(path)
+        yield
     except (sqlite3.Error, SQLAlchemyError, StorageInternalError) as error:
-        where = without_password(url) if url else path
         if any(words in str(error) for words in BROKEN):
             what = f"the study {where} is damaged ({first_line(error)})"
             raise ValueError(f"{what}; put back a copy, or give another --name") from error
         raise OSError(f"the study {where} cannot be opened ({first_line(error)})") from error
+    except RuntimeError as error:  # Optuna's, about the version of the tables
+        raise ValueError(f"the study {where} cannot be read by this version of Optuna ({first_line(error)})") from error
 
 
 def note_down(storage: RDBStorage, trial_id: int, entries: Mapping[str, Any]) -> None:
@@ -126,14 +183,41 @@ def is_passing(error: Exception) -> bool:
     return isinstance(cause, sqlalchemy.exc.TimeoutError | sqlalchemy.exc.PendingRollbackError)
 
 
-def _open_file(path: Path) -> RDBStorage:
-    # PRAGMA synchronous stays FULL, though NORMAL commits far faster: after a power cut the study could lack a trial
-    # whose checkpoint exists, and the next trial of that number would resume it.
-    with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers and the writer do not block
-    patience = {"connect_args": {"timeout": BUSY_SECONDS}}
+def studies_in(path: Path) -> dict[str, tuple[bool, bool]]:
+    """Return the studies in a SQLite file by name: whether each is a sweep's, and has trials. Writes nothing.
+
+    An ordinary connection would create missing files and tables, and one to read only would leave the files of the
+    write-ahead log behind. So a file that nobody has open is read as if it could not change.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return {}
+    leftovers = {
+        "-wal": "mode=ro",
+        "-journal": "mode=rw",
+    }  # of a process that writes, or died; the latter must be undone
+    modes = [mode for suffix, mode in leftovers.items() if path.with_name(path.name + suffix).exists()]
+    address = f"file:{quote(os.fsencode(path))}?{(*modes, 'immutable=1')[0]}"
+    with _explained(path), closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as connection:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        if tables and "study_user_attributes" not in tables:
+            raise ValueError(
+                f"{path} is a database of another program; move it away, or use another name for the sweep"
+            )
+        return {name: (bool(a), bool(b)) for name, a, b in connection.execute(STUDIES)} if tables else {}
+
+
+def _open_file(path: Path, *, locking: bool) -> RDBStorage:
+    """Open the tables in a file. A reader leaves the file as it is, and neither connections nor files beside it."""
+    settings: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}}
+    if not locking:
+        settings["poolclass"] = sqlalchemy.NullPool
+    else:
+        # PRAGMA synchronous stays FULL, though NORMAL commits far faster: after a power cut the study could lack a
+        # trial whose checkpoint exists, and the next trial of that number would resume it.
+        with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers and the writer do not block
     known = path.absolute() in FITTING
-    storage = RDBStorage(f"sqlite:///{path}", engine_kwargs=patience, skip_compatibility_check=known)
+    storage = RDBStorage(f"sqlite:///{path}", engine_kwargs=settings, skip_compatibility_check=known)
     FITTING.add(path.absolute())
     return storage
 

@@ -1,5 +1,6 @@
 """The description of a sweep. Open its two studies for reading."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,15 +10,20 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
+from command_line import did_you_mean
 from search.comet.optimizer import CometSampler
 from search.space.space import Space, derive_seed
-from search.study.storage import noted_storage, open_storage
+from search.study.storage import noted_storage, open_storage, studies_in, study_name_of
 from search.study.trials import CONFIRMS, REPEAT, parameters_of
 
+RUNS = Path("runs")  # of the current directory
 PrunerName = Literal["hyperband", "median", "none"]
 
 PROMOTION, CANDIDATES, TASK = "promotion", "candidates", "task"  # user attributes of the search's study
 CHOSEN = "chosen"  # user attribute of the confirmation's study: trial and repeat of each run that counts
+
+
+PARTS = ("trials", "confirmation")  # folders of the trials in a sweep's folder
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Sweep:
     part: Literal["search", "confirmation"] = "search"
     num_confirmed: int = 0  # configurations that the confirmation trains again
     num_repeats: int = 0  # runs of each of them
+    study_name: str = ""  # of the search in the storage; empty: that of the folder
     task: str = ""  # import path of the module that promotes trials; search.promote has a default
 
     @property
@@ -49,8 +56,14 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        """Name of this part of the sweep for people, Comet and the storage."""
+        """Name of this part of the sweep for people and Comet."""
         return self.name if self.part == "search" else f"{self.name} {self.part}"
+
+    @property
+    def stored_name(self) -> str:
+        """Name of this part's study in the storage: that of the sweep's folder when it began."""
+        name = self.study_name or self.name
+        return name if self.part == "search" else f"{name} {self.part}"
 
     def sampler(self, number: int) -> BaseSampler:
         """Return the sampler that proposes trial `number`."""
@@ -87,28 +100,68 @@ class Sweep:
         return MedianPruner() if self.pruner == "median" else NopPruner()
 
 
+def find_sweep(name: str) -> Path:
+    """Return the folder of the sweep that a user named, by its path or by its name in runs/.
+
+    Raises ValueError, which says where the sweep was looked for and which ones are there.
+    """
+    named = Path(os.path.normpath(name))
+    folders = [RUNS / named, named] if name == named.name else [named, RUNS / named]
+    found = next((folder for folder in folders if _is_sweep(folder)), None)
+    if found is None:
+        raise ValueError(_no_sweep(folders[0]))
+    return found if found.name not in ("", "..") else found.resolve()
+
+
 def load_study(folder: Path) -> optuna.Study:
     """Open the study of the search in `folder` for reading. Raises ValueError if there is none."""
-    if not (folder / "study.db").is_file() and not noted_storage(folder):
-        raise ValueError(f"{folder} holds no sweep; name one of runs/")
-    study = _find(folder.name, folder)
-    if study is None or "settings" not in study.user_attrs:
-        raise ValueError(f"{folder} holds a sweep that was never begun; start it with run_sweep.py")
-    return study
+    if not _is_sweep(folder):
+        raise ValueError(_no_sweep(folder))
+    study = _find(folder)
+    if study and "settings" in study.user_attrs:
+        return study
+    if numbers_in(folder / "trials"):
+        raise ValueError(f"{folder} has trials, but their study is gone; put it back")
+    raise ValueError(f"{folder} holds a sweep that was never begun; start it with run_sweep.py")
+
+
+def _is_sweep(folder: Path) -> bool:
+    return holds_study(folder) or bool(numbers_in(folder / "trials"))
+
+
+def _no_sweep(folder: Path) -> str:
+    """Say that `folder` holds no sweep, and name those beside it."""
+    place = folder.parent
+    there = sorted(path.name for path in place.glob("*") if _is_sweep(path))
+    those = ", ".join(there[:10]) or "none: runs/ belongs to the folder in which run_sweep.py was started"
+    where = f"{place}/" if place.is_absolute() else f"{place}/ in {Path.cwd()}"
+    return f"{folder} holds no sweep; name one of {where}{did_you_mean(folder.name, there) or f' ({those})'}"
 
 
 def find_study(sweep: Sweep) -> optuna.Study | None:
     """Open the study of the search for reading; return None if it was not created."""
-    is_there = sweep.storage or (sweep.folder / "study.db").is_file()
-    return _find(sweep.name, sweep.folder, sweep.storage) if is_there else None
+    return _find(sweep.folder, sweep.storage)
 
 
-def load_confirmation(folder: Path) -> optuna.Study | None:
+def load_confirmation(folder: Path, storage: str = "") -> optuna.Study | None:
     """Open the study of the confirmation in `folder` for reading; return None if it was not created."""
-    return _find(f"{folder.name} confirmation", folder)
+    return _find(folder, storage, " confirmation")
 
 
-def _find(title: str, folder: Path, storage: str = "") -> optuna.Study | None:
+def holds_study(folder: Path) -> bool:
+    return (folder / "study.db").is_file() or bool(noted_storage(folder))
+
+
+def numbers_in(trials: Path) -> list[int]:
+    """Return the numbers of the trials that have files, in the folder of one part of a sweep."""
+    files = (path for path in trials.glob("[0-9][0-9][0-9][0-9]*/*") if not path.name.endswith("lock"))
+    return sorted({int(path.parent.name) for path in files if path.parent.name.isdecimal()})
+
+
+def _find(folder: Path, storage: str = "", part: str = "") -> optuna.Study | None:
+    title = study_name_of(folder, storage) + part
+    if not (storage or noted_storage(folder) or title in studies_in(folder / "study.db")):
+        return None  # to open the storage would create it
     try:
         return optuna.load_study(study_name=title, storage=open_storage(folder, storage))
     except KeyError:  # not created: an earlier command may have been killed before that

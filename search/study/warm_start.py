@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.space.space import Parameters, Space
-from search.study.sweep import CANDIDATES, Sweep, find_study, load_study
+from search.study.sweep import CANDIDATES, Sweep, find_study, holds_study, load_study
 from search.study.trials import ordered
 
 WARM_START = "warm_start"  # the setting of that name, and the user attribute of the study
@@ -27,10 +27,17 @@ class PriorSweep:
     winner: Parameters  # to try again; empty if it is the baseline, which is tried anyway
     trials: Sequence[Mapping[str, Any]]  # ended ones in the space: state, params, value, step
     num_proposed: int  # our samplers are numbered from here: else, with an equal seed, they repeat its random proposals
+    uid: str = ""  # of its study; unknown to older sweeps
 
     def differences(self, settings: Mapping[str, Any]) -> list[str]:
         """Return the settings that make results incomparable, such as images and epochs."""
         return sorted(key for key in settings.keys() - IRRELEVANT if settings[key] != self.settings.get(key))
+
+    def is_that_of(self, folder: Path) -> bool:
+        """Say whether this is the sweep in `folder`, which may have been renamed since."""
+        if folder.name == self.name:
+            return True
+        return bool(self.uid and holds_study(folder) and load_study(folder).user_attrs.get("uid") == self.uid)
 
 
 def read_prior_sweep(folder: Path, space: Space) -> PriorSweep:
@@ -53,7 +60,8 @@ def read_prior_sweep(folder: Path, space: Space) -> PriorSweep:
     confirmed = [candidate["trial"] for candidate in study.user_attrs.get(CANDIDATES, [])]  # the winner first
     best = sorted(ordered(complete, space.goal), key=lambda trial: trial.number not in confirmed[:1])
     winner = next((trial.params for trial in best if trial.params != space.baseline), {})
-    return PriorSweep(folder.name, settings, winner, [_record(trial) for trial in ended], len(study.get_trials()))
+    records, num_proposed = [_record(trial) for trial in ended], len(study.get_trials())
+    return PriorSweep(folder.name, settings, winner, records, num_proposed, study.user_attrs.get("uid", ""))
 
 
 def prior_sweep_of(study: optuna.Study) -> PriorSweep | None:

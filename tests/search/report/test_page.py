@@ -173,7 +173,8 @@ def test_command_refuses_what_holds_no_sweep(tmp_path, monkeypatch, capsys, name
     monkeypatch.setattr(sys, "argv", ["report", name])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert capsys.readouterr().err == f"{message}\n"
+    said = f"{message} in {tmp_path} (none: runs/ belongs to the folder in which run_sweep.py was started)\n"
+    assert capsys.readouterr().err == said
 
 
 def test_command_refuses_a_champion_that_is_not_whole(tmp_path, monkeypatch, capsys):
