@@ -56,12 +56,12 @@ def progress(text: str) -> Iterator[Callable[[str], None]]:
 
 
 def say_wrapped(text: str) -> None:
-    """Print a long list; on a terminal no word of it is cut."""
+    """Print text that nobody copies as a command; on a terminal no word of it is cut."""
     console.print(text, highlight=False, soft_wrap=not console.is_terminal, markup=False)
 
 
 def say_note(text: str) -> None:
-    say(f"note: {text}")
+    say_wrapped(f"note: {text}")
 
 
 def exit_with_error(status: int, message: str) -> int:
@@ -92,7 +92,7 @@ def say_data(source: str, data: Data) -> None:
         f"{sum(counts)} to {part} ({', '.join(map(count, counts, data.classes))})"
         for part, counts in data.count_images().items()
     ]
-    say(f"data: {SOURCES.get(source, source)}: {', '.join(parts)}")
+    say_wrapped(f"data: {SOURCES.get(source, source)}: {', '.join(parts)}")
     for note in data.notes:
         say_note(note)
 

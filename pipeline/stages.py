@@ -67,7 +67,8 @@ def carry_out(plan: Plan, data: Data, study: SharedStudy) -> int:
     runs = _open_confirmation(plan, study)
     parts = [(part, _tracking(plan, part, code)) for part in (study, runs) if part]
     later = runs.trials if runs else list
-    whole = WholeSweep(study.trials, later, plan.confirm, plan.confirm_seeds, len(plan.slots), epoch_shares(plan))
+    shares = epoch_shares(plan)
+    whole = WholeSweep(study.trials, later, plan.confirm, plan.confirm_seeds, len(plan.slots), shares, task.cost)
     workers = worker_pool(parts, task, plan.slots, plan.limits, plan.backend)
     fault: ValueError | None = None
     with _notified(*parts[0]), _reported_if_interrupted(study.sweep.folder):

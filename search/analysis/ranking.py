@@ -84,9 +84,11 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], goal: Goal, path:
         return
     title = "ranking, best first" + ("; trial 0 is the baseline" if baseline else "")
     table = _table(title, ranking, goal, searched_names(ranking))
-    options = console.options.update(max_width=10_000)
-    shows_all = Measurement.get(console, options, table).maximum <= console.width
-    console.print(table if shows_all else _table(title, ranking, goal, []))
+    if not (shows_all := _fits(console, table)):
+        table = _table(title, ranking, goal, [])
+        if not _fits(console, table):
+            table.padding = 0
+    console.print(table)
     constants = constants_of(ranking)
     lines = [describe_constants(constants)] if constants else []
     lines += [f"trial {trial.trial} failed: {trial.reason}" for trial in ranking if trial.state == "failed"]
@@ -97,6 +99,11 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], goal: Goal, path:
         lines += [f"trial {best.trial} has {values}", f"the parameters of all: {path}"]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _fits(console: Console, table: Table) -> bool:
+    options = console.options.update(max_width=10_000)
+    return Measurement.get(console, options, table).maximum <= console.width
 
 
 def _table(title: str, ranking: Sequence[Ranked], goal: Goal, names: Sequence[str]) -> Table:

@@ -1,10 +1,10 @@
 """Show a running sweep: a table that redraws itself on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.box import SIMPLE
@@ -13,10 +13,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from search.formatting import duration
+from search.formatting import cell, duration
 from search.schedule.time_left import ObservedTrial, Snapshot, State, full_epochs, seconds_left
 from search.study.shared_study import SharedStudy
-from search.study.trials import CONFIRMS, ordered, state_of
+from search.study.trials import CONFIRMS, ordered, parameters_of, state_of
 
 CLOCK_SECONDS = 3.0  # between updates of the table's time left, if nothing else changes
 
@@ -31,6 +31,7 @@ class WholeSweep:
     repeats: int  # runs of each of them
     num_workers: int  # of this command
     shares: Sequence[float] = ()  # cost of each epoch of a trial, relative to one of full size; empty: all are 1
+    cost: Callable[[Mapping[str, Any]], float] = lambda _: 0.0  # of parameters, in mult-adds; 0: unknown
 
 
 @contextmanager
@@ -52,6 +53,7 @@ class _Clock:
         self.old_notice = study.notice()  # from before this view
         # By a running trial's label: times at which its number of epochs changed, and the number.
         self.epochs: dict[str, list[tuple[float, int]]] = {}
+        self.costs: dict[str, float] = {}  # of trials, by label
         self.num_workers = whole.num_workers
 
     def time_left(self) -> str:
@@ -100,12 +102,22 @@ class _Clock:
             seconds = trial.user_attrs.get("seconds")
             pace = seconds / full_epochs(shares, len(values)) if seconds and values else None
             state = cast("State", state_of(trial))
-            return ObservedTrial(trial.number, state, pace, values, confirms=confirms, shares=shares)
+            return ObservedTrial(trial.number, state, pace, values, 0.0, confirms, shares, self._cost_of(trial))
         changes = self.epochs[self.sweep.label(trial)]
         (began, before), (ended, epoch) = changes[0], changes[-1]
         num_done = full_epochs(shares, epoch) - full_epochs(shares, before)
         pace = (ended - began) / num_done if epoch > before else None
-        return ObservedTrial(trial.number, "running", pace, values, time.monotonic() - ended, confirms, shares)
+        elapsed = time.monotonic() - ended
+        return ObservedTrial(trial.number, "running", pace, values, elapsed, confirms, shares, self._cost_of(trial))
+
+    def _cost_of(self, trial: FrozenTrial) -> float:
+        """Return the mult-adds of a trial; 0 if its parameters are not known yet."""
+        label = self.sweep.label(trial)
+        if label not in self.costs and (trial.state.is_finished() or "worker" in trial.user_attrs):
+            self.costs[label] = 0.0
+            with suppress(ValueError):  # of parameters that do not suit each other; the trial will fail
+                self.costs[label] = self.whole.cost(parameters_of(trial))
+        return self.costs.get(label, 0.0)
 
 
 class _Screen:
@@ -163,10 +175,23 @@ def _table(clock: _Clock, trials: Sequence[FrozenTrial]) -> Group:
             value = f"{trial.intermediate_values[last]:.4f}" if last else "first epoch"
             table.add_row(sweep.label(trial).removeprefix("trial "), device, f"{last} of {sweep.epochs}", value)
     if not table.rows:
-        table.add_row("", "", "", "workers are starting")
+        has_begun = any(trial.state.is_finished() for trial in trials)
+        next_ = "the next one is starting" if has_begun else "workers are starting"
+        table.add_row("", "", "", next_ if clock.study.num_unfinished() else "all have ended")
     summary = Text(f"{sweep.title}: {_summary(clock, trials)}", style="bold")
     notice = clock.study.notice()
-    return Group(summary, table, Text("" if notice == clock.old_notice else notice, style="italic"))
+    return Group(summary, table, _best(clock), Text("" if notice == clock.old_notice else notice, style="italic"))
+
+
+def _best(clock: _Clock) -> Text:
+    """Name the parameters of the best trial of the search, which wrap where the terminal is narrow."""
+    complete = [trial for trial in clock.whole.trials() if trial.state == TrialState.COMPLETE]
+    if not complete:
+        return Text()
+    best, constants = ordered(complete, clock.sweep.space.goal)[0], clock.sweep.space.constants
+    searched = {name: value for name, value in parameters_of(best).items() if name not in constants}
+    values = " ".join(f"{name}={cell(value, '.3g')}" for name, value in searched.items())
+    return Text(f"best so far, trial {best.number}: {values or 'the baseline'}")
 
 
 def _summary(clock: _Clock, trials: Sequence[FrozenTrial]) -> str:

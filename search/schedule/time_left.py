@@ -5,15 +5,18 @@ The estimate reads no clock and no study, so that tests/search/schedule/test_tim
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from functools import partial
+from statistics import fmean, linear_regression
 from typing import Literal
 
 KEPT = 1 / 3  # share of the trials that are not pruned, as a prior; Hyperband's rule in search/study/sweep.py
 PRIOR_TRIALS = 2.0  # weight of this prior, in trials
 LATE = 1.3  # a late first epoch is expected to take this many times the seconds so far
 SOON = 0.1  # minimum remainder of a running epoch, in epochs
+OVERHEAD = 0.5  # pace of a network without mult-adds, as a share of the fastest one that was measured; a prior
+LEAST = 0.1  # minimum of an estimated pace, as a share of the fastest that was measured
 
 State = Literal["running", "complete", "pruned", "failed"]
 
@@ -29,6 +32,7 @@ class ObservedTrial:
     elapsed: float = 0.0  # seconds since the last epoch ended, or since the start; only of a running one
     confirms: int | None = None  # the trial that a run repeats
     shares: Sequence[float] = ()  # see `full_epochs`
+    cost: float = 0.0  # mult-adds of one image of full size; 0: unknown
 
     @property
     def epochs(self) -> int:
@@ -59,6 +63,7 @@ class _Typical:
     """The expectation for a trial that has not begun."""
 
     pace: float  # seconds per epoch of full size
+    expect: Callable[[ObservedTrial], float]  # the pace of a trial that has begun
     kept: float  # probability that it is not pruned
     stop: float  # epochs of a pruned trial
     cost: float  # on average, in epochs of full size
@@ -81,7 +86,9 @@ def seconds_left(snapshot: Snapshot) -> float | None:
     complete = [trial for trial in snapshot.trials if trial.state == "complete"]
     complete.sort(key=lambda trial: trial.values[-1])
     running = _running(snapshot.trials)
-    ends = [_seconds_for(trial, _full_epochs_to_come(trial, snapshot, typical), typical.pace) for trial in running]
+    ends = [
+        _seconds_for(trial, _full_epochs_to_come(trial, snapshot, typical), typical.expect(trial)) for trial in running
+    ]
     for run in _running(snapshot.runs):
         trial = next(trial for trial in snapshot.trials if trial.number == run.confirms)
         is_wanted = trial in complete[: snapshot.confirm] or not snapshot.confirm
@@ -97,17 +104,38 @@ def seconds_left(snapshot: Snapshot) -> float | None:
 
 def _typical(snapshot: Snapshot) -> _Typical | None:
     """Return the expectation from the known trials; a baseline outside the space counts only if it is alone."""
-    measured = [trial for trial in snapshot.trials if trial.pace is not None]
-    inside = [trial for trial in measured if trial.number or not snapshot.baseline]
-    paces = [trial.pace for trial in inside or measured if trial.pace is not None]
-    if not paces:
+    inside = [trial for trial in snapshot.trials if trial.number or not snapshot.baseline]
+    measured = _measured(inside) or _measured(snapshot.trials)
+    if not measured:
         return None
+    usual = fmean(trial.pace or 0 for trial in measured)
+    expect = partial(_expected_pace, measured=_measured(snapshot.trials), usual=usual)
+    paces = [expect(trial) for trial in inside if trial.pace is not None or trial.cost]
     ended = [trial for trial in inside if trial.state != "running"]
     stopped = [trial.epochs for trial in ended if trial.state != "complete"]
     kept = (len(ended) - len(stopped) + PRIOR_TRIALS * KEPT) / (len(ended) + PRIOR_TRIALS) if stopped else 1.0
     stop = fmean(stopped or [snapshot.epochs])
     whole, part = (full_epochs(snapshot.shares, epochs) for epochs in (snapshot.epochs, stop))
-    return _Typical(fmean(paces), kept, stop, kept * whole + (1 - kept) * part)
+    return _Typical(fmean(paces or [usual]), expect, kept, stop, kept * whole + (1 - kept) * part)
+
+
+def _expected_pace(trial: ObservedTrial, measured: Sequence[ObservedTrial], usual: float) -> float:
+    """Return the pace of a trial; before its first epoch has ended, the one to expect with its cost if that is known.
+
+    Seconds per epoch are a line over the mult-adds, fitted to the measured trials and, as to one more, to OVERHEAD.
+    """
+    if trial.pace is not None:
+        return trial.pace
+    points = [(other.cost, other.pace) for other in measured if other.cost and other.pace]
+    if not (trial.cost and points):
+        return usual
+    costs, paces = zip(*points, strict=True)
+    line = linear_regression([0.0, *costs], [OVERHEAD * min(paces), *paces])
+    return max(line.intercept + line.slope * trial.cost, LEAST * min(paces)) if line.slope > 0 else usual
+
+
+def _measured(trials: Sequence[ObservedTrial]) -> list[ObservedTrial]:
+    return [trial for trial in trials if trial.pace is not None]
 
 
 def _full_epochs_to_come(trial: ObservedTrial, snapshot: Snapshot, typical: _Typical) -> float:

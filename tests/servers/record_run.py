@@ -9,8 +9,10 @@ import platform
 import sys
 from pathlib import Path
 
+from catdog.model import count_mult_adds
+from pipeline.task import configure
 from search.study.sweep import load_confirmation, load_study, settings_of
-from search.study.trials import CONFIRMS, state_of
+from search.study.trials import CONFIRMS, parameters_of, state_of
 
 
 def record(folder, is_search=False):
@@ -18,7 +20,9 @@ def record(folder, is_search=False):
     study, confirmation = load_study(folder), None if is_search else load_confirmation(folder)
     parts = {"trials": study.trials, "runs": confirmation.trials if confirmation else []}
     zero = min(trial.datetime_start for trial in study.trials)
-    sign = 1 if settings_of(study)["goal"]["direction"] == "minimize" else -1
+    settings = settings_of(study)
+    sign = 1 if settings["goal"]["direction"] == "minimize" else -1
+    fixed = {name: settings[name] for name in ("image_size", "epochs")}
     again = [run.user_attrs[CONFIRMS] for run in parts["runs"] if state_of(run) != "pruned"]
     return {
         "machine": platform.processor() or platform.machine(),
@@ -28,7 +32,13 @@ def record(folder, is_search=False):
         "repeats": max(map(again.count, again), default=0),
         "baseline": not study.trials[0].params,
         **{
-            part: [entry(trial, sign, zero, folder / name / f"{trial.number:04}") for trial in trials]
+            part: [
+                {
+                    **entry(trial, sign, zero, folder / name / f"{trial.number:04}"),
+                    "cost": count_mult_adds(configure(parameters_of(trial), fixed)[0]),
+                }
+                for trial in trials
+            ]
             for (part, trials), name in zip(parts.items(), ("trials", "confirmation"), strict=True)
         },
     }

@@ -70,7 +70,7 @@ def test_csv_has_one_row_per_trial_with_the_contracts_columns(study, tmp_path):
     assert rows[5][8] == "diverged in epoch 1: loss is nan"
 
 
-@pytest.mark.parametrize(("width", "shown"), [(80, True), (70, False)])
+@pytest.mark.parametrize(("width", "shown"), [(80, True), (70, False), (60, False)])
 def test_parameters_are_shown_where_there_is_room(study, width, shown):
     console = Console(width=width)
     with console.capture() as captured:

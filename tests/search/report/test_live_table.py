@@ -13,6 +13,7 @@ from search.report import live_table as live
 from search.report.live_table import WholeSweep, _Clock, live_view
 from search.study.create import create_study
 from search.study.queue import acquire
+from search.study.trials import parameters_of
 from tests.servers.counting_sweep import EPOCHS, make_sweep
 
 
@@ -123,6 +124,68 @@ def test_table_guesses_from_the_first_epoch_on(study):
     assert "first epoch" in before
     assert before.index("time left unknown") < before.index("less than a minute left")
     assert "about 1 h 0 min left" in after
+
+
+def test_slow_network_is_expected_before_its_first_epoch_has_ended(study):
+    clock = _Clock(study, WholeSweep(study.trials, list, 0, 0, 2, cost=lambda parameters: 1e6 + 1e9 * parameters["x"]))
+    first = acquire(study, 0, "cpu")
+    study.note(first.trial, seconds=EPOCHS * 600.0)
+    for epoch in range(1, EPOCHS + 1):
+        study.report(first.trial, epoch, 1.0)
+    study.tell(first.trial, TrialState.COMPLETE, 1.0)
+    first.release()
+    claims = [acquire(study, slot, "cpu") for slot in range(2)]
+    costs = {trial.number: clock._cost_of(trial) for trial in study.trials()}
+    assert costs == {trial.number: 1e6 + 1e9 * parameters_of(trial)["x"] for trial in study.trials()}
+    hours = max(0.5 + 0.5 * costs[claim.trial.number] / costs[0] for claim in claims) * EPOCHS / 6
+    assert clock.time_left() == f"about {duration(3600 * hours)} left"
+
+
+def table_of(study, width, **changes):
+    console = Console(file=io.StringIO(), force_terminal=True, width=width)
+    with live_view(study, console, replace(whole(study, 0), **changes)) as show:
+        show()
+    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", console.file.getvalue())
+
+
+@pytest.mark.parametrize("width", [120, 80, 60])
+def test_table_names_the_parameters_of_the_best_trial(tmp_path, width):
+    parameters = {"x": {"type": "float", "min": 0, "max": 1}, "y": [1, 2], "z": [0.5, 0.75], "u": [7]}
+    study = create_study(make_sweep(tmp_path / "runs/one", 3, parameters=parameters), {})
+    assert "best so far" not in table_of(study, width)
+    for value in (0.5, 0.3, 0.4):
+        claim = acquire(study, 0, "cpu")
+        study.report(claim.trial, 1, value)
+        study.tell(claim.trial, TrialState.COMPLETE, value)
+        claim.release()
+    best = study.optuna.best_trial.params
+    said = " ".join(table_of(study, width).split())
+    assert f"best so far, trial 1: x={best['x']:.3g} y={best['y']} z={best['z']}" in said
+    assert "u=7" not in said
+    assert "all have ended" in said
+    assert "workers are starting" not in said
+
+
+def test_table_says_what_is_awaited(study):
+    assert "workers are starting" in table_of(study, 80)
+    claim = acquire(study, 0, "cpu")
+    study.tell(claim.trial, TrialState.COMPLETE, 1.0)
+    claim.release()
+    assert "the next one is starting" in table_of(study, 80)
+
+
+def test_less_than_a_minute_is_never_none(study):
+    for number in range(3):
+        claim = acquire(study, 0, "cpu")
+        study.note(claim.trial, seconds=EPOCHS * 0.01)
+        for epoch in range(1, EPOCHS + 1 if number < 2 else EPOCHS):
+            study.report(claim.trial, epoch, 1.0)
+        if number < 2:
+            study.tell(claim.trial, TrialState.COMPLETE, 1.0)
+            claim.release()
+    assert _Clock(study, whole(study, 0)).time_left() == "less than a minute left"
+    study.tell(claim.trial, TrialState.COMPLETE, 1.0)
+    assert _Clock(study, whole(study, 0)).time_left() == "done"
 
 
 @pytest.mark.parametrize("terminal", [True, False])

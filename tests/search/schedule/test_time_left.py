@@ -1,7 +1,7 @@
 import json
 from dataclasses import replace
 from itertools import accumulate
-from statistics import median
+from statistics import fmean, median
 
 import pytest
 
@@ -45,6 +45,42 @@ def test_late_epoch_is_about_to_end_and_a_late_first_epoch_is_longer_than_others
     assert seconds_left(snapshot([*WHOLE, ObservedTrial(2, "running", None, [], elapsed=100.0)])) == pytest.approx(
         4 * 130 - 100
     )
+
+
+COSTS = [
+    # Mult-adds and seconds per epoch of measured trials, mult-adds of one that has just begun, and its real seconds.
+    ("50 times slower", [(5e6, 2.0), (10e6, 2.5), (8e6, 2.3)], 1100e6, 110.0),
+    ("slower, after a single one", [(20e6, 4.0)], 400e6, 60.0),
+    ("faster", [(1100e6, 90.0), (880e6, 75.0)], 100e6, 10.0),
+    ("between", [(5e6, 2.0), (1100e6, 110.0)], 500e6, 50.0),
+]
+
+
+@pytest.mark.parametrize(("measured", "cost", "seconds"), [case[1:] for case in COSTS], ids=[case[0] for case in COSTS])
+def test_pace_of_a_trial_without_an_epoch_is_expected_from_its_mult_adds(measured, cost, seconds):
+    known = [
+        ObservedTrial(number, "complete", pace, [4, 3, 2, 1], cost=cost) for number, (cost, pace) in enumerate(measured)
+    ]
+    begun = ObservedTrial(9, "running", None, [], cost=cost)
+    guessed = seconds_left(snapshot([*known, begun]))
+    assert 1 / 2 < guessed / (4 * seconds) < 5
+    unknown = [replace(trial, cost=0.0) for trial in (*known, begun)]
+    blind = seconds_left(snapshot(unknown))
+    assert abs(guessed - 4 * seconds) < abs(blind - 4 * seconds)
+
+
+def test_trials_to_come_are_expected_to_be_as_slow_as_those_that_have_begun():
+    known = [ObservedTrial(number, "complete", 2.0, [4, 3, 2, 1], cost=5e6) for number in range(3)]
+    slow = ObservedTrial(3, "running", None, [], cost=500e6)
+    alone, with_two = (seconds_left(snapshot([*known, slow], number, num_workers=1)) for number in (0, 2))
+    assert with_two - alone == pytest.approx(2 * (3 * 4 * 2.0 + alone) / 4)
+
+
+def test_costs_that_say_nothing_leave_the_mean_pace():
+    odd = [ObservedTrial(0, "complete", 30.0, [1], cost=5e6), ObservedTrial(1, "complete", 10.0, [1], cost=50e6)]
+    assert seconds_left(snapshot([*odd, ObservedTrial(2, "running", None, [], cost=900e6)])) == 4 * 20.0
+    huge = [ObservedTrial(number, "complete", 100.0 + number, [1], cost=(1 + number) * 1e9) for number in range(3)]
+    assert seconds_left(snapshot([*huge, ObservedTrial(3, "running", None, [], cost=1.0)])) >= 4 * 10.0
 
 
 def test_baseline_outside_of_the_space_says_nothing_of_the_trials_to_come():
@@ -111,12 +147,19 @@ def test_nothing_is_left_at_the_end():
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_time_left_of_recorded_sweeps_is_close_from_the_third_trial_on(path):
     sweep = json.loads(path.read_text())
+    errors = errors_of(sweep)
+    assert median(errors) <= CLOSE, errors
+    for trial in sweep["trials"]:
+        trial["cost"] = 0.0
+    assert fmean(errors) <= fmean(errors_of(sweep))
+
+
+def errors_of(sweep):
+    """Return the relative errors from the end of the third trial on."""
     jobs = [*sweep["trials"], *sweep["runs"]]
     third, last = sorted(job["end"] for job in sweep["trials"])[2], max(job["end"] for job in jobs)
-    moments = sorted(end for job in jobs for end in ends_of(job) if third <= end < last)
-    guessed = [seconds_left(as_it_was(sweep, now)) for now in moments]
-    errors = [abs(left - (last - now)) / (last - now) for left, now in zip(guessed, moments, strict=True)]
-    assert median(errors) <= CLOSE, [f"{now:.0f} {left:.0f}" for now, left in zip(moments, guessed, strict=True)]
+    moments = sorted(moment for job in jobs for moment in (job["start"], *ends_of(job)) if third <= moment < last)
+    return [abs(seconds_left(as_it_was(sweep, now)) / (last - now) - 1) for now in moments]
 
 
 def ends_of(job):
@@ -143,4 +186,5 @@ def seen_at(now, job):
     latest = ends[-1] if ends else job["start"]
     pace = (latest - job["start"]) / len(ends) if ends else None
     state, elapsed = (job["state"], 0.0) if job["end"] <= now else ("running", now - latest)
-    return ObservedTrial(job["number"], state, pace, job["values"][: len(ends)], elapsed, job["confirms"])
+    values, cost = job["values"][: len(ends)], job.get("cost", 0.0)
+    return ObservedTrial(job["number"], state, pace, values, elapsed, job["confirms"], cost=cost)
