@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from redact import without_password
+
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"  # what editors and chats make of "--"
 
 
@@ -38,7 +40,7 @@ class CommandLine(argparse.ArgumentParser):
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """End the process; print the message, if any, as one line to standard error."""
-        super().exit(status, f"{one_line(message)}\n" if message else None)
+        super().exit(status, f"{one_line(without_password(message))}\n" if message else None)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Refuse a value that is none of the choices, in the same words with every version of Python."""

@@ -34,6 +34,9 @@ def prepare() -> None:
     if sys.version_info < OLDEST:
         needed = ".".join(map(str, OLDEST))
         sys.exit(f"Python {needed} or newer is needed, this is {sys.version.split()[0]}; {_how_to_start()}")
+    from redact import redact_tracebacks  # noqa: PLC0415 - old versions of Python cannot import it
+
+    redact_tracebacks()
     sys.excepthook = _end_in_one_sentence
     _open_closed_streams()
     _use_utf8()
@@ -100,10 +103,12 @@ def _how_to_start() -> str:
 
 def _end_in_one_sentence(kind: "type[BaseException]", error: BaseException, traceback: "TracebackType | None") -> None:
     """Print an error of the environment as one sentence; the exit status is 1. Other errors are mistakes of ours."""
+    from redact import redact, show_traceback  # noqa: PLC0415 - as in `prepare`
+
     if is_environments(error) or isinstance(error, MemoryError):
-        sys.stderr.write(f"{describe(error)}\n")
+        sys.stderr.write(f"{redact(describe(error))}\n")
     else:
-        sys.__excepthook__(kind, error, traceback)
+        show_traceback(kind, error, traceback)
 
 
 def _open_closed_streams() -> None:

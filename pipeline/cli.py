@@ -17,7 +17,8 @@ from pipeline.placement import AUTO
 from pipeline.plan import make_plan
 from pipeline.stages import launch
 from pipeline.task import DEFAULTS
-from search.study.storage import StorageError, first_line, without_password
+from redact import redact, without_password
+from search.study.storage import StorageError, first_line
 from search.workers.signals import stop_by_signals
 from search.workers.supervisor import TimeUpError
 
@@ -34,13 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
         plan = make_plan(options, say)
         return dry_run(plan) if options.dry_run else launch(plan)
     except ValueError as error:
-        return exit_with_error(2, str(error))
+        return exit_with_error(2, redact(error))
     except MemoryError as error:
         return exit_with_error(1, f"not enough memory ({error}); use a smaller --image-size or fewer --workers")
     except StorageError as error:
         return exit_with_error(1, f"the study's storage failed ({first_line(error)}). {resume}")
     except (OSError, RuntimeError) as error:
-        return exit_with_error(1, f"{error}. {resume}")
+        return exit_with_error(1, f"{redact(error)}. {resume}")
     except TimeUpError:
         return exit_with_error(130, f"--timeout {options.timeout:g} s is over. {resume}")
     except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from command_line import one_line
 from pipeline.plan import Plan
 from pipeline.task import SEARCHABLE, configure
 from search.analysis.ranking import WIDE
+from search.comet.client import has_api_key
 from search.formatting import count, describe_constants, short
 from search.space.space import Space
 from search.study.shared_study import SharedStudy
@@ -79,7 +80,10 @@ def announce(plan: Plan, data: Data, study: SharedStudy) -> None:
     if plan.source == "synthetic":
         say_note("these images are drawn; for photographs give --data kaggle or --data FOLDER")
     if plan.notify and plan.tracking != "online":
-        say_note("Comet can only notify with --tracking online")
+        why = (
+            "Comet is not used online in this run" if has_api_key() else "it needs an API key of Comet in COMET_API_KEY"
+        )
+        say_note(f"--notify has no effect: {why}")
     if plan.sweep.space.baseline is None:
         say_note(_describe_missing_baseline(plan))
     for sentence in (*_describe_warm_start(study), *_describe_progress(study)):

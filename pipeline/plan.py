@@ -19,11 +19,12 @@ from comet_settings import UNREADABLE
 from pipeline.placement import AUTO, place_here, place_on_ray
 from pipeline.profiling import Say
 from pipeline.task import DEFAULTS, METRICS, SEARCHABLE, cast, configure, library_versions
-from search.comet.client import has_api_key, wait_for_comet
+from redact import without_password
+from search.comet.client import RefusedError, ServiceDownError, check_comet, has_api_key, wait_for_comet
 from search.comet.optimizer import read_search
 from search.space.schema import known_keys
 from search.space.space import Parameters, Space, load_space
-from search.study.storage import noted_storage, validated_storage, without_password
+from search.study.storage import noted_storage, validated_storage
 from search.study.sweep import RUNS, Sweep
 from search.study.warm_start import PriorSweep, first_proposals, noted_prior_sweep, read_prior_sweep
 from search.task import WorkerSlot
@@ -74,7 +75,7 @@ def make_plan(options: argparse.Namespace, say: Say) -> Plan:
     _require_network(fixed, options.baseline)
     search_id = _search_id(options.config)
     engine: Engine = "comet" if search_id else options.engine
-    tracking = _tracking(options.tracking, engine, say)
+    tracking = _tracking(options, engine, say)
     space = _space(options, search_id, fixed, say)
     devices = find_devices(options.devices)
     sweep = _sweep(options, space, fixed, search_id)
@@ -133,8 +134,9 @@ def _search_id(config: Path) -> str:
     return str(config) if re.fullmatch(SEARCH_ID, str(config)) else os.environ.get("COMET_OPTIMIZER_ID", "")
 
 
-def _tracking(wanted: TrackingMode | Literal["auto"], engine: str, say: Say) -> TrackingMode:
-    """Decide about Comet. Say which files of its settings cannot be read."""
+def _tracking(options: argparse.Namespace, engine: str, say: Say) -> TrackingMode:
+    """Decide about Comet. Say which files of its settings cannot be read, and what is done if it cannot be used."""
+    wanted: TrackingMode | Literal["auto"] = options.tracking
     if engine != "comet" and wanted in ("off", "offline"):
         return wanted
     has_key, faults = has_api_key(), [*UNREADABLE.values()]
@@ -146,9 +148,27 @@ def _tracking(wanted: TrackingMode | Literal["auto"], engine: str, say: Say) -> 
         raise ValueError("; ".join([text, *faults]))
     for fault in faults:
         say(f"note: {fault}")
-    if wanted == "auto":
-        return "online" if has_key else "offline"
-    return wanted
+    if wanted in ("off", "offline"):
+        return wanted
+    if not has_key:
+        return "offline"
+    return "online" if options.dry_run else _online_or_not(insists=wanted == "online", say=say)
+
+
+def _online_or_not(*, insists: bool, say: Say) -> TrackingMode:
+    """Ask Comet whether it can be used; archives take its place if not. Raises ValueError if that may not be."""
+    archived = "this run archives its trials, and the same command sends them later"
+    try:
+        check_comet()
+    except RefusedError as error:
+        if insists:
+            raise ValueError(f"{error}, or use --tracking offline") from error
+        say(f"note: {error}; {archived}")
+    except ServiceDownError as error:
+        say(f"note: Comet does not answer ({error}); {archived}")
+    else:
+        return "online"
+    return "offline"
 
 
 def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: Say) -> Space:

@@ -31,6 +31,7 @@ from search.report.page import kept_up_to_date, write_last_page, write_page
 from search.study.confirmation import choose, create_confirmation
 from search.study.create import create_study, load_begun_study
 from search.study.shared_study import SharedStudy
+from search.study.storage import first_line
 from search.study.sweep import load_confirmation
 from search.study.trials import CONFIRMS
 from search.workers.artifacts import Artifacts
@@ -157,10 +158,10 @@ def report(plan: Plan, parts: Parts, champion: dict[str, Any] | None, *, with_mo
         if tracking:
             model = _registered_model(study, main_study.uid()) if with_model else None
             own = [trial for trial in trials if not study.sweep.storage or study.ran_here(trial)]
-            outcome = settle(tracking, own, model, lambda text: say(f"Comet: {text}"))
-            say(f"Comet: {study.sweep.title}: {outcome}")
+            if outcome := settle(tracking, own, model, lambda text: say(f"Comet: {text}")):
+                say(f"Comet: {study.sweep.title}: {outcome}")
     if plan.tracking == "offline" and (archives := how_to_upload(main_study.sweep)):
-        say(f"Comet: {archives}")
+        say(archives)
 
 
 def with_measured_workers(plan: Plan, data: Data) -> Plan:
@@ -247,7 +248,7 @@ def _notified(study: SharedStudy, tracking: Tracking | None) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else first_line(error)
         news = f"sweep {study.sweep.name} stopped: {reason}"
         raise
     finally:

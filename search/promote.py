@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from command_line import CommandLine
-from search.study.storage import StorageError
+from search.study.storage import StorageError, first_line
 from search.study.sweep import TASK, find_sweep, load_study
 
 DEFAULT_TASK = "pipeline.promotion"  # for --rollback, and for studies that name no task
@@ -34,9 +34,9 @@ def main() -> None:
             folder, always = find_sweep(options.name), options.promote == "always"
             print("\n".join(_task_of(folder).promote_trial(folder, options.trial, always, options.data)))
     except (ValueError, StorageError) as error:
-        parser.exit(2, f"{error}\n")
+        parser.exit(2, first_line(error))
     except (OSError, RuntimeError) as error:
-        parser.exit(1, f"{error}\n")
+        parser.exit(1, first_line(error))
 
 
 def _task_of(folder: Path) -> ModuleType:

@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 
 # Bottom first. A module imports only from its own line and the lines above it.
 LAYERS = """
+redact
 environment
 command_line
 comet_settings

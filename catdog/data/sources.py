@@ -16,6 +16,7 @@ from pathlib import Path
 from catdog.data.files import shorten
 from catdog.data.walk import Fault, Folder, walk
 from command_line import printable
+from redact import redact
 
 CLASSES = ("cat", "dog")
 NAMED = re.compile(r"(cat|dog)s?[._ -]*\(?\d")  # files whose name tells their class
@@ -104,9 +105,8 @@ def find_folder(source: str) -> Path:
     try:
         return Path(kagglehub.dataset_download("tongpython/cat-and-dog"))
     except Exception as error:  # anything that its HTTP client raises: no network, no access, no space
-        raise ValueError(
-            f"--data kaggle could not fetch tongpython/cat-and-dog ({error}); download it by hand and give its folder"
-        ) from error
+        fault = f"--data kaggle could not fetch tongpython/cat-and-dog ({redact(error)})"
+        raise ValueError(f"{fault}; download it by hand and give its folder") from error
 
 
 def _check_folder(folder: Path) -> None:

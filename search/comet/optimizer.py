@@ -15,6 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from redact import redact
 from search.comet.client import ServiceDownError, optimizer_api, quiet_client, translated_errors
 
 PROPOSE_SECONDS, UPDATE_SECONDS = 30.0, 4.0  # time limits: Comet may have to compute a proposal
@@ -33,9 +34,9 @@ def create_search(content: Mapping[str, Any], max_combo: int) -> str:
 def read_search(search_id: str) -> dict[str, Any]:
     """Return a search as in optimizer.json. Raises ValueError for an unknown id, and as `translated_errors` does."""
     with translated_errors():
-        status = optimizer_api(PROPOSE_SECONDS).optimizer_status(search_id)
+        status = dict(optimizer_api(PROPOSE_SECONDS).optimizer_status(search_id))
     if "parameters" not in status:
-        raise ValueError(f"Comet knows no search {search_id} ({status.get('message', 'no reason given')})")
+        raise ValueError(f"Comet knows no search {search_id} ({redact(status.get('message', 'no reason given'))})")
     return {key: status[key] for key in ("algorithm", "name", "trials", "parameters", "spec") if status.get(key)}
 
 
@@ -128,11 +129,11 @@ class CometSampler(BaseSampler):
         raise ServiceDownError("it repeats proposals that have been tried or lie outside the space")
 
     def _check_end(self, answer: Mapping[str, Any]) -> None:
-        """Return if the search is over, else raise the error that `translated_errors` makes a ServiceDownError."""
+        """Return if the search is over. Raises ServiceDownError if it is not."""
         if answer["code"] == HTTPStatus.NO_CONTENT:
             return
         if optimizer_api(PROPOSE_SECONDS).optimizer_status(self.search_id).get("status") != "completed":
-            raise ValueError(f"no parameters, code {answer['code']}")
+            raise ServiceDownError(f"no parameters, code {redact(answer['code'])}")
 
 
 def _tickets(study: optuna.Study) -> set[tuple[str, int]]:

@@ -7,7 +7,6 @@ trial ends in a note in its folder, whether Comet answered or not. The file impo
 """
 
 import json
-import logging
 import math
 import os
 import shutil
@@ -20,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from search.comet.client import api_key, quiet_client
+from search.comet.client import describe_fault, hide_credentials_of_git, quiet_client
 from search.durable import write_text
 
 NOTE = "comet.json"
@@ -42,8 +41,7 @@ class CometWriter:
         # The client's log of the hardware asks cloud services about this machine, which no option turns off.
         vars(comet_ml.experiment)["get_env_cloud_details"] = lambda: None
         self.comet, self.online, self.folder = comet_ml, online, folder
-        self.errors = _LastError(logging.ERROR)
-        logging.getLogger("comet_ml").addHandler(self.errors)
+        hide_credentials_of_git()
         self.experiment: Any = None
         self.lock: FileLock | None = None
         self.fault, self.down_until = "", 0.0  # why Comet could not be reached, and when to try again
@@ -54,7 +52,6 @@ class CometWriter:
         self.message, self.rows = message, 0
         self.logged: dict[str, set[int]] = {}  # steps of each metric that Comet must have in the end
         self.known: dict[str, set[int]] = {}  # steps that it had at the beginning
-        self.errors.text = ""
         self.unfinished = self.folder / ".unfinished" / message["key"]
         # The writer of a worker that was killed may still be sending the same trial.
         self.lock = FileLock(Path(message["folder"]) / ".comet.lock", timeout=RETRY_SECONDS)
@@ -104,6 +101,7 @@ class CometWriter:
                     self._confirm_model(model, workspace)
                     note.update(version=model["version"])
                 note.update(delivered=self.online, url=url)
+                self._remove_archives(but="" if self.online else self.message["archive"])
             except Exception as error:  # noqa: BLE001 - see above
                 note.update(fault=self._note_fault(error))
         self.end()
@@ -160,7 +158,7 @@ class CometWriter:
             experiment_config=config,
         )
         if not experiment.alive:
-            raise NotDeliveredError(self.errors.text or "Comet does not answer")
+            raise NotDeliveredError("Comet does not accept the experiment")
         self.is_new = not isinstance(experiment, comet.ExistingExperiment)
         return experiment
 
@@ -186,22 +184,27 @@ class CometWriter:
         if not self.online:
             archive = self.unfinished / f"{self.message['key']}.zip"
             if not zipfile.is_zipfile(archive) or "experiment.json" not in zipfile.ZipFile(archive).namelist():
-                raise NotDeliveredError(self.errors.text or "the archive could not be written")
-            archive.replace(self.folder / archive.name)
+                raise NotDeliveredError("the archive could not be written")
+            archive.replace(self.folder / self.message["archive"])
             shutil.rmtree(self.unfinished, ignore_errors=True)
             return
         deadline = time.monotonic() + CONFIRM_SECONDS
         while not all(steps <= self._sent(name) for name, steps in wanted.items()):
             if time.monotonic() > deadline:
-                raise NotDeliveredError(self.errors.text or "Comet does not show all metrics yet")
+                raise NotDeliveredError("Comet does not show all metrics yet")
             time.sleep(0.5)
+
+    def _remove_archives(self, but: str) -> None:
+        """Remove a trial's archives that something newer replaces; those of earlier versions are named by its key."""
+        for name in {self.message["archive"], f"{self.message['key']}.zip"} - {but}:
+            (self.folder / name).unlink(missing_ok=True)
 
     def _confirm_model(self, model: dict[str, str], workspace: str) -> None:
         """Raise NotDeliveredError unless the model is in the registry."""
         if self.online:
             versions = self._api().get_registry_model_versions(workspace, model["name"])
             if model["version"] not in (versions or []):
-                raise NotDeliveredError(self.errors.text or f"the Model Registry has no version {model['version']}")
+                raise NotDeliveredError(f"the Model Registry has no version {model['version']}")
 
     def _register(self, model: dict[str, str]) -> None:
         self.experiment.log_other("promoted", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
@@ -216,23 +219,13 @@ class CometWriter:
         )
 
 
-class _LastError(logging.Handler):
-    """Keeps the last error that the client logged; the client raises none."""
-
-    text = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.text = _sentence(record.getMessage())
-
-
-def _sentence(error: object) -> str:
-    """Describe an error in one line, without the API key, which some of the client's errors contain."""
-    if type(error).__name__ == "InvalidAPIKey":
-        return "Comet refuses the API key"
-    text = str(error).strip() or type(error).__name__
-    if key := api_key():
-        text = text.replace(key, "...")
-    return text.splitlines()[0][:200]
+def _sentence(error: Exception) -> str:
+    """Describe an error in one line of ours."""
+    if isinstance(error, NotDeliveredError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}"
+    return describe_fault(error)
 
 
 def main() -> None:

@@ -8,7 +8,14 @@ from typing import Any
 
 from comet_settings import UNREADABLE
 from command_line import CommandLine
-from search.comet.client import has_api_key, quiet_client
+from search.comet.client import (
+    RefusedError,
+    ServiceDownError,
+    check_comet,
+    has_api_key,
+    quiet_client,
+    translated_errors,
+)
 from search.comet.writer import PROJECT
 
 NAME = "Sweep"  # of the panel and of the view
@@ -18,7 +25,7 @@ PARAMETERS = ("stem_width", "body_width", "learning_rate", "weight_decay", "labe
 
 
 def push(workspace: str | None, project: str | None) -> str:
-    """Install or replace panel and view in a project; return workspace/project. Raises ValueError if Comet refuses."""
+    """Install or replace panel and view in a project; return workspace/project. Raises RefusedError if that fails."""
     comet_ml = quiet_client()
     api = comet_ml.API(cache=False)
     configured = comet_ml.config.get_config
@@ -26,14 +33,14 @@ def push(workspace: str | None, project: str | None) -> str:
     project = project or configured("comet.project_name") or PROJECT
     found = api.get_project(workspace, project)
     if not found:
-        raise ValueError(f"{workspace} has no project {project}; a sweep with --tracking online creates it")
+        raise RefusedError(f"{workspace} has no project {project}; a sweep with --tracking online creates it")
     earlier = next((view for view in api.get_views(workspace, project) if view.name == NAME), None)
     panel = _upload_panel(api, workspace, _panel_of(earlier))
     view = build_view(panel)
     if earlier:
         view.template_id = earlier.template_id
     if not api._client.upsert_view(found["projectId"], view):
-        raise ValueError(f"Comet accepted the panel, but not the view, in {workspace}/{project}; try again")
+        raise RefusedError(f"Comet accepted the panel, but not the view, in {workspace}/{project}; try again")
     return f"{workspace}/{project}"
 
 
@@ -109,14 +116,15 @@ def main() -> None:
     if not has_api_key():
         text = "; ".join(["no API key; set COMET_API_KEY", *UNREADABLE.values()])
         parser.exit(2, f"{parser.prog}: {text}\n")
-    from requests import RequestException  # noqa: PLC0415 - comes with comet_ml
-
     try:
-        print(f"panel and view {NAME!r} are in {push(options.workspace, options.project)}")
-    except ValueError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except (RequestException, quiet_client().exceptions.CometException) as error:
-        parser.exit(1, f"{parser.prog}: Comet refused the upload ({error}); try again\n")
+        check_comet()  # the client itself would take 10 seconds to say that there is no connection
+        with translated_errors():
+            place = push(options.workspace, options.project)
+    except RefusedError as error:
+        parser.exit(2, f"{parser.prog}: {error}")
+    except ServiceDownError as error:
+        parser.exit(1, f"{parser.prog}: Comet does not answer ({error}); try again later")
+    print(f"panel and view {NAME!r} are in {place}")
 
 
 if __name__ == "__main__":

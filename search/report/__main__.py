@@ -16,7 +16,7 @@ from search.analysis.ranking import WIDE, print_ranking, write_ranking
 from search.report.page import write_page
 from search.report.record import read_record
 from search.report.summary import sentences
-from search.study.storage import StorageError
+from search.study.storage import StorageError, first_line
 from search.study.sweep import PROMOTION, find_sweep, load_study
 
 CHAMPION = Path("best_model/model.safetensors")
@@ -32,7 +32,7 @@ def main() -> None:
         record = read_record(folder)
         write_ranking(folder / "ranking.csv", record.ranking, record.goal)
     except (ValueError, OSError, StorageError) as error:
-        parser.exit(2, f"{error}\n")
+        parser.exit(2, first_line(error))
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     print_ranking(console, record.ranking, record.goal, folder / "ranking.csv", record.baseline)
     print_candidates(console, record.candidates, record.goal)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -15,6 +14,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
+from redact import keep_secret, redact, without_password
 from search.durable import write_text
 
 StorageError = StorageInternalError
@@ -49,15 +49,13 @@ def validated_storage(url: str) -> str:
         parsed = sqlalchemy.make_url(url)
     if parsed is None or parsed.get_backend_name() != "postgresql":
         raise ValueError("--storage takes postgresql://USER@HOST/DATABASE; leave it out for a file in the run's folder")
+    if "@" in f"{parsed.host}{parsed.database}":
+        raise ValueError("--storage has an '@' too many; write one in a password as %40")
     try:
         import psycopg  # noqa: F401, PLC0415 - an extra
     except ImportError as error:
         raise ValueError("--storage needs psycopg; pip install 'psycopg[binary]' (extra postgres)") from error
     return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
-
-
-def without_password(url: str) -> str:
-    return re.sub(r"(?<=password=)[^&]*", "***", re.sub(r"(?<=://)([^:/@]*):[^@]*(?=@)", r"\1:***", url))
 
 
 def note_storage(folder: Path, url: str) -> None:
@@ -224,6 +222,9 @@ def _open_file(path: Path, *, locking: bool) -> RDBStorage:
 
 def _open_server(url: str, *, locking: bool) -> RDBStorage:
     """Open the tables on a server. One process at a time creates missing ones."""
+    address = sqlalchemy.make_url(url)
+    keep_secret(address.password)
+    keep_secret(str(address.query.get("password", "")))
     server_side = " ".join(f"-c tcp_{name}={value}" for name, value in KEEPALIVE.items())
     server_side += f" -c tcp_user_timeout={USER_TIMEOUT} -c lock_timeout={LOCK_SECONDS}s"
     arguments = {"connect_timeout": 10, "tcp_user_timeout": USER_TIMEOUT, "options": server_side, **KEEPALIVE}
@@ -246,7 +247,7 @@ def _has_tables(connection: sqlalchemy.Connection) -> bool:
     return bool(there and connection.execute(sqlalchemy.text("SELECT count(*) FROM alembic_version")).scalar())
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of the storage's own message."""
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or of the storage's own message."""
     source = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError | sqlite3.Error) else error
-    return str(source).strip().splitlines()[0]
+    return redact(source).strip().split("\n", 1)[0]

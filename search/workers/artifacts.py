@@ -13,6 +13,7 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import FrozenTrial
 
+from redact import redact
 from search.durable import write_text
 from search.study.queue import AcquiredTrial
 from search.study.shared_study import SharedStudy
@@ -153,7 +154,7 @@ class Artifacts:
         except (ArtifactNotFound, OSError):
             raise
         except Exception as error:
-            raise OSError(f"the artifact store {self.address} is unreachable ({error})") from error
+            raise OSError(f"the artifact store {self.address} is unreachable ({redact(error)})") from error
 
 
 def open_artifacts(sweep: Sweep) -> Artifacts | None:

@@ -7,12 +7,15 @@ import threading
 import time
 from contextlib import suppress
 
+from redact import redact_tracebacks
+
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 CHECK_SECONDS = 0.5  # between two checks whether the parent lives
 
 
 def initialize(parent: int) -> None:
     """End this process when process `parent` ends. Leave Ctrl-C, sent to the whole process group, to the parent."""
+    redact_tracebacks()
     with suppress(OSError, AttributeError):  # Linux only: a stopped process cannot check for its parent
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()

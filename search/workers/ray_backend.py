@@ -23,6 +23,7 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
+from redact import redact
 from search.formatting import count
 from search.task import WorkerSlot
 from search.workers.backend import Job, Process, WorkerDiedError
@@ -146,7 +147,7 @@ class _RayProcess:
         except RayTaskError as error:
             if isinstance(error.cause, Exception):
                 raise error.cause from error
-            raise RuntimeError(str(error).strip().splitlines()[-1]) from error
+            raise RuntimeError(redact(error).strip().splitlines()[-1]) from error
         except RayActorError as error:
             death = error if isinstance(error, ActorDiedError) else self._death()
             how = " for want of memory" if "low on memory" in str(death) else ""
@@ -247,4 +248,4 @@ def _rounded(part: float) -> float:
 
 
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return next(iter(redact(error).strip().splitlines()), type(error).__name__)

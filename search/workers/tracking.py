@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.comet.client import ENVIRONMENT
+from search.comet.client import ENVIRONMENT, REFUSAL
 from search.comet.optimizer import TICKET
 from search.comet.writer import NOTE
 from search.formatting import count
@@ -54,12 +55,16 @@ class Tracking:
         """Return the key of a trial's experiment, always the same, so that none is created twice."""
         return hashlib.sha256(f"{self.uid}/{number}".encode()).hexdigest()[:32]
 
+    def archive(self, number: int) -> str:
+        """Return the file name of a trial's archive; both parts of a sweep share the folder."""
+        return f"{'trial' if self.sweep.part == 'search' else self.sweep.part}-{number:04}.zip"
+
     def note(self, number: int) -> dict[str, Any]:
         return read_note(self.sweep.trial_folder(number))
 
     def is_settled(self, number: int) -> bool:
         """Say whether a finished trial is complete in Comet, or in its archive."""
-        is_archived = self.mode == "offline" and (self.folder / f"{self.key(number)}.zip").exists()
+        is_archived = self.mode == "offline" and (self.folder / self.archive(number)).exists()
         return is_archived or bool(self.note(number).get("delivered"))
 
 
@@ -130,6 +135,7 @@ class Reporter:
         self._send(
             "open",
             key=self.tracking.key(number),
+            archive=self.tracking.archive(number),
             name=f"{sweep.title} {number:04}" + (" baseline" if is_baseline else ""),
             tags=[f"sweep:{sweep.title}", *(["baseline"] if is_baseline else [])],
             parameters=parameters_of(trial),
@@ -200,7 +206,10 @@ def _deliver(process: "subprocess.Popen[str]", messages: "SimpleQueue[str | None
 
 
 def settle(tracking: Tracking, trials: Sequence[FrozenTrial], model: Model | None, say: Callable[[str], None]) -> str:
-    """Send Comet the finished trials that it lacks, and the promoted `model`. Return a sentence about the outcome."""
+    """Send Comet the finished trials that it lacks, and the promoted `model`.
+
+    Return a sentence about the outcome; nothing if all are archived, which `how_to_upload` describes.
+    """
     finished = [trial for trial in trials if trial.state.is_finished()]
     left = [trial for trial in finished if not tracking.is_settled(trial.number)]
     if model and tracking.note(model.trial).get("version") != model.version:
@@ -216,7 +225,8 @@ def _publish(tracking: Tracking, trials: Sequence[FrozenTrial], model: Model | N
     reporter = Reporter(tracking)
     for trial in trials:
         reporter.publish(trial, model if model and trial.number == model.trial else None)
-    say(f"{'sending' if tracking.mode == 'online' else 'archiving'} {count(len(trials), 'trial')}")
+    if tracking.mode == "online":
+        say(f"sending {count(len(trials), 'trial')}")
     reporter.finish(len(trials) * tracking.patience / 4 + UPLOAD_SECONDS * bool(model))
     return reporter.fault
 
@@ -227,9 +237,11 @@ def _outcome(tracking: Tracking, finished: Sequence[FrozenTrial], fault: str) ->
     if notes:
         fault = next((note["fault"] for note in notes if note.get("fault")), fault)
         where = "in Comet" if tracking.mode == "online" else "archived"
-        return f"{len(notes)} of {len(finished)} trials are not {where} yet ({fault}); the same command sends them"
+        how = "with a valid COMET_API_KEY, the same command" if fault.startswith(REFUSAL) else "the same command"
+        verb = "sends" if tracking.mode == "online" else "writes"
+        return f"{len(notes)} of {len(finished)} trials are not {where} yet ({fault}); {how} {verb} them"
     if tracking.mode == "offline":
-        return f"{count(len(finished), 'trial')} archived for Comet"
+        return ""
     url = tracking.note(finished[-1].number).get("url") if finished else None
     where = f": {url.rpartition('/')[0]}" if url else ""
     return f"{count(len(finished), 'trial')} in Comet{where}"
@@ -238,8 +250,9 @@ def _outcome(tracking: Tracking, finished: Sequence[FrozenTrial], fault: str) ->
 def how_to_upload(sweep: Sweep) -> str:
     """Return the command that uploads the archives of both parts of a sweep; empty if there are none."""
     folder = sweep.folder / "comet"
-    command = f"comet upload {folder}/*.zip"
-    return f"with an API key set, this sends the archives: {command}" if any(folder.glob("*.zip")) else ""
+    number = len(list(folder.glob("*.zip")))
+    how = f"with a valid COMET_API_KEY set, this sends them: comet upload {shlex.quote(str(folder))}/*.zip"
+    return f"{count(number, 'trial')} archived for Comet; {how}" if number else ""
 
 
 def notify(tracking: Tracking, trials: Sequence[FrozenTrial], news: str) -> None:

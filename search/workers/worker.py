@@ -141,12 +141,12 @@ class TrialRun:
             raise  # disk full, data gone, study unreachable: every other trial would fail too
         except ProcessLostError as error:
             is_starved = isinstance(error, OutOfMemoryError)
-            note_last_words(self.study, self.trial, str(error).splitlines()[0], starved=is_starved)
+            note_last_words(self.study, self.trial, first_line(error), starved=is_starved)
             os._exit(1)  # counted as any other death
         except FloatingPointError as error:
             state, reason = TrialState.FAIL, str(error)
         except Exception as error:  # noqa: BLE001 - a configuration's mistake is a result of the search, not its end
-            state, reason = TrialState.FAIL, f"{type(error).__name__}: {error}".splitlines()[0]
+            state, reason = TrialState.FAIL, f"{type(error).__name__}: {first_line(error)}"
         self._tell(state, reason)
 
     def _train(self) -> tuple[TrialState, str]:

@@ -4,7 +4,8 @@
         subprocess.run(..., env={**os.environ, **server.environment(home)})
         server.experiments[key].metrics ...
 
-A fault is a path's end and what happens to requests of it: an HTTP status, "hang", or "drop" (the connection).
+A fault is a path's end and what happens to requests of it: an HTTP status, "hang", "drop" (the connection), "html"
+(502 with a page), "invalid" (200 and no JSON), "redirect", or "echo" (500 with the request's headers, body and key).
 """
 
 import gzip
@@ -127,7 +128,7 @@ class CometServer:
         self.http.server_close()
 
     def break_down(self, end, what, times=10**9):
-        """Let requests whose path ends with `end` fail: `what` is a status, "hang" or "drop"."""
+        """Let requests whose path ends with `end` fail: `what` is a status or a word as above."""
         self.faults[end] = [what, times]
 
     def repair(self):
@@ -375,7 +376,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if fault:
-            self._send(fault[0], {"msg": "injected"})
+            self._fail(fault[0], body)
             return
         if self.headers.get("Authorization") not in (None, API_KEY) or self._key_of(body) not in (None, API_KEY):
             experiment = url.path.startswith("/clientlib/logger")
@@ -384,6 +385,22 @@ class _Handler(BaseHTTPRequestHandler):
         with comet.lock:
             status, content = comet.answer(url.path, dict(parse_qsl(url.query)), body)
         self._send(status, content)
+
+    def _fail(self, what, body):
+        sent = {name: value for name, value in self.headers.items() if name.lower() != "content-length"}
+        match what:
+            case "html":
+                self._send(502, "<html><body><h1>502 Bad Gateway</h1></body></html>", "text/html")
+            case "invalid":
+                self._send(200, "this is no {JSON")
+            case "redirect":
+                self._send(302, {}, Location=f"http://127.0.0.1:9/{sent.get('Authorization', '')}")
+            case "echo":
+                text = f"refused: {sent} {body}"
+                content = {"msg": text, "message": text, "code": 500, "sdk_error_message": text}
+                self._send(500, content, **{"X-Echo": sent.get("Authorization", "")})
+            case _:
+                self._send(what, {"msg": "injected"})
 
     @staticmethod
     def _key_of(body):
@@ -400,10 +417,12 @@ class _Handler(BaseHTTPRequestHandler):
             return {p.get_param("name", header="content-disposition"): p.get_payload(decode=True) for p in parts}
         return json.loads(content) if content else {}
 
-    def _send(self, status, content):
-        data = json.dumps(content).encode()
+    def _send(self, status, content, kind="application/json", **headers):
+        data = (content if isinstance(content, str) else json.dumps(content)).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")  # the client compares it letter by letter
+        self.send_header("Content-Type", kind)  # the client compares it letter by letter
         self.send_header("Content-Length", str(len(data)))
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)

@@ -193,8 +193,8 @@ def test_archives_of_a_killed_and_resumed_sweep_are_delivered_whole(tmp_path, se
     kill_a_worker_then_its_parent(process, folder)
     said = run(folder, 6, 2, *options, environment=environment)
     archives = sorted(folder.glob("comet/*.zip"))
-    assert len(archives) == 6
-    assert f"this sends the archives: comet upload {folder}/comet/*.zip" in said
+    assert [path.name for path in archives] == [f"trial-{number:04}.zip" for number in range(6)]
+    assert f"with a valid COMET_API_KEY set, this sends them: comet upload {folder}/comet/*.zip" in said
     assert not (folder / "comet/.unfinished").exists()
     assert not server.requests
     uploaded = subprocess.run(

@@ -152,7 +152,7 @@ def test_push_installs_panel_and_view_and_again_replaces_them(server, tmp_path):
     ("fault", "changes", "status", "sentence"),
     [
         (None, {"COMET_API_KEY": ""}, 2, "no API key; set COMET_API_KEY"),
-        (("/template/upload", 500), {}, 1, "Comet refused the upload"),
+        (("/template/upload", 500), {}, 1, "Comet does not answer (HTTP 500); try again later"),
         (("/v2/project", 404), {}, 2, "has no project catdog"),
     ],
 )
