@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from catdog.data.dataset import Data, load_data, locate
 from catdog.device import gpu_memory
 from pipeline.console import NUM_SHOWN, progress, say, say_data, say_note, show_plan
-from pipeline.plan import Plan, settings
+from pipeline.plan import Plan, describing_changed_images, settings
 from pipeline.profiling import Network, Profile, Say, evaluation_batch, network_of, profile_networks
 from pipeline.stages import with_measured_workers
 from pipeline.task import TrainTrial, configure, training_areas
@@ -135,7 +135,8 @@ def _work_left(plan: Plan, data: Data) -> tuple[int, int] | None:
     sweep = plan.sweep
     if not (study := load_begun_study(sweep)):
         return None
-    require_settings(sweep, study, settings(plan, data), plan.prior)
+    with describing_changed_images(plan, data):
+        require_settings(sweep, study, settings(plan, data), plan.prior)
     trials, confirmation = study.get_trials(deepcopy=False)[: sweep.num_trials], load_confirmation(sweep.folder)
     num_ended = sum(trial.state.is_finished() for trial in trials)
     num_complete = sum(trial.state == TrialState.COMPLETE for trial in trials)

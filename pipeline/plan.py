@@ -4,6 +4,8 @@ import argparse
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
@@ -12,7 +14,7 @@ from typing import Any, Literal
 
 import sqlalchemy
 
-from catdog.data.dataset import Data
+from catdog.data.dataset import Data, describe_change
 from catdog.device import find_devices
 from catdog.model import MAX_IMAGE_SIZE
 from comet_settings import UNREADABLE
@@ -24,8 +26,9 @@ from search.comet.client import RefusedError, ServiceDownError, check_comet, has
 from search.comet.optimizer import read_search
 from search.space.schema import known_keys
 from search.space.space import Parameters, Space, load_space
+from search.study.create import load_begun_study
 from search.study.storage import noted_storage, validated_storage
-from search.study.sweep import RUNS, Sweep
+from search.study.sweep import RUNS, Sweep, settings_of
 from search.study.warm_start import PriorSweep, first_proposals, noted_prior_sweep, read_prior_sweep
 from search.task import WorkerSlot
 from search.workers.artifacts import validated_artifacts
@@ -36,6 +39,7 @@ from search.workers.supervisor import Limits
 Engine = Literal["optuna", "comet"]
 TrackingMode = Literal["online", "offline", "off"]
 
+IMAGES = "images.csv.gz"  # in the folder of a sweep: those that it began with
 NAME = r"[\w][\w.-]*"  # of a sweep
 SEARCH_ID = r"[0-9a-f]{32}"  # Comet's id of a search
 FIXED = ("epochs", "image_size")  # the same for every trial unless they are searched
@@ -116,6 +120,19 @@ def settings(plan: Plan, data: Data) -> dict[str, Any]:
         # Machines that share a sweep must compute the same numbers.
         **({"versions": library_versions()} if plan.sweep.storage else {}),
     }
+
+
+@contextmanager
+def describing_changed_images(plan: Plan, data: Data) -> Iterator[None]:
+    """If the sweep is refused and was begun with other images, raise ValueError that says what has changed."""
+    try:
+        yield
+    except ValueError:
+        study = load_begun_study(plan.sweep)
+        if not study or settings_of(study).get("data") == data.fingerprint:
+            raise
+        change = describe_change(plan.sweep.folder / IMAGES, plan.source, plan.fixed["image_size"])
+        raise ValueError(f"{plan.sweep.folder} was begun with {change}; give another --name") from None
 
 
 def _require_network(fixed: Parameters, baseline: bool) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from catdog.data.dataset import Data, load_data, locate
+from catdog.data.dataset import Data, load_data, locate, note_images
 from catdog.device import describe_device
 from pipeline import promotion
 from pipeline.console import announce, console, exit_with_error, progress, say, say_note
 from pipeline.placement import measure_workers
-from pipeline.plan import Plan, settings
+from pipeline.plan import IMAGES, Plan, describing_changed_images, settings
 from pipeline.profiling import network_of
 from pipeline.promotion import BEST_MODEL, WEIGHTS
 from pipeline.registry import CHAMPION, provenance_of, require_writable
@@ -191,7 +191,9 @@ def epoch_shares(plan: Plan) -> list[float]:
 def _open_study(plan: Plan, data: Data) -> SharedStudy:
     """Open the study. The Comet Optimizer uses the search noted there, else the one to join, else a new one."""
     sweep = plan.sweep
-    study = create_study(sweep, settings(plan, data), say_note, plan.prior)
+    with describing_changed_images(plan, data):
+        study = create_study(sweep, settings(plan, data), say_note, plan.prior)
+    note_images(sweep.folder / IMAGES, plan.source, plan.fixed["image_size"], data.fingerprint)
     if plan.engine != "comet":
         return study
     search_id = study.search_id()

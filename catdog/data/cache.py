@@ -99,7 +99,7 @@ def _load_or_build(part: str, stamps: Sequence[list[Any]], build: Callable[[Path
     for stamp in stamps:
         identity.update(json.dumps(stamp).encode())
     folder = build_once(cache_folder() / f"{part}-{stamps[0][1]}px-{identity.hexdigest()[:24]}", build)
-    left_out = json.loads((folder / "about.json").read_text(encoding="utf-8"))["left_out"]
+    left_out = json.loads((folder / "about.json").read_text(encoding="utf-8")).get("left_out", ())
     images = np.load(folder / "images.npy", mmap_mode="c")  # copy-on-write: torch needs a writable array
     columns = np.load(folder / "columns.npz")  # named as the fields are
     return DecodedImages(torch.from_numpy(images), **columns, left_out=dict(left_out))

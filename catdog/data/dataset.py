@@ -1,21 +1,34 @@
-"""Load the training, validation and held-out test images of a source: drawn, Kaggle's or a folder."""
+"""Load the training, validation and held-out test images of a source: drawn, Kaggle's or a folder.
 
+A list of the images, kept in a file, tells later what has changed.
+"""
+
+import csv
+import gzip
 import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from catdog.data.cache import FORMAT, NAMES_SHOWN, DecodedImages, load_drawings, load_images
-from catdog.data.files import shorten
+from catdog.data.files import shorten, write_file
 from catdog.data.sources import CLASSES, Listing, find_folder, list_images
 from catdog.data.split import assign_sides, find_contradictions
 from catdog.device import gpu_memory
 from command_line import printable
 
 MAX_GPU_SHARE = 0.5  # of a GPU's free memory that images may take; the rest is for training
+FILES_SHOWN = 3  # of each change
 NUM_DRAWN = {"training": 1200, "test": 1000}  # images of the synthetic set
+
+
+Entry = tuple[str, str, str, str]  # class, first digits of the content's hash, side, path within the folder
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,39 @@ def load_test(source: str, image_size: int) -> HeldOutTest:
     return HeldOutTest(_select(test, rows), _fingerprint(source, test, rows), int(known.sum()), notes)
 
 
+def note_images(path: Path, source: str, image_size: int, fingerprint: str) -> None:
+    """Keep a list of the images of `source` in the file `path`, unless it is there. Test folders are left out."""
+    if path.exists() and _read_list(path)[0] == fingerprint:
+        return
+    text = StringIO()
+    csv.writer(text).writerows([(fingerprint,), *_list_entries(source, image_size)])
+    write_file(path, gzip.compress(text.getvalue().encode(errors="surrogateescape"), mtime=0))
+
+
+def describe_change(path: Path, source: str, image_size: int) -> str:
+    """Describe how the images of `source` differ from those of a list that `note_images` kept."""
+    shown = printable(source)
+    try:
+        before = _read_list(path)[1]
+    except (OSError, EOFError, ValueError, csv.Error):  # a sweep of an earlier version has none
+        return f"other images than those of {shown}"
+    now = _list_entries(source, image_size)
+    new, missing = _find_surplus(now, before), _find_surplus(before, now)
+    if len(new) == len(now):
+        return f"{len(before)} images, and none of the {len(now)} of {shown} is among them"
+    if not new and not missing:
+        used = (sum(side != "test" for _, _, side, _ in entries) for entries in (before, now))
+        return "{} of the same images for training and validation, {} of {} are for these now".format(*used, shown)
+    changed = {entry[3] for entry in new} & {entry[3] for entry in missing}
+    kinds = {
+        "new": [entry for entry in new if entry[3] not in changed],
+        "missing": [entry for entry in missing if entry[3] not in changed],
+        "changed": [entry for entry in new if entry[3] in changed],
+    }
+    changes = ", ".join(text for kind, entries in kinds.items() for text in _describe_entries(kind, entries))
+    return f"{len(before)} images, {shown} has {len(now)} now: {changes}"
+
+
 def locate(source: str) -> str:
     """Resolve "kaggle" to the folder of the data set, downloading it if necessary. Return other sources unchanged."""
     return str(find_folder(source)) if source == "kaggle" else source
@@ -118,6 +164,40 @@ def _count_test(decoded: DecodedImages, sides: np.ndarray, listing: Listing | No
 
 def _per_class(labels: np.ndarray) -> tuple[int, ...]:
     return tuple(np.bincount(labels, minlength=len(CLASSES)).tolist())
+
+
+def _read_list(path: Path) -> tuple[str, list[Entry]]:
+    with gzip.open(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        (fingerprint,), *rows = csv.reader(file)
+    return fingerprint, [(label, digest, side, name) for label, digest, side, name in rows]
+
+
+def _list_entries(source: str, image_size: int) -> list[Entry]:
+    """List the images of `source`, those of a test folder excepted."""
+    listing = _list_files(source)
+    decoded, sides = _load_sides(source, image_size, listing)
+    files = (*listing.training, *listing.validation) if listing else ()
+    paths = [file.path[len(str(listing.folder)) + 1 :] for file in files] if listing else [""] * len(sides)
+    rows = zip(decoded.labels, decoded.hashes, sides, paths, strict=True)
+    return [(CLASSES[label], digest[:16].decode(), str(side), path) for label, digest, side, path in rows if side]
+
+
+def _find_surplus(entries: Sequence[Entry], others: Sequence[Entry]) -> list[Entry]:
+    """Return the entries whose class and content `others` lacks; of equal ones those whose path it lacks, too."""
+    left, paths = Counter(entry[:2] for entry in others), {entry[3] for entry in others}
+    surplus = []
+    for entry in sorted(entries, key=lambda entry: entry[3] not in paths):
+        if left[entry[:2]]:
+            left[entry[:2]] -= 1
+        else:
+            surplus.append(entry)
+    return surplus
+
+
+def _describe_entries(kind: str, entries: Sequence[Entry]) -> Iterator[str]:
+    for name in CLASSES:
+        if paths := [path for label, _, _, path in entries if label == name]:
+            yield f"{len(paths)} {kind} in {name}s ({shorten(paths, FILES_SHOWN)})"
 
 
 def _list_files(source: str) -> Listing | None:

@@ -108,6 +108,14 @@ def test_smaller_sweep_is_extended_but_not_under_other_settings(home, small, pho
     assert "other settings (epochs was 2, is 3); give another --name" in capsys.readouterr().err
     assert main([*small, "--trials", "1", "--epochs", "3", "--dry-run"]) == 2
     assert "other settings (epochs was 2, is 3); give another --name" in capsys.readouterr().err
+    images = Path(small[small.index("--data") + 1])
+    added = next(images.rglob("training_set/cats")) / "added.jpg"
+    added.write_bytes(next(images.rglob("test_set/dogs/*.jpg")).read_bytes() + b"x")
+    for options in (["--trials", "1"], ["--trials", "1", "--dry-run"]):
+        assert main([*small, *options]) == 2
+        told = r"runs/small was begun with 40 images, .* has 41 now: 1 new in cats \(.*added.jpg\); give another --name"
+        assert re.search(told, capsys.readouterr().err)
+    added.unlink()
     assert main(["small"]) == 2
     assert "small is a sweep, not a search space; repeat its command with --name small" in capsys.readouterr().err
     assert main([*small, "--trials", "1", "--dry-run"]) == 0

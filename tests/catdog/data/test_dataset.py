@@ -10,7 +10,7 @@ import torch
 
 from catdog.data import dataset as data
 from catdog.data.cache import build_once
-from catdog.data.dataset import load_data, load_test
+from catdog.data.dataset import describe_change, load_data, load_test, note_images
 from tests.servers.processes import wait_until
 
 
@@ -230,3 +230,55 @@ def test_bytes_are_shared_with_the_file_on_the_cpu(photographs):
     assert training.to("cpu") is training
     mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "images.npy" in line]
     assert mapped
+
+
+@pytest.fixture
+def noted(photographs, tmp_path):
+    """The list of some photographs, as a sweep keeps it; `noted()` says what has changed since."""
+    path = tmp_path / "images.csv.gz"
+    note_images(path, str(photographs), 32, "fingerprint")
+    return lambda: describe_change(path, str(photographs), 32).replace(str(photographs), "FOLDER")
+
+
+def test_new_missing_and_changed_images_are_counted_and_named(photographs, noted):
+    inner = "training_set/training_set"
+    cats, dogs = photographs / inner / "cats", photographs / inner / "dogs"
+    (cats / "new\n.jpg").write_bytes((photographs / "test_set/test_set/cats/cat.20.jpg").read_bytes() + b"x")
+    assert noted() == rf"40 images, FOLDER has 41 now: 1 new in cats ({inner}/cats/new\n.jpg)"
+    (dogs / "dog.3.jpg").unlink()
+    (dogs / "dog.4.jpg").write_bytes((dogs / "dog.4.jpg").read_bytes() + b"x")
+    changes = f"1 missing in dogs ({inner}/dogs/dog.3.jpg), 1 changed in dogs ({inner}/dogs/dog.4.jpg)"
+    assert noted() == rf"40 images, FOLDER has 40 now: 1 new in cats ({inner}/cats/new\n.jpg), {changes}"
+
+
+def test_image_moved_to_the_other_class_and_copies_are_told(photographs, noted):
+    inner = "training_set/training_set"
+    (photographs / inner / "cats/cat.0.jpg").rename(photographs / inner / "dogs/moved.jpg")
+    changes = f"1 new in dogs ({inner}/dogs/moved.jpg), 1 missing in cats ({inner}/cats/cat.0.jpg)"
+    assert noted() == f"40 images, FOLDER has 40 now: {changes}"
+    for number in range(5):
+        (photographs / inner / f"dogs/z{number}.jpg").write_bytes((photographs / inner / "dogs/dog.1.jpg").read_bytes())
+    assert f"6 new in dogs ({inner}/dogs/moved.jpg, {inner}/dogs/z0.jpg, {inner}/dogs/z1.jpg and 3 more)" in noted()
+
+
+def test_other_split_other_images_and_no_list_are_told(photographs, tmp_path, noted, drawn_files):
+    shutil.rmtree(photographs / "test_set")
+    assert noted() == "40 of the same images for training and validation, 32 of FOLDER are for these now"
+    for label, name in enumerate(("cats", "dogs")):
+        for path in (photographs / "training_set/training_set" / name).iterdir():
+            path.write_bytes(drawn_files[label][int(path.stem.split(".")[1])] + b"x")
+    assert noted() == "40 images, and none of the 40 of FOLDER is among them"
+    assert describe_change(tmp_path / "none", str(photographs), 32) == f"other images than those of {photographs}"
+    (tmp_path / "torn").write_bytes((tmp_path / "images.csv.gz").read_bytes()[:40])
+    assert describe_change(tmp_path / "torn", str(photographs), 32).startswith("other images than")
+
+
+def test_list_is_small_and_written_once(photographs, tmp_path):
+    path = tmp_path / "images.csv.gz"
+    note_images(path, str(photographs), 32, "fingerprint")
+    before = path.stat()
+    assert before.st_size < 40 * 40
+    note_images(path, str(photographs), 32, "fingerprint")
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    note_images(path, "synthetic", 32, "another")
+    assert describe_change(path, "synthetic", 32).startswith("1200 of the same images")
