@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
+from search.space.grid import GridSampler
 from search.space.schema import File, Range, Spec, Values, read_file, validated, without_boolean
 
 Parameters = dict[str, Any]
@@ -101,7 +102,7 @@ class Space:
         """
         if self.algorithm == "grid":
             grid = {name: parameter.grid(self.grid_size) for name, parameter in self.parameters.items()}
-            return _Grid(grid, seed=self.seed)  # one order for all trials
+            return GridSampler(grid, self.seed, number - self.first_proposed)
         seed = derive_seed(self.seed, number)
         if self.algorithm == "random":
             return RandomSampler(seed=seed)
@@ -119,11 +120,6 @@ class Space:
                     trial.suggest_float(name, d.low, d.high, log=d.log)
                 case CategoricalDistribution():
                     trial.suggest_categorical(name, d.choices)
-
-
-class _Grid(GridSampler):
-    def after_trial(self, *_: object) -> None:
-        """Do nothing: Optuna's own method stops Study.optimize, which does not run here."""
 
 
 def load_space(
