@@ -16,7 +16,7 @@ from rich.table import Table
 from catdog.data.dataset import Data
 from catdog.kernels.precision import bfloat16_fault
 from catdog.model import ModelConfig, count_mult_adds, count_parameters
-from command_line import one_line
+from command_line import one_line, printable
 from pipeline.plan import Plan
 from pipeline.task import SEARCHABLE, configure
 from search.analysis.ranking import WIDE
@@ -35,7 +35,7 @@ console = Console(width=None if sys.stdout.isatty() else WIDE)
 
 
 def say(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def progress(text: str) -> Iterator[Callable[[str], None]]:
 
 def say_wrapped(text: str) -> None:
     """Print text that nobody copies as a command; on a terminal no word of it is cut."""
-    console.print(text, highlight=False, soft_wrap=not console.is_terminal, markup=False)
+    console.print(printable(text), highlight=False, soft_wrap=not console.is_terminal, markup=False)
 
 
 def say_note(text: str) -> None:

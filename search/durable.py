@@ -28,8 +28,8 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o666, concurrent: bo
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o666, concurrent: bool = False) -> None:
-    """Write text as UTF-8, as `write_bytes` does."""
-    write_bytes(path, text.encode(), mode=mode, concurrent=concurrent)
+    """Write text as UTF-8, as `write_bytes` does. Bytes of file names that are not UTF-8 become escapes."""
+    write_bytes(path, text.encode(errors="backslashreplace"), mode=mode, concurrent=concurrent)
 
 
 def retry_while_unreachable(

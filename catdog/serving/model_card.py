@@ -7,6 +7,7 @@ from typing import Any
 from catdog.checkpoint import read_header
 from catdog.data.files import write_file
 from catdog.model import ModelConfig, count_mult_adds, count_parameters
+from command_line import printable
 
 USAGE = """## Usage
 
@@ -21,7 +22,7 @@ print(classify.classes, classify([Path("image.jpg").read_bytes()]))
 
 def write_card(path: Path) -> None:
     """Write the card of a model file beside it. Raises ValueError for a damaged file."""
-    write_file(path.with_name("README.md"), model_card(read_header(path)).encode())
+    write_file(path.with_name("README.md"), model_card(read_header(path)).encode(errors="backslashreplace"))
 
 
 def headline(header: Mapping[str, Any]) -> str:
@@ -105,7 +106,7 @@ def _origin(provenance: Mapping[str, Any]) -> str:
         source += f", trained again with a fresh seed as its confirmation run {provenance['confirmation']}"
     data = provenance.get("data")
     if isinstance(data, Mapping):
-        data = f"`{data['source']}`, fingerprint {data['fingerprint']}"
+        data = f"`{printable(data['source'])}`, fingerprint {data['fingerprint']}"
     when = f"{provenance.get('time', 'at an unknown time')}, commit {provenance.get('commit') or 'unknown'}"
     parts = ["## Origin", f"{source}. Data: {data}. Trained {when}."]
     if url := provenance.get("experiment"):

@@ -1,5 +1,6 @@
 """The page: its tabs, and the functions behind them, which are also its API."""
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -195,7 +196,10 @@ class Page:
         """Return the header of the model in service."""
         if not self.service.classifier:
             raise error(self.service.problem)
-        return {key: value for key, value in self.service.classifier.header.items() if key != "reference"}
+        header = {key: value for key, value in self.service.classifier.header.items() if key != "reference"}
+        # The folder of the images may have a name that is not UTF-8, which no answer may contain.
+        shown: dict[str, Any] = json.loads(json.dumps(header, ensure_ascii=False).encode(errors="replace"))
+        return shown
 
     def monitor(self) -> dict[str, Any]:
         """Return the monitor's figures and alerts."""

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -84,3 +87,18 @@ def test_strange_image_is_probably_neither(champion, tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit):
         main()
     assert "noise.png: probably neither  (cat " in capsys.readouterr().out
+
+
+def test_names_of_any_bytes_are_printed_as_escapes(ask, photographs, tmp_path, capsys):
+    good = next((photographs / "test_set/test_set/dogs").iterdir()).read_bytes()
+    for name, content in {b"\xff\x1b[2J.jpg": good, b"new\nline.jpg": good, b"\xe9.html": b"<html>"}.items():
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+        path.write_bytes(content)
+        ask(path)
+    said = capsys.readouterr()
+    assert r"\udcff\x1b[2J.jpg: " in said.out
+    assert r"new\nline.jpg: " in said.out
+    assert said.err.endswith(
+        r"\udce9.html: this file is a web page, not an image; download the image again; it is left out" + "\n"
+    )
+    assert said.out.count("\n") == 2

@@ -271,3 +271,19 @@ def test_timeout_stops_the_sweep_and_the_same_command_goes_on(home, with_baselin
     assert (home / "runs/small/report.html").exists()
     assert finish([*with_baseline, "--trials", "40"])[0] == 0
     assert states() == [TrialState.COMPLETE] * 40
+
+
+@pytest.mark.slow
+def test_folder_and_files_of_any_name_are_trained_promoted_and_reported(home, small, photographs):
+    odd = Path(os.fsdecode(os.fsencode(photographs.parent) + b"/od\xffd \x1b[31m\n"))
+    photographs.rename(odd)
+    cats = next(odd.rglob("training_set/cats"))
+    next(cats.iterdir()).rename(cats / os.fsdecode(b"\xfe\n\x07.jpg"))
+    (cats / os.fsdecode(b"\xe9\x1b.jpg")).write_bytes(b"<html>")
+    arguments = [str(odd) if argument == str(photographs) else argument for argument in small]
+    status, said, complained = finish([*arguments, "--trials", "1"])
+    assert (status, complained) == (0, "")
+    assert r"note: left out 1 of 41 files that are web pages, not images" in said
+    assert all(line.isprintable() for line in said.split("\n"))
+    assert (home / "runs/small/report.html").exists()
+    assert r"od\udcffd \x1b[31m\n" in (home / "best_model/README.md").read_text(encoding="utf-8")

@@ -64,3 +64,8 @@ def test_last_fault_is_raised_when_patience_is_over():
 def test_other_faults_are_raised_at_once():
     with pytest.raises(ValueError, match="wrong"):
         retry_while_unreachable(failing(1, ValueError("wrong")), 60, is_away)
+
+
+def test_names_that_are_not_utf8_become_escapes(tmp_path):
+    write_text(tmp_path / "text", "ä \udcff")
+    assert (tmp_path / "text").read_text(encoding="utf-8") == r"ä \udcff"

@@ -121,3 +121,16 @@ def test_too_many_or_too_large_in_all_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(uploads, "MAX_TOTAL", 2 * len(GOOD["png"]))
     with pytest.raises(ValueError, match="send them in several requests"):
         unpack([("one.png", path)] * 3)
+
+
+def test_names_are_shown_without_control_characters(archive, tmp_path):
+    (tmp_path / "one").write_bytes(GOOD["jpeg"])
+    files = unpack([("a\x1b[31m\n.jpg", tmp_path / "one"), ("b\x07.zip", archive({"in\x1b\u202egpj.\n": b"x"}))])
+    assert [file.name for file in files] == [r"a\x1b[31m\n.jpg", r"in\x1b\u202egpj.\n"]
+
+
+def test_image_with_an_archive_at_its_end_is_an_image(archive, tmp_path):
+    for kind in ("jpeg", "png", "webp"):
+        (tmp_path / kind).write_bytes(GOOD[kind] + archive({"secret.txt": b"x"}).read_bytes())
+        (file,) = unpack([(kind, tmp_path / kind)])
+        assert decode_image(file.content, 32).shape == (32, 32, 3)
