@@ -16,6 +16,7 @@ from catdog.kernels.winograd import weights_transformed_once
 from command_line import CommandLine
 
 MAX_IMAGE_SIZE = 2048  # pixels; a decoded image takes image_size**2 * 3 bytes of memory
+MAX_BODY_REPEATS = MAX_IMAGE_SIZE.bit_length() - 3  # each block halves the image, and two come before
 T = TypeVar("T")
 
 
@@ -39,6 +40,9 @@ class ModelConfig:
         for name in ("stem_width", "body_width", "body_repeats", "classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.body_repeats > MAX_BODY_REPEATS:
+            reason = f"the poolings leave no pixel of an image of {MAX_IMAGE_SIZE} pixels"
+            raise ValueError(f"body_repeats is {self.body_repeats}; it must be at most {MAX_BODY_REPEATS}: {reason}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.image_size > MAX_IMAGE_SIZE:

@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +14,15 @@ import sqlalchemy
 
 from catdog.data.dataset import Data, describe_change
 from catdog.device import find_devices
-from catdog.model import MAX_IMAGE_SIZE
 from comet_settings import UNREADABLE
 from pipeline.placement import AUTO, place_here, place_on_ray
 from pipeline.profiling import Say
-from pipeline.task import DEFAULTS, METRICS, SEARCHABLE, cast, configure, library_versions
+from pipeline.space import FIXED, NAME, make_space, sweep_name
+from pipeline.task import DEFAULTS, cast, configure, library_versions
 from redact import without_password
-from search.comet.client import RefusedError, ServiceDownError, check_comet, has_api_key, wait_for_comet
-from search.comet.optimizer import read_search
-from search.space.schema import known_keys
-from search.space.space import Parameters, Space, load_space
+from search.comet.client import RefusedError, ServiceDownError, check_comet, has_api_key
+from search.space.schema import comparable
+from search.space.space import Parameters, Space
 from search.study.create import load_begun_study
 from search.study.storage import noted_storage, validated_storage
 from search.study.sweep import RUNS, Sweep, settings_of
@@ -40,10 +37,8 @@ Engine = Literal["optuna", "comet"]
 TrackingMode = Literal["online", "offline", "off"]
 
 IMAGES = "images.csv.gz"  # in the folder of a sweep: those that it began with
-NAME = r"[\w][\w.-]*"  # of a sweep
+MAX_TRIALS = 1_000_000  # of a sweep
 SEARCH_ID = r"[0-9a-f]{32}"  # Comet's id of a search
-FIXED = ("epochs", "image_size")  # the same for every trial unless they are searched
-RELATED = ("image_size", "body_repeats", "residual_blocks", "global_pool", "batch_size", "start_scale")  # must suit
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ def make_plan(options: argparse.Namespace, say: Say) -> Plan:
     search_id = _search_id(options.config)
     engine: Engine = "comet" if search_id else options.engine
     tracking = _tracking(options, engine, say)
-    space = _space(options, search_id, fixed, say)
+    space = make_space(options, search_id, fixed, say)
     devices = find_devices(options.devices)
     sweep = _sweep(options, space, fixed, search_id)
     prior = None if options.warm_start is None else _prior(options.warm_start, sweep, engine)
@@ -116,7 +111,7 @@ def settings(plan: Plan, data: Data) -> dict[str, Any]:
         "engine": plan.engine,
         "algorithm": space.algorithm,
         "baseline": space.baseline is not None,
-        "parameters": space.content["parameters"],
+        "parameters": comparable(space.content["parameters"]),
         # Machines that share a sweep must compute the same numbers.
         **({"versions": library_versions()} if plan.sweep.storage else {}),
     }
@@ -188,39 +183,8 @@ def _online_or_not(*, insists: bool, say: Say) -> TrackingMode:
     return "offline"
 
 
-def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: Say) -> Space:
-    if not search_id and (RUNS / options.config).is_dir() and not options.config.exists():
-        remedy = f"repeat its command with --name {options.config}"
-        raise ValueError(f"{options.config} is a sweep, not a search space; {remedy}")
-    ask = partial(read_search, search_id)
-    content = known_keys(wait_for_comet(ask, Sweep.patience, say)) if search_id else None
-    space = load_space(options.config, SEARCHABLE, METRICS, check_alone, content)
-    for name in FIXED:
-        if name in space.parameters and getattr(options, name) is not None:
-            raise ValueError(f"{options.config}: {name} is searched; leave out --{name.replace('_', '-')}")
-    extremes = [space.values_of(name) or [fixed.get(name, DEFAULTS[name])] for name in RELATED]
-    for values in product(*extremes):
-        try:
-            configure(dict(zip(RELATED, values, strict=True)), fixed)
-        except ValueError as error:
-            raise ValueError(f"{options.config}: {error}") from error
-    seed = space.seed if options.seed is None else options.seed
-    return replace(space, seed=seed, baseline=space.baseline if options.baseline else None)
-
-
-def check_alone(values: Parameters) -> None:
-    """Raise ValueError for a value that no network can have, whatever its other parameters."""
-    lenient = {"image_size": MAX_IMAGE_SIZE, "body_repeats": 1, "residual_blocks": 1, "global_pool": True}
-    if "residual_blocks" in values:
-        lenient["body_repeats"] = MAX_IMAGE_SIZE.bit_length() - 3  # as many as the largest images allow
-    configure({**lenient, **values}, {})
-
-
 def _sweep(options: argparse.Namespace, space: Space, fixed: Parameters, search_id: str) -> Sweep:
-    default = f"{space.name}-{search_id[:8]}" if search_id else space.name
-    name = default if options.name is None else options.name
-    if not re.fullmatch(NAME, name):
-        raise ValueError(f"--name is {name!r}; use letters, digits, '.', '_' and '-'")
+    name = sweep_name(options, space, search_id)
     if options.keep < max(1, options.confirm):
         best = max(1, options.confirm)
         raise ValueError(f"--keep is {options.keep}; the best {best} are needed for the confirmation")
@@ -249,6 +213,10 @@ def _num_trials(options: argparse.Namespace, space: Space, search_id: str) -> in
         trials = space.num_trials + (space.first_proposed if search_id and space.max_combo else 0)
     if trials < 1:
         raise ValueError(f"{options.config}: spec.maxCombo is 0; set it, or give --trials with 1 or more")
+    if trials > MAX_TRIALS:
+        raise ValueError(
+            f"{options.config}: the sweep has {trials:,} trials; set spec.maxCombo to {MAX_TRIALS:,} or less"
+        )
     return int(trials)
 
 

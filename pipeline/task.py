@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from catdog.checkpoint import save_model
 from catdog.data.dataset import Data, load_data
@@ -17,7 +17,7 @@ from catdog.data.preprocess import preprocessing
 from catdog.device import is_out_of_memory, is_process_lost
 from catdog.evaluate import confusion, write_outcomes
 from catdog.model import ModelConfig, build_model, count_mult_adds, layer_table
-from catdog.recipe.config import TrainConfig, image_size_of, require_suited
+from catdog.recipe.config import CHOICES, TrainConfig, image_size_of, require_suited
 from catdog.train import Epoch, train
 from search.analysis.statistics import accuracy_interval
 from search.space.schema import to_boolean
@@ -166,8 +166,9 @@ def cast(name: str, value: Any) -> Any:
         return int(value)
     if kind is str and isinstance(value, str):
         return value
-    wanted = {bool: '"true" or "false"', int: "a whole number", float: "a number", str: "a text"}[kind]
-    raise ValueError(f"{name} is {value!r}; it must be {wanted}")
+    wanted = {bool: '"true" or "false"', int: "a whole number", float: "a number"}
+    choices = f"one of {', '.join(get_args(CHOICES[name]))}" if kind is str else wanted[kind]
+    raise ValueError(f"{name} is {value!r}; it must be {choices}")
 
 
 def environment_info() -> dict[str, Any]:

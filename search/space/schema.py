@@ -1,18 +1,62 @@
 """Validate optimizer.json against Comet's schema, with one sentence for every mistake.
 
+Some people write more than the schema allows, such as true for "true" or "16" for 16. It is converted to the schema's
+form, in which Comet's service and the study get it.
+
 https://www.comet.com/docs/v2/guides/optimizer/configure-optimizer/
 """
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-TYPES = ("integer", "float", "double", "discrete", "categorical")
+from command_line import one_line
+from search.space.mistakes import describe, form, nearest, shown
+from search.space.reader import as_number
+
+MAX_NUMBER = 2**53  # Optuna stores numbers in 64 bits, in which larger whole numbers are not exact
+MAX_VALUES, MAX_BINS = 1_000, 10_000  # of a parameter
+
+
+def _of_text(value: Any) -> Any:
+    """Return the number that a text stands for; other values as they are."""
+    if isinstance(value, str):
+        try:
+            return as_number(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _number(value: Any) -> float:
+    number = _of_text(value)
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise ValueError(f"is {shown(value)}; give a number")  # noqa: TRY004 - pydantic wants a ValueError
+    if not abs(number) <= MAX_NUMBER:
+        raise ValueError(f"is {shown(value)}; give a number between -{MAX_NUMBER:.0e} and {MAX_NUMBER:.0e}")
+    return number
+
+
+def _whole(value: Any) -> Any:
+    number = _of_text(value)
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+Number = Annotated[float, PlainValidator(_number)]
+Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 class _Entry(BaseModel):
@@ -24,17 +68,18 @@ class Range(_Entry):
 
     type: Literal["integer", "float", "double"]
     scaling: Literal["linear", "uniform", "loguniform", "normal", "lognormal"] = Field("uniform", alias="scalingType")
-    min: float = Field(allow_inf_nan=False)
-    max: float = Field(allow_inf_nan=False)
-    grid_size: int | None = Field(None, alias="gridSize", ge=1)
-    mu: float | None = None
-    sigma: float | None = None
+    min: Number
+    max: Number
+    grid_size: Whole | None = Field(None, alias="gridSize", ge=1, le=MAX_BINS)
+    mu: Number | None = None
+    sigma: Number | None = None
 
     @field_validator("scaling")
     @classmethod
     def _is_known_to_optuna(cls, scaling: str) -> str:
         if scaling in ("normal", "lognormal"):
-            raise ValueError(f"{scaling} has no counterpart in Optuna; use uniform or loguniform with min and max")
+            instead = form(scalingType="uniform" if scaling == "normal" else "loguniform")
+            raise ValueError(f'{scaling} has no counterpart in Optuna; write {instead} with "min" and "max"')
         return scaling
 
     @model_validator(mode="after")
@@ -43,9 +88,25 @@ class Range(_Entry):
             raise ValueError(f"has min {self.min:g} above max {self.max:g}; exchange them")
         if self.scaling == "loguniform" and self.min <= 0:
             raise ValueError(f"is loguniform with min {self.min:g}; set min above 0 or scalingType to uniform")
-        if self.type == "integer" and not (self.min.is_integer() and self.max.is_integer()):
-            raise ValueError(f"is an integer from {self.min:g} to {self.max:g}; give whole numbers or type float")
         return self
+
+    def fitted(self, default: Any) -> "Range":
+        """Return the range for a parameter with that default. Raises ValueError, the end of a sentence."""
+        if isinstance(default, bool | str):
+            raise ValueError(f" has min and max; list its values instead, such as [{written(default)}]")  # noqa: TRY004
+        is_whole = type(default) is int
+        if is_whole and self.type != "integer":
+            raise ValueError(f".type is {self.type!r}; set it to 'integer'")
+        if self.type == "integer" and any(bound != int(bound) for bound in (self.min, self.max)):
+            remedy = "give whole numbers" if is_whole else "give whole numbers or type float"
+            raise ValueError(f" is an integer from {self.min:g} to {self.max:g}; {remedy}")
+        return self
+
+    def content(self) -> dict[str, Any]:
+        """Return the parameter in Comet's schema."""
+        low, high = self.extremes()
+        bins = {} if self.grid_size is None else {"gridSize": self.grid_size}
+        return {"type": self.type, "min": low, "max": high, "scalingType": self.scaling, **bins}
 
     def distribution(self) -> BaseDistribution:
         low, high = self.extremes()
@@ -61,22 +122,34 @@ class Range(_Entry):
         return [int(self.min), int(self.max)] if self.type == "integer" else [self.min, self.max]
 
 
+def _as_list(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else [values]
+
+
 class Values(_Entry):
     """One of some numbers (discrete) or texts (categorical)."""
 
     type: Literal["discrete", "categorical"]
-    values: Annotated[list[int | float | str], Field(min_length=1)]
+    values: Annotated[list[Any], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_VALUES)]
+    scaling: Any = Field(None, alias="scalingType", exclude=True)
 
-    @model_validator(mode="after")
-    def _values_fit_the_type(self) -> "Values":
-        wanted, remedy = (str, "put texts in quotes") if self.type == "categorical" else ((int, float), "give numbers")
-        for value in self.values:
-            if not isinstance(value, wanted):
-                # pydantic wants a ValueError
-                raise ValueError(f"is {self.type} but has the value {value!r}; {remedy}")  # noqa: TRY004
-        if len(set(self.values)) < len(self.values):
-            raise ValueError(f"repeats a value in {self.values}; name each once")
-        return self
+    @field_validator("scaling")
+    @classmethod
+    def _has_no_effect(cls, scaling: Any) -> Any:
+        if scaling not in (None, "uniform", "linear"):
+            raise ValueError(f"is {shown(scaling)}, but listed values have no scaling; leave it out")
+        return scaling
+
+    def fitted(self, default: Any) -> "Values":
+        """Convert the values to the type of a parameter with that default. Raises ValueError, the end of a sentence."""
+        values = [_fitted(value, default) for value in self.values]
+        if len(set(values)) < len(values):
+            raise ValueError(f" repeats a value in {shown(values)}; name each once")
+        return self.model_copy(update={"type": type_of(values), "values": values})
+
+    def content(self) -> dict[str, Any]:
+        """Return the parameter in Comet's schema."""
+        return {"type": self.type, "values": self.values}
 
     def distribution(self) -> BaseDistribution:
         """Return an ordered range for evenly spaced whole numbers, so that the sampler knows their distances."""
@@ -93,27 +166,44 @@ class Values(_Entry):
         return self.values
 
 
+def _fitted(value: Any, default: Any) -> Any:
+    """Convert a listed value to the type of `default`, if it can be; the task refuses other numbers and texts."""
+    if isinstance(default, bool) and value in (0, 1) and not isinstance(value, float):
+        return without_boolean(bool(value))
+    number = _of_text(value) if isinstance(default, int | float) else value
+    kind = (str,) if isinstance(default, bool | str) else (int, float)
+    if value is None or isinstance(number, bool | list | dict):
+        wanted = "a text" if kind == (str,) else "a number"
+        raise ValueError(f" has the value {shown(value)}; give {wanted}, such as its default {written(default)}")
+    if isinstance(number, kind) and not isinstance(number, str) and not abs(number) <= MAX_NUMBER:
+        raise ValueError(f" has the value {shown(value)}; give a smaller number")
+    return number
+
+
+def type_of(values: list[Any]) -> str:
+    return "categorical" if isinstance(values[0], str) else "discrete"
+
+
 class Spec(_Entry):
     """Goal and budget; keys for Comet's service are accepted too."""
 
-    max_combo: int = Field(0, alias="maxCombo", ge=0)
+    max_combo: Whole = Field(0, alias="maxCombo", ge=0)
     metric: str = "best_val_loss"
     objective: Literal["minimize", "maximize"] = "minimize"
-    seed: int | None = Field(None, ge=0)
-    grid_size: int = Field(10, alias="gridSize", ge=1)
-    min_sample_size: int = Field(100, alias="minSampleSize")
-    retry_limit: int = Field(20, alias="retryLimit")
-    retry_assign_limit: int = Field(0, alias="retryAssignLimit")
-    randomize: bool = False
+    seed: Whole | None = Field(None, ge=0)
+    grid_size: Whole = Field(10, alias="gridSize", ge=1, le=MAX_BINS)
+    min_sample_size: Whole = Field(100, alias="minSampleSize")
+    retry_limit: Whole = Field(20, alias="retryLimit")
+    retry_assign_limit: Whole = Field(0, alias="retryAssignLimit")
+    randomize: Annotated[bool, BeforeValidator(lambda value: value if (b := to_boolean(value)) is None else b)] = False
 
 
 def _expanded(parameter: Any) -> Any:
     """Expand a list to its values, and a single value to a list of one, as Comet does."""
     if isinstance(parameter, dict):
         return parameter
-    values = parameter if isinstance(parameter, list) else [parameter]
-    is_text = bool(values) and isinstance(values[0], str)
-    return {"type": "categorical" if is_text else "discrete", "values": values}
+    values = _as_list(parameter)
+    return {"type": type_of(values) if values else "discrete", "values": values}
 
 
 Parameter = Annotated[Range | Values, Field(discriminator="type"), BeforeValidator(_expanded)]
@@ -122,29 +212,68 @@ Parameter = Annotated[Range | Values, Field(discriminator="type"), BeforeValidat
 class File(_Entry):
     algorithm: Literal["bayes", "random", "grid"]
     name: str | None = None
-    trials: int = 1
+    trials: Whole = 1
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
-    spec: Spec = Field(default_factory=lambda: Spec.model_validate({}))
+    spec: Annotated[Spec, BeforeValidator(lambda spec: {} if spec is None else spec)] = Field(
+        default_factory=lambda: Spec.model_validate({})
+    )
+    verbose: Any = Field(0, exclude=True)  # of Comet's client
+
+    def content(self) -> dict[str, Any]:
+        """Return the file in Comet's schema, with the keys that were given."""
+        given = self.model_dump(by_alias=True, exclude_unset=True, exclude_none=True, exclude={"parameters"})
+        return {**given, "parameters": {name: parameter.content() for name, parameter in self.parameters.items()}}
 
 
-def read_file(path: Path) -> Any:
-    """Read optimizer.json. Raises ValueError, one sentence, if it is missing or not JSON."""
+_MODELS: dict[str, type[BaseModel]] = {"file": File, "spec": Spec, "range": Range, "values": Values}
+LEVELS = {
+    level: [field.alias or name for name, field in model.model_fields.items() if not field.exclude]
+    for level, model in _MODELS.items()
+}
+
+
+def validated(content: Any, origin: object, defaults: Mapping[str, Any]) -> File:
+    """Validate the content of optimizer.json, whose parameters have `defaults`.
+
+    Raises ValueError: one sentence of origin, key, value and remedy.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); name an existing search space") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not text; write it as JSON") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is not JSON: {error.msg} in line {error.lineno}; correct that line") from error
-
-
-def validated(content: Any, origin: object) -> File:
-    """Validate the content of optimizer.json. Raises ValueError: one sentence of origin, key, value and remedy."""
-    try:
-        return File.model_validate(content)
+        file = File.model_validate(content)
     except ValidationError as error:
-        raise ValueError(f"{origin}: {_first_mistake(error)}") from error
+        raise ValueError(one_line(f"{origin}: {describe(error, content, LEVELS, defaults)}")) from error
+    return file.model_copy(
+        update={"parameters": {name: _suited(name, p, origin, defaults) for name, p in file.parameters.items()}}
+    )
+
+
+def _suited(name: str, parameter: Range | Values, origin: object, defaults: Mapping[str, Any]) -> Range | Values:
+    if name not in defaults:
+        initials = {known: ("".join(word[0] for word in known.split("_")),) for known in defaults if "_" in known}
+        meant = nearest(name, sorted(defaults), initials)
+        remedy = f"write {written(meant)}" if meant else f"known are {', '.join(sorted(defaults))}"
+        raise ValueError(one_line(f"{origin}: unknown parameter {shown(name)}; {remedy}"))
+    try:
+        return parameter.fitted(defaults[name])
+    except ValueError as error:
+        raise ValueError(one_line(f"{origin}: parameters.{name}{error}")) from error
+
+
+def comparable(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a file in one form for all ways to write the same search for Optuna."""
+    return {name: _comparable(_expanded(parameter)) for name, parameter in parameters.items()}
+
+
+def _comparable(parameter: Mapping[str, Any]) -> dict[str, Any]:
+    if "values" in parameter:
+        return {"type": type_of(parameter["values"]), "values": parameter["values"]}
+    kind, scaling = parameter.get("type"), parameter.get("scalingType", "uniform")
+    same = {"type": "float" if kind == "double" else kind, "scalingType": "uniform" if scaling == "linear" else scaling}
+    return {name: value for name, value in {**parameter, **same}.items() if name not in ("mu", "sigma")}
+
+
+def written(value: Any) -> str:
+    """Return a value as it stands in the file."""
+    return json.dumps(without_boolean(value), ensure_ascii=False)
 
 
 def without_boolean(value: Any) -> Any:
@@ -162,23 +291,3 @@ def known_keys(content: Mapping[str, Any]) -> dict[str, Any]:
     spec = {field.alias or name for name, field in Spec.model_fields.items()}
     kept = {key: value for key, value in content.items() if key in File.model_fields}
     return {**kept, "spec": {key: value for key, value in content.get("spec", {}).items() if key in spec}}
-
-
-def _first_mistake(error: ValidationError) -> str:
-    """Write pydantic's first error as one sentence: key, value, remedy."""
-    first = error.errors(include_url=False)[0]
-    path = [str(step) for step in first["loc"] if step not in TYPES]
-    key, message = ".".join(path) or "the file", first["msg"].removeprefix("Value error, ")
-    value = first["input"]
-    kind = value.get("type") if isinstance(value, dict) else None
-    sentences = {
-        "extra_forbidden": f"unknown key {key!r}; remove it",
-        "missing": f"{key} is missing; add it",
-        "union_tag_not_found": f"{key} has no type; give it integer, float, discrete or categorical",
-        "union_tag_invalid": f"{key}.type is {kind!r}; it must be one of {', '.join(TYPES)}",
-        "too_short": f"{key} is empty; name at least one",
-        "finite_number": f"{key} is {value!r}; give a finite number",
-        "float_type": f"{key} is {value!r}; give a number",
-        "value_error": f"{key} {message}",
-    }
-    return sentences.get(first["type"], f"{key} is {value!r}; {message[0].lower()}{message[1:]}")

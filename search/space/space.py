@@ -12,8 +12,11 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
+from command_line import did_you_mean, one_line
 from search.space.grid import GridSampler
-from search.space.schema import File, Range, Spec, Values, read_file, validated, without_boolean
+from search.space.mistakes import shown
+from search.space.reader import read_file
+from search.space.schema import File, Range, Spec, Values, validated, without_boolean
 
 Parameters = dict[str, Any]
 Direction = Literal["minimize", "maximize"]
@@ -53,8 +56,8 @@ class Goal:
 class Space:
     """The validated search space, its algorithm and its goal."""
 
-    content: Mapping[str, Any]  # the file, as read
-    name: str  # the `name` in the file, or the file's stem
+    content: Mapping[str, Any]  # the file, in Comet's schema
+    name: str  # the `name` in the file, which is any text, or the file's stem
     algorithm: Literal["bayes", "random", "grid"]
     parameters: Mapping[str, Range | Values]
     goal: Goal
@@ -134,12 +137,11 @@ def load_space(
     `defaults` maps every searchable parameter to its baseline value, and `metrics` every column of an epoch to its
     better direction. Raises ValueError: one sentence that names the file, the key, the value and the remedy.
     """
-    content = read_file(path) if content is None else content
-    file = validated(content, path)
-    _check_parameters(path, file, defaults, check)
+    file = validated(read_file(path) if content is None else content, path, defaults)
+    _check_parameters(path, file, check)
     return Space(
-        content=content,
-        name=file.name or path.stem,
+        content=file.content(),
+        name=(file.name or "").strip() or path.stem,
         algorithm=file.algorithm,
         parameters=file.parameters,
         goal=_goal(path, file.spec, metrics),
@@ -150,19 +152,15 @@ def load_space(
     )
 
 
-def _check_parameters(path: Path, file: File, defaults: Mapping[str, Any], check: Check) -> None:
-    if unknown := sorted(set(file.parameters) - set(defaults)):
-        raise ValueError(f"{path}: unknown parameter {unknown[0]!r}; known are {', '.join(sorted(defaults))}")
+def _check_parameters(path: Path, file: File, check: Check) -> None:
     if file.trials != 1:
-        raise ValueError(f"{path}: trials is {file.trials}; set it to 1: --confirm trains the best again")
+        raise ValueError(f"{path}: trials is {shown(file.trials)}; set it to 1: --confirm trains the best again")
     for name, parameter in file.parameters.items():
-        if isinstance(parameter, Range) and parameter.type != "integer" and type(defaults[name]) is int:
-            raise ValueError(f"{path}: parameters.{name}.type is {parameter.type!r}; set it to 'integer'")
         for value in parameter.extremes():
             try:
                 check({name: value})
             except ValueError as error:
-                raise ValueError(f"{path}: parameters.{name}: {error}") from error
+                raise ValueError(one_line(f"{path}: parameters.{name}: {error}")) from error
 
 
 def derive_seed(seed: int, number: int, repeat: int = 0) -> int:
@@ -173,8 +171,9 @@ def derive_seed(seed: int, number: int, repeat: int = 0) -> int:
 def _goal(path: Path, spec: Spec, metrics: Mapping[str, Direction]) -> Goal:
     goal = Goal(spec.metric, spec.objective)
     if goal.column not in metrics:
-        known = ", ".join(f"{name}, best_{name}" for name in metrics)
-        raise ValueError(f"{path}: spec.metric is {spec.metric!r}; it must be one of {known}")
+        known = [goal for name in metrics for goal in (name, f"best_{name}")]
+        remedy = did_you_mean(spec.metric, known) or f"; it must be one of {', '.join(known)}"
+        raise ValueError(one_line(f"{path}: spec.metric is {shown(spec.metric)}{remedy}"))
     if (better := metrics[goal.column]) != spec.objective:
         raise ValueError(f"{path}: spec.objective is {spec.objective!r} for {spec.metric}; set it to {better!r}")
     return goal

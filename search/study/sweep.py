@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial
 
 from command_line import did_you_mean
 from search.comet.optimizer import CometSampler
+from search.space.schema import comparable
 from search.space.space import Space, derive_seed
 from search.study.storage import noted_storage, open_storage, studies_in, study_name_of
 from search.study.trials import CONFIRMS, REPEAT, parameters_of
@@ -170,4 +171,5 @@ def _find(folder: Path, storage: str = "", part: str = "") -> optuna.Study | Non
 
 def settings_of(study: optuna.Study) -> dict[str, Any]:
     """Return the settings of a sweep. Sweeps without an entry for the baseline began with the baseline."""
-    return {"baseline": True, **study.user_attrs.get("settings", {})}
+    settings = study.user_attrs.get("settings", {})
+    return {"baseline": True, **settings, "parameters": comparable(settings.get("parameters", {}))}

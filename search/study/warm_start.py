@@ -9,8 +9,9 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from search.space.schema import comparable
 from search.space.space import Parameters, Space
-from search.study.sweep import CANDIDATES, Sweep, find_study, holds_study, load_study
+from search.study.sweep import CANDIDATES, Sweep, find_study, holds_study, load_study, settings_of
 from search.study.trials import ordered
 
 WARM_START = "warm_start"  # the setting of that name, and the user attribute of the study
@@ -48,8 +49,8 @@ def read_prior_sweep(folder: Path, space: Space) -> PriorSweep:
         study = load_study(folder)
     except ValueError as error:
         raise ValueError(f"--warm-start: {error}") from error
-    settings = study.user_attrs["settings"]
-    for key, ours in {"parameters": space.content["parameters"], "goal": asdict(space.goal)}.items():
+    settings = settings_of(study)
+    for key, ours in {"parameters": comparable(space.content["parameters"]), "goal": asdict(space.goal)}.items():
         if settings.get(key) != ours:
             raise ValueError(f"--warm-start: {folder} differs in {key}; name a sweep of the same space and goal")
     states = (TrialState.COMPLETE, TrialState.PRUNED)

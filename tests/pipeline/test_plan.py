@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from pipeline.cli import main, parse
@@ -63,3 +66,80 @@ def test_searched_field_cannot_be_given_on_the_command_line_too(home, small, wri
     path = write_space(parameters={"epochs": [1, 2]})
     assert main([str(path), *small[1:]]) == 2
     assert "epochs is searched; leave out --epochs" in capsys.readouterr().err
+    write_space(parameters={"epochs": [3]})
+    assert main([str(path), *small[1:]]) == 2
+    assert "epochs is fixed at 3 there; leave out --epochs" in capsys.readouterr().err
+
+
+NAMES = {  # in the file, and of the folder
+    "photos-2": "photos-2",
+    "My Evening Search": "My-Evening-Search",
+    "widths (second try)": "widths-second-try",
+    "Optimize ": "Optimize",
+    "../../etc/passwd": "etc-passwd",
+    "lr=1e-3, 50%": "lr-1e-3-50",
+    "Größe 1.5": "Größe-1.5",
+    "Gro\u0308ße": "Größe",
+    ".hidden": "hidden",
+    "a\nb\x1b[2J": "a-b-2J",
+    "x" * 300: "x" * 200,
+    "": "optimizer",
+    "  ": "optimizer",
+}
+
+
+@pytest.mark.parametrize("name", NAMES, ids=repr)
+def test_name_in_the_file_is_any_text(home, small, write_space, name):
+    options = [str(write_space(name=name)), "--tracking", "off", "--image-size", "64"]
+    assert make_plan(parse(options), print).sweep.folder == Path("runs") / NAMES[name]
+
+
+@pytest.mark.parametrize("name", ["...", "---", "../..", "!?"])
+def test_name_without_a_letter_is_named_with_its_file_and_key(home, small, write_space, name):
+    path = write_space(name=name)
+    with pytest.raises(ValueError, match=rf"{path}: name is '{re.escape(name)}'; use at least one letter"):
+        make_plan(parse([str(path), "--tracking", "off", "--image-size", "64"]), print)
+
+
+@pytest.mark.parametrize(
+    ("name", "example"), [("a b", ", as in a-b"), ("../x", ", as in x"), ("..", "$"), ("x" * 300, "")]
+)
+def test_name_on_the_command_line_is_that_of_a_folder(home, small, name, example):
+    with pytest.raises(ValueError, match=rf"--name is .*; use letters, digits, '\.', '_' and '-'{example}"):
+        make_plan(parse([*small, "--name", name]), print)
+
+
+def test_sweep_given_as_a_search_space_is_named(home, small):
+    Path("runs/night").mkdir(parents=True)
+    Path("runs/night/study.db").touch()
+    for config in ("night", "runs/night"):
+        with pytest.raises(ValueError, match=rf"{config} is a sweep, not a search space; .* --name night"):
+            make_plan(parse([config, *small[1:]]), print)
+    with pytest.raises(ValueError, match=r"xxx: cannot be read \(File name too long\)"):
+        make_plan(parse(["x" * 300, *small[1:]]), print)
+
+
+def test_many_values_that_must_suit_each_other_are_checked_at_their_ends(home, small, write_space):
+    many = {
+        "image_size": list(range(64, 1064)),
+        "batch_size": list(range(1, 1001)),
+        "start_scale": [0.001 * number for number in range(500, 1001)],
+        "global_pool": ["true"],
+    }
+    options = ["--tracking", "off", "--no-baseline"]
+    make_plan(parse([str(write_space(parameters=many)), *options]), print)
+    many.update(image_size=[64, 31, 128], body_repeats=[3, 1])
+    with pytest.raises(ValueError, match=r"image_size 31 is too small for body_repeats 3"):
+        make_plan(
+            parse(
+                [str(write_space(parameters={**many, "image_size": [64, 31, 128], "body_repeats": [3, 1]})), *options]
+            ),
+            print,
+        )
+
+
+def test_sweep_of_more_trials_than_any_study_holds_is_refused(home, small, write_space):
+    axis = {"type": "float", "min": 0.001, "max": 0.1, "gridSize": 10_000}
+    path = write_space(algorithm="grid", parameters={"learning_rate": axis, "dropout": axis}, spec={})
+    with pytest.raises(ValueError, match=r"the sweep has 100,000,000 trials; set spec.maxCombo to 1,000,000 or less"):
+        make_plan(parse([str(path), *small[1:]]), print)

@@ -5,11 +5,14 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from pipeline.plan import check_alone
+from pipeline.space import check_alone
 from pipeline.task import METRICS, SEARCHABLE, configure
+from search.space.schema import comparable
 from search.space.space import derive_seed, load_space
+from search.study.create import create_study, require_settings
 from search.study.warm_start import first_proposals
 from tests.conftest import ROOT
+from tests.servers.counting_sweep import make_sweep
 
 WIDTH = {"stem_width": {"type": "integer", "min": 2, "max": 8}}
 
@@ -54,32 +57,33 @@ def test_every_type_of_comets_schema_has_its_distribution(write_space, name, par
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"budget": 3}, "unknown key 'budget'; remove it"),
-        ({"spec": {"maxcombo": 3}}, "unknown key 'spec.maxcombo'; remove it"),
-        ({"algorithm": "tpe"}, "algorithm is 'tpe'; input should be 'bayes', 'random' or 'grid'"),
-        ({"algorithm": None}, "algorithm is missing; add it"),
+        ({"budget": 3}, "unknown key 'budget'; known are algorithm, name, trials, parameters, spec"),
+        ({"spec": {"maxcombo": 3}}, "unknown key 'spec.maxcombo'; write \"maxCombo\": 3"),
+        ({"algorithm": "sobol"}, "algorithm is 'sobol'; it must be one of bayes, random, grid"),
+        ({"algorithm": None}, 'algorithm is missing; add "algorithm": "bayes"'),
         ({"trials": 2}, "trials is 2; set it to 1"),
         ({"parameters": {}}, "parameters is empty; name at least one"),
         ({"parameters": {"depth": {"type": "integer", "min": 1, "max": 2}}}, "unknown parameter 'depth'; known are"),
         ({"parameters": {"classes": [2]}}, "unknown parameter 'classes'"),
-        ({"parameters": {"stem_width": {"min": 1, "max": 2}}}, "parameters.stem_width has no type; give it"),
-        ({"parameters": {"stem_width": {"type": "int", "min": 1}}}, "stem_width.type is 'int'; it must be one of integer"),
+        ({"parameters": {"stem_width": {"min": 1, "max": 2}}}, 'parameters.stem_width has no type; add "type": "integer"'),
+        ({"parameters": {"stem_width": {"type": "foo", "min": 1}}}, "stem_width.type is 'foo'; it must be one of integer"),
         ({"parameters": {"stem_width": {"type": "integer", "min": 8, "max": 2}}}, "stem_width has min 8 above max 2"),
         ({"parameters": {"stem_width": {"type": "integer", "min": 8}}}, "stem_width.max is missing; add it"),
-        ({"parameters": {"stem_width": {"type": "integer", "min": 1.5, "max": 2}}}, "give whole numbers or type float"),
-        ({"parameters": {"stem_width": {"type": "integer", "min": "1", "max": 2}}}, "stem_width.min is '1'"),
+        ({"parameters": {"stem_width": {"type": "integer", "min": 1.5, "max": 2}}}, "is an integer from 1.5 to 2; give whole numbers"),
+        ({"parameters": {"dropout": {"type": "integer", "min": 0, "max": 0.5}}}, "give whole numbers or type float"),
+        ({"parameters": {"stem_width": {"type": "integer", "min": "a", "max": 2}}}, "stem_width.min is 'a'; give a number"),
         ({"parameters": {"stem_width": {"type": "integer", "min": 0, "max": 2}}}, "parameters.stem_width: stem_width is 0"),
         ({"parameters": {"body_repeats": {"type": "integer", "min": 2, "max": 6}}}, "too small for body_repeats 6"),
         ({"parameters": {"stem_width": {"type": "float", "min": 1, "max": 2}}}, "stem_width.type is 'float'; set it to 'integer'"),
         ({"parameters": {"stem_width": [2.5]}}, "stem_width is 2.5; it must be a whole number"),
         ({"parameters": {"stem_width": ["a"]}}, "stem_width is 'a'; it must be a whole number"),
         ({"parameters": {"learning_rate": ["fast"]}}, "learning_rate is 'fast'; it must be a number"),
-        ({"parameters": {"schedule": [1]}}, "schedule is 1; it must be a text"),
+        ({"parameters": {"schedule": [1]}}, "schedule is 1; it must be one of constant, cosine"),
         ({"parameters": {"share_body": ["maybe"]}}, "share_body is 'maybe'; it must be \"true\" or \"false\""),
         ({"parameters": {"schedule": ["step"]}}, "schedule is 'step'; it must be one of constant, cosine"),
         ({"parameters": {"stem_width": {"type": "discrete", "values": []}}}, "stem_width.values is empty"),
-        ({"parameters": {"stem_width": {"type": "discrete", "values": ["a"]}}}, "is discrete but has the value 'a'"),
-        ({"parameters": {"schedule": {"type": "categorical", "values": [1]}}}, "put texts in quotes"),
+        ({"parameters": {"stem_width": {"type": "discrete", "values": ["a"]}}}, "stem_width is 'a'; it must be a whole number"),
+        ({"parameters": {"schedule": {"type": "categorical", "values": [1]}}}, "schedule is 1; it must be one of constant"),
         ({"parameters": {"stem_width": [8, 8]}}, "repeats a value"),
         (
             {"parameters": {"learning_rate": {"type": "float", "min": 0, "max": 1, "scalingType": "loguniform"}}},
@@ -87,7 +91,7 @@ def test_every_type_of_comets_schema_has_its_distribution(write_space, name, par
         ),
         (
             {"parameters": {"dropout": {"type": "float", "mu": 0.3, "sigma": 0.1, "scalingType": "normal"}}},
-            "scalingType normal has no counterpart in Optuna; use uniform or loguniform",
+            'scalingType normal has no counterpart in Optuna; write "scalingType": "uniform" with "min" and "max"',
         ),
         ({"spec": {"metric": "f1"}}, "spec.metric is 'f1'; it must be one of val_loss, best_val_loss"),
         ({"spec": {"objective": "maximize"}}, "spec.objective is 'maximize' for best_val_loss; set it to 'minimize'"),
@@ -100,18 +104,6 @@ def test_mistake_is_one_sentence_with_file_key_and_remedy(write_space, changes, 
         load(path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_missing_broken_and_binary_files_are_named(tmp_path):
-    path = tmp_path / "optimizer.json"
-    with pytest.raises(ValueError, match=r"optimizer.json: cannot be read \(No such file"):
-        load(path)
-    path.write_text('{"algorithm": "bayes",\n}')
-    with pytest.raises(ValueError, match=r"is not JSON: .* in line 2"):
-        load(path)
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="is not text; write it as JSON"):
-        load(path)
 
 
 def test_grid_is_the_product_of_its_bins(write_space):
@@ -175,6 +167,32 @@ def test_tpe_learns_beside_a_baseline_outside_the_space(write_space):
         study.tell(trial, (trial.params["learning_rate"] - 0.3) ** 2)
     late = [abs(trial.params["learning_rate"] - 0.3) for trial in study.trials[-10:]]
     assert sum(late) / 10 < 0.2  # random search: 0.29
+
+
+WAYS = [  # to write one space
+    {"x": [1, 2], "y": {"type": "float", "min": 0, "max": 1}, "z": 5},
+    {
+        "z": {"type": "discrete", "values": [5]},
+        "x": {"type": "discrete", "values": [1, 2]},
+        "y": {"type": "float", "min": 0, "max": 1.0},
+    },
+    {"x": ["1", 2], "y": {"type": "double", "min": "0", "max": 1, "scalingType": "linear", "mu": 1}, "z": "5"},
+]
+
+
+@pytest.mark.parametrize("before", WAYS[:2])
+@pytest.mark.parametrize("now", WAYS)
+def test_file_that_is_written_in_another_way_resumes_the_sweep(tmp_path, before, now):
+    """An earlier version stored the parameters as they stood in the file."""
+    sweep = make_sweep(tmp_path / "runs/same", 4, parameters=before)
+    study = create_study(sweep, {"parameters": before}).optuna
+    sweep.space.suggest(study.ask())
+    again = make_sweep(tmp_path / "runs/same", 4, parameters=now)
+    require_settings(again, study, {"parameters": comparable(again.space.content["parameters"])})
+    again.space.suggest(study.ask())
+    other = make_sweep(tmp_path / "runs/same", 4, parameters={**now, "y": {"type": "float", "min": 0, "max": 2}})
+    with pytest.raises(ValueError, match=r"parameters\.y\.max was 1.*, is 2"):
+        require_settings(other, study, {"parameters": comparable(other.space.content["parameters"])})
 
 
 def test_seeds_differ_between_trials_and_not_between_machines():
