@@ -9,7 +9,7 @@ from itertools import product
 from types import MappingProxyType
 from typing import Any
 
-from optuna.distributions import IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
 from rich.table import Table
 
@@ -27,6 +27,7 @@ from search.study.shared_study import SharedStudy
 from search.workers.artifacts import weights_to_remove
 
 NUM_SHOWN = 10  # trials in a dry run
+MAX_STEPS = 5  # of a range whose values are listed
 LINE_SECONDS = 10.0  # between two lines about work that takes long, where the output is no terminal
 SOURCES = {"synthetic": "drawn images", "kaggle": "tongpython/cat-and-dog of Kaggle"}
 EXAMPLES = {"body_width": "64", "batch_size": "64", "optimizer": '"adamw"', "schedule": '"cosine"'}  # to fix a value
@@ -102,10 +103,12 @@ def say_data(source: str, data: Data) -> None:
 
 
 def say_fixed(plan: Plan) -> None:
-    """Print the values of the parameters that the space does not name, and how to give another one."""
+    """Print what is searched, the values of the parameters that the space does not name, and how to give another."""
     space = plan.sweep.space
     values = {name: value for name, value in {**SEARCHABLE, **plan.fixed}.items() if name not in space.parameters}
     values.pop("seed", None)  # a different one for each trial
+    searched = [_describe_range(name, kind) for name, kind in space.distributions.items() if not kind.single()]
+    say_wrapped(f"searched: {'; '.join(searched) or 'nothing'}")
     off = [name for name, value in values.items() if value in (False, "none") or (name, value) == ("start_scale", 1)]
     say_wrapped(
         f"not searched: {', '.join(f'{name} {_json(value)}' for name, value in values.items() if name not in off)}"
@@ -116,6 +119,23 @@ def say_fixed(plan: Plan) -> None:
         say_wrapped(f"to fix another value, give it alone in the file's parameters, for example {example}")
     if "body_width" in values:
         say_note(_describe_default_width(plan))
+
+
+def _describe_range(name: str, kind: BaseDistribution) -> str:
+    """Describe the values of a parameter: `stem_width 8 or 16`, `learning_rate 0.001 to 0.01 (log)`."""
+    if isinstance(kind, CategoricalDistribution):
+        return f"{name} {_or(kind.choices)}"
+    assert isinstance(kind, FloatDistribution | IntDistribution), kind
+    step = 0 if kind.log else kind.step or 0
+    if step and kind.high - kind.low <= MAX_STEPS * step:
+        return f"{name} {_or([kind.low + number * step for number in range(round((kind.high - kind.low) / step) + 1)])}"
+    steps = f" in steps of {step:g}" if step not in (0, 1) else ""
+    return f"{name} {kind.low:g} to {kind.high:g}{' (log)' if kind.log else steps}"
+
+
+def _or(values: Sequence[object]) -> str:
+    *others, last = map(_json, values)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _json(value: object) -> str:

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from catdog.data.dataset import Data, load_data, locate
 from catdog.device import gpu_memory
-from pipeline.console import NUM_SHOWN, progress, say, say_data, say_note, show_plan
+from pipeline.console import NUM_SHOWN, progress, say_data, say_note, say_wrapped, show_plan
 from pipeline.plan import Plan, describing_changed_images, settings
 from pipeline.profiling import Network, Profile, Say, evaluation_batch, network_of, profile_networks
 from pipeline.stages import with_measured_workers
@@ -55,17 +55,19 @@ def dry_run(plan: Plan) -> int:
     left = _work_left(plan, data)
     if left and not sum(left):
         show_plan(plan)
-        say(f"nothing is left to train: {plan.sweep.name} has ended; its command only promotes and reports")
+        say_wrapped(f"nothing is left to train: {plan.sweep.name} has ended; its command only promotes and reports")
         return 0
     plan = with_measured_workers(plan, data)
     show_plan(plan)
-    say("profiling the first networks for a few seconds each to forecast the cost of the sweep; nothing is kept")
+    say_wrapped(
+        "profiling the first networks for a few seconds each to forecast the cost of the sweep; nothing is kept"
+    )
     with progress("profiling networks") as show:
         expected = forecast(plan, data, plan.proposals(NUM_SHOWN), show)
     for sentence in describe_forecast(expected, plan):
-        say(sentence)
+        say_wrapped(sentence)
     if left:
-        say(_describe_left(expected, plan, *left))
+        say_wrapped(_describe_left(expected, plan, *left))
     return 0
 
 

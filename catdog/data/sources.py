@@ -15,7 +15,7 @@ from pathlib import Path
 
 from catdog.data.files import shorten
 from catdog.data.walk import Fault, Folder, walk
-from command_line import printable
+from command_line import did_you_mean, printable
 from redact import redact
 
 CLASSES = ("cat", "dog")
@@ -117,7 +117,9 @@ def _check_folder(folder: Path) -> None:
         is_missing = isinstance(error, FileNotFoundError) and not folder.is_symlink()
         problem = "does not exist" if is_missing else f"cannot be read ({error.strerror})"
     if problem:
-        raise ValueError(f"data folder {printable(str(folder))} {problem}; give --data synthetic, kaggle or a folder")
+        beside = ["synthetic", "kaggle", *(path.name for path in folder.parent.glob("*/"))]
+        remedy = did_you_mean(folder.name, beside) or "; give --data synthetic, kaggle or a folder"
+        raise ValueError(f"data folder {printable(str(folder))} {problem}{remedy}")
 
 
 @cache

@@ -6,7 +6,7 @@ from rich.console import Console
 from catdog.model import ModelConfig, count_mult_adds, count_parameters
 from pipeline import console
 from pipeline.cli import parse
-from pipeline.console import _describe_missing_baseline, progress, show_plan
+from pipeline.console import _describe_missing_baseline, progress, say_fixed, show_plan
 from pipeline.plan import make_plan
 from search.formatting import short
 
@@ -20,6 +20,36 @@ def test_plan_says_what_is_searched_for_each_trial_and_the_constants_once(home, 
     baseline, *others = [line.split("│")[2].split() for line in said.splitlines() if line.startswith("│")]
     assert baseline == ["body_width=512", "stem_width=64", "optimizer=adam", "ema=0"]  # outside the space
     assert [[text.split("=")[0] for text in other] for other in others] == [["body_width", "stem_width"]] * 2
+
+
+SEARCHED = [
+    ({"stem_width": [8, 16], "body_width": [32, 64, 128]}, "stem_width 8 or 16; body_width 32, 64 or 128"),
+    (
+        {
+            "learning_rate": {"type": "float", "min": 0.001, "max": 0.01, "scalingType": "loguniform"},
+            "ema": [0, 0.5, 0.9],
+        },
+        "learning_rate 0.001 to 0.01 (log); ema 0, 0.5 or 0.9",
+    ),
+    (
+        {"batch_size": {"type": "integer", "min": 8, "max": 64}, "share_body": ["true", "false"]},
+        "batch_size 8 to 64; share_body true or false",
+    ),
+    (
+        {
+            "body_repeats": {"type": "integer", "min": 2, "max": 4},
+            "body_width": {"type": "discrete", "values": [8 * n for n in range(1, 9)]},
+        },
+        "body_repeats 2, 3 or 4; body_width 8 to 64 in steps of 8",
+    ),
+    ({"body_width": [8], "optimizer": ["sgd"]}, "nothing"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "ranges"), SEARCHED, ids=[case[1] for case in SEARCHED])
+def test_plan_names_what_is_searched(home, small, write_space, capsys, parameters, ranges):
+    say_fixed(make_plan(parse([str(write_space(parameters=parameters)), *small[1:]]), print))
+    assert capsys.readouterr().out.startswith(f"searched: {ranges}\n")
 
 
 def test_plan_without_constants_does_not_speak_of_them(home, small, capsys):

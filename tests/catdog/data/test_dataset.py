@@ -206,6 +206,18 @@ def test_kaggle_is_read_where_kagglehub_put_it(photographs, monkeypatch):
     assert len(load_data("kaggle", 32).training) == 34
 
 
+@pytest.mark.parametrize(
+    ("source", "meant"),
+    [("kagle", "kaggle"), ("Synthetic", "synthetic"), ("photgraphs", "photographs"), ("./photo-graphs", "photographs")],
+)
+def test_mistyped_source_is_answered_with_the_closest_one(photographs, monkeypatch, source, meant):
+    monkeypatch.chdir(photographs.parent)
+    with pytest.raises(ValueError, match=f"does not exist; did you mean {meant}\\?$"):
+        load_data(source, 32)
+    with pytest.raises(ValueError, match=r"does not exist; give --data synthetic, kaggle or a folder$"):
+        load_data(str(photographs / "elsewhere"), 32)
+
+
 @pytest.mark.parametrize("splits_off", [False, True])
 def test_images_are_counted_by_part_and_class(photographs, splits_off):
     if splits_off:
