@@ -154,6 +154,18 @@ def test_time_left_of_recorded_sweeps_is_close_from_the_third_trial_on(path):
     assert fmean(errors) <= fmean(errors_of(sweep))
 
 
+def test_large_networks_are_in_the_time_left_of_a_recorded_sweep_before_their_first_epoch_has_ended():
+    sweep = json.loads((ROOT / "tests/servers/recorded/search-of-mixed-sizes.json").read_text())
+    last = max(run["end"] for run in sweep["runs"])
+    moments = (20, 70, 100, 150, 200)  # a small network has ended its first epoch, or all; two large ones have not
+    known = [seconds_left(as_it_was(sweep, now)) / (last - now) for now in moments]
+    for trial in sweep["trials"]:
+        trial["cost"] = 0.0
+    blind = [seconds_left(as_it_was(sweep, now)) / (last - now) for now in moments]
+    assert max(known) < 2
+    assert max(blind[:3]) < 0.5 < min(known)
+
+
 def errors_of(sweep):
     """Return the relative errors from the end of the third trial on."""
     jobs = [*sweep["trials"], *sweep["runs"]]
