@@ -11,6 +11,7 @@ import os
 import resource
 import shlex
 import sys
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent
 OLDEST = (3, 11)  # version of Python, as in pyproject.toml
+WORDS = {  # by error of the system, how libraries and SQLite put it
+    errno.EAGAIN: ("can't start new thread",),
+    errno.ENOMEM: ("failed to map segment",),
+    errno.ENOSPC: ("disk is full",),
+    errno.EROFS: ("readonly database",),
+    errno.EFBIG: ("disk I/O error",),
+}
 NUM_FILES = 1024  # that a process may open, where the system allows it
 
 
@@ -40,6 +48,7 @@ def prepare() -> None:
     sys.excepthook = _end_in_one_sentence
     _open_closed_streams()
     _use_utf8()
+    warnings.filterwarnings("ignore", ".*joblib will operate in serial mode")  # it is refused in a sentence of its own
     sys.stdout, sys.stderr = _writer(1, sys.stdout), _writer(2, sys.stderr)
     with suppress(OSError, ValueError):  # the usual soft limit of macOS is 256
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -56,11 +65,14 @@ def is_environments(error: BaseException) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """Describe an error in one sentence, with the remedy if it is one of the environment."""
+    """Describe an error in one sentence, with the remedy if it is one of the environment, and without secrets."""
+    from redact import redact  # noqa: PLC0415 - as in `prepare`
+
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").split(".")[0]
         return f"the package {package} is not installed for {sys.executable}; {_how_to_start()}"
-    text = " ".join(str(error).split()) or type(error).__name__
+    nameless = "not enough memory" if isinstance(error, MemoryError) else type(error).__name__
+    text = " ".join(redact(error).split()) or nameless
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     remedy = _remedy_of(error)
@@ -70,27 +82,33 @@ def describe(error: BaseException) -> str:
 def _remedy_of(error: BaseException) -> str:
     """Return what to do about an error of the machine or its limits; empty if it is none that is known here."""
     number, text = getattr(error, "errno", None), str(error)
-    remedies = {
-        errno.EMFILE: f"raise the number of open files (ulimit -n, now {_limit('NOFILE')}), as with: ulimit -n 1024",
-        errno.EAGAIN: f"raise the number of processes (ulimit -u, now {_limit('NPROC')}), or end some",
-        errno.EFBIG: f"raise the size of files (ulimit -f, now {_limit('FSIZE')} bytes), as with: ulimit -f unlimited",
-        errno.ENOMEM: f"give this process more memory (ulimit -v, now {_limit('AS')} bytes)",
+    if isinstance(error, MemoryError):
+        number = errno.ENOMEM
+    for code, remedy in _remedies().items():
+        words = (os.strerror(code), *WORDS.get(code, ()))
+        if remedy and (number == code or any(word.lower() in text.lower() for word in words)):
+            return remedy
+    return ""
+
+
+def _remedies() -> "dict[int, str]":
+    """Return what to do about each error of the system. A limit that is not set is not the cause."""
+    files, processes, memory, size = (_limit(name) for name in ("NOFILE", "NPROC", "AS", "FSIZE"))
+    return {
+        errno.EMFILE: f"raise the number of open files, now {files}, for example with: ulimit -n 1024",
+        errno.EAGAIN: f"raise the number of processes and threads, now {processes} (ulimit -u), or end some",
+        errno.ENOMEM: f"raise the memory of a process, now {memory} bytes (ulimit -v)" if memory else "free memory",
+        errno.EFBIG: f"raise the size of files, now {size} bytes (ulimit -f)" if size else "",
         errno.ENOSPC: "free some space",
         errno.EDQUOT: "free some space, or have your quota raised",
         errno.EROFS: "use a folder that can be written",
     }
-    if isinstance(error, MemoryError):
-        number = errno.ENOMEM
-    elif "can't start new thread" in text:
-        number = errno.EAGAIN
-    found = (remedy for code, remedy in remedies.items() if number == code or os.strerror(code) in text)
-    return next(found, "")
 
 
 def _limit(name: str) -> str:
-    """Return a limit of this process as text."""
+    """Return a limit of this process; empty if there is none."""
     soft = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0]
-    return "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
+    return "" if soft == resource.RLIM_INFINITY else str(soft)
 
 
 def _how_to_start() -> str:
@@ -103,10 +121,10 @@ def _how_to_start() -> str:
 
 def _end_in_one_sentence(kind: "type[BaseException]", error: BaseException, traceback: "TracebackType | None") -> None:
     """Print an error of the environment as one sentence; the exit status is 1. Other errors are mistakes of ours."""
-    from redact import redact, show_traceback  # noqa: PLC0415 - as in `prepare`
+    from redact import show_traceback  # noqa: PLC0415 - as in `prepare`
 
     if is_environments(error) or isinstance(error, MemoryError):
-        sys.stderr.write(f"{redact(describe(error))}\n")
+        sys.stderr.write(f"{describe(error)}\n")
     else:
         show_traceback(kind, error, traceback)
 

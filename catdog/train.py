@@ -27,6 +27,7 @@ from catdog.recipe.config import CHOICES, TrainConfig, image_size_of, require_su
 from catdog.recipe.optimizers import make_optimizer
 from catdog.recipe.schedules import make_scheduler
 from command_line import CommandLine
+from environment import describe
 
 KEEP = {"val_loss": -1, "val_accuracy": 1, "train_loss": -1, "train_accuracy": 1, "last": 1}  # 1: more is better
 STEP: Literal["eager", "graph", "compile", "compile+graph"] = "eager"  # on a GPU; benchmarks/gpu.py measures all
@@ -252,7 +253,7 @@ def main() -> None:
     try:
         _train_and_save(shape, recipe, data, device, options.keep, options.output)
     except (FloatingPointError, OSError) as error:
-        parser.exit(1, f"{error}\n")
+        parser.exit(1, f"{describe(error)}\n")
     except KeyboardInterrupt:
         parser.exit(130, f"interrupted; {options.output} holds the best epoch so far, if one ended\n")
 

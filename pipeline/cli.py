@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from command_line import CommandLine
+from environment import describe
 from pipeline.console import exit_with_error, say
 from pipeline.forecast import dry_run
 from pipeline.placement import AUTO
@@ -37,11 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         return exit_with_error(2, redact(error))
     except MemoryError as error:
-        return exit_with_error(1, f"not enough memory ({error}); use a smaller --image-size or fewer --workers")
+        return exit_with_error(1, f"{describe(error)}; a smaller --image-size or fewer --workers need less")
     except StorageError as error:
-        return exit_with_error(1, f"the study's storage failed ({first_line(error)}). {resume}")
+        return exit_with_error(1, f"the study's storage failed: {describe(StorageError(first_line(error)))}. {resume}")
     except (OSError, RuntimeError) as error:
-        return exit_with_error(1, f"{redact(error)}. {resume}")
+        return exit_with_error(1, f"{describe(error)}. {resume}")
     except TimeUpError:
         return exit_with_error(130, f"--timeout {options.timeout:g} s is over. {resume}")
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from command_line import CommandLine
+from environment import describe
 from search.study.storage import StorageError, first_line
 from search.study.sweep import TASK, find_sweep, load_study
 
@@ -36,7 +37,7 @@ def main() -> None:
     except (ValueError, StorageError) as error:
         parser.exit(2, first_line(error))
     except (OSError, RuntimeError) as error:
-        parser.exit(1, first_line(error))
+        parser.exit(1, describe(error))
 
 
 def _task_of(folder: Path) -> ModuleType:

@@ -108,7 +108,7 @@ ENVIRONMENTS = {
     "too many open files": (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/x"), "ulimit -n"),
     "no thread": (RuntimeError("can't start new thread"), "ulimit -u"),
     "torch's shared memory": (RuntimeError("unable to write: No space left on device (28)"), "free some space"),
-    "a large file": (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), "ulimit -f"),
+    "SQLite": (RuntimeError("(sqlite3.OperationalError) database or disk is full"), "free some space"),
     "a read-only disk": (OSError(errno.EROFS, os.strerror(errno.EROFS), "/x"), "use a folder that can be written"),
     "a library": (ImportError("libgomp.so.1: cannot open shared object file"), "libgomp"),
     "a text": (UnicodeDecodeError("ascii", b"\xff", 0, 1, "ordinal not in range"), "ordinal"),
@@ -126,3 +126,24 @@ def test_an_error_of_the_environment_is_described_with_its_remedy(error, remedy)
 def test_a_mistake_of_a_configuration_is_not_the_environments(error):
     assert not is_environments(error)
     assert str(error) in describe(error)
+
+
+def test_limits_of_this_process_are_named_with_their_values():
+    program = """import errno, os; from environment import describe
+for error in (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), OSError("disk I/O error"), MemoryError()):
+    print(describe(error))"""
+    command = [sys.executable, "-c", program]
+    shell = ["bash", "-c", 'ulimit -f 7 -v 4000000; exec "$@"', "bash", *command]
+    shown = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert ["now 7168 bytes (ulimit -f)" in line for line in shown] == [True, True, False]
+    assert shown[-1] == "not enough memory; raise the memory of a process, now 4096000000 bytes (ulimit -v)"
+
+
+def test_without_a_home_the_cache_says_what_to_set(monkeypatch):
+    from catdog.data.cache import cache_folder
+
+    monkeypatch.delenv("CATDOG_CACHE")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000)  # nobody's
+    with pytest.raises(ValueError, match="set CATDOG_CACHE to a writable folder"):
+        cache_folder()

@@ -50,7 +50,11 @@ class DecodedImages:
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("CATDOG_CACHE") or Path.home() / ".cache" / "catdog")
+    """Return the folder of the cache. Raises ValueError if neither CATDOG_CACHE nor a home folder names it."""
+    try:
+        return Path(os.environ.get("CATDOG_CACHE") or Path.home() / ".cache" / "catdog")
+    except RuntimeError as error:
+        raise ValueError("there is no home folder to cache images in; set CATDOG_CACHE to a writable folder") from error
 
 
 def load_drawings(part: str, count: int, size: int, seed: int) -> DecodedImages:

@@ -11,6 +11,7 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 
 from command_line import CommandLine
+from environment import describe
 from search.analysis.confirmation import print_candidates
 from search.analysis.ranking import WIDE, print_ranking, write_ranking
 from search.report.page import write_page
@@ -32,7 +33,7 @@ def main() -> None:
         record = read_record(folder)
         write_ranking(folder / "ranking.csv", record.ranking, record.goal)
     except (ValueError, OSError, StorageError) as error:
-        parser.exit(2, first_line(error))
+        parser.exit(2, describe(error) if isinstance(error, OSError) else first_line(error))
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     print_ranking(console, record.ranking, record.goal, folder / "ranking.csv", record.baseline)
     print_candidates(console, record.candidates, record.goal)

@@ -134,9 +134,19 @@ def _explained(where: str | Path) -> Iterator[None]:
         if any(words in str(error) for words in BROKEN):
             what = f"the study {where} is damaged ({first_line(error)})"
             raise ValueError(f"{what}; put back a copy, or give another --name") from error
-        raise OSError(f"the study {where} cannot be opened ({first_line(error)})") from error
+        raise OSError(f"the study {where} cannot be opened ({_why_closed(where) or first_line(error)})") from error
     except RuntimeError as error:  # Optuna's, about the version of the tables
         raise ValueError(f"the study {where} cannot be read by this version of Optuna ({first_line(error)})") from error
+
+
+def _why_closed(where: str | Path) -> str:
+    """Return why no file beside `where` can be opened, which SQLite does not say; empty if one can."""
+    try:
+        if isinstance(where, Path):
+            os.close(os.open(where.parent, os.O_RDONLY))
+    except OSError as error:
+        return str(error.strerror)
+    return ""
 
 
 def note_down(storage: RDBStorage, trial_id: int, entries: Mapping[str, Any]) -> None:

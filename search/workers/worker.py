@@ -10,6 +10,7 @@ from functools import partial
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from environment import describe, is_environments
 from search.comet.client import wait_for_comet
 from search.study.create import open_shared_study
 from search.study.deaths import note_last_words
@@ -146,6 +147,8 @@ class TrialRun:
         except FloatingPointError as error:
             state, reason = TrialState.FAIL, str(error)
         except Exception as error:  # noqa: BLE001 - a configuration's mistake is a result of the search, not its end
+            if is_environments(error):
+                raise OSError(describe(error)) from None  # an error's cause is not sent to another process
             state, reason = TrialState.FAIL, f"{type(error).__name__}: {first_line(error)}"
         self._tell(state, reason)
 

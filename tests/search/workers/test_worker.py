@@ -109,6 +109,28 @@ def test_mistake_of_a_configuration_is_a_result_not_the_end(study):
     assert trial.user_attrs["reason"] == "RuntimeError: out of memory"
 
 
+ENVIRONMENTS = {
+    "a locale": UnicodeDecodeError("ascii", b"\xff", 0, 1, "ordinal not in range"),
+    "a library": ImportError("libgomp.so.1: cannot open shared object file"),
+    "a missing package": ModuleNotFoundError("No module named 'PIL'", name="PIL"),
+    "threads": RuntimeError("can't start new thread"),
+    "open files": RuntimeError("unable to open shared memory object: Too many open files (24)"),
+    "shared memory": RuntimeError("unable to write to file </torch_1>: No space left on device (28)"),
+}
+
+
+@pytest.mark.parametrize("error", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_fault_of_the_machine_ends_the_worker_and_charges_no_trial(study, error):
+    def disturbed(_):
+        yield {"loss": 0.5}
+        raise error
+
+    with pytest.raises(OSError):
+        drive(study, disturbed)
+    assert study.trials()[0].state == TrialState.RUNNING
+    assert "deaths" not in study.trials()[0].user_attrs
+
+
 def test_full_disk_is_not_the_trials_fault(study):
     def full(_):
         yield {"loss": 0.5}
