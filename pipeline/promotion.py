@@ -234,7 +234,10 @@ def _reason_against_test(challenger: _Contestant, champion: _Contestant | None, 
         return f"{challenger.name} is already the champion (identical weights)"
     if always or champion.trained_on() == challenger.trained_on():
         return ""
-    reason = f"the champion, {champion.name}, was trained on other data or classes and cannot be compared"
+    was, now = (one.header["provenance"].get("data") for one in (champion, challenger))
+    sources = [data.get("source") if isinstance(data, dict) else None for data in (was, now)]
+    told = f" ({sources[0]}, not {sources[1]})" if all(sources) and sources[0] != sources[1] else ""
+    reason = f"the champion, {champion.name}, was trained on other data or classes and cannot be compared{told}"
     return f"{reason}; --promote always replaces it without a comparison"
 
 

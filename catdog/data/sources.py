@@ -170,9 +170,8 @@ def _refuse_losses(faults: Iterable[Fault], *, found_some: bool) -> None:
     for fault in faults:
         labels, part = _meaning(fault.names)
         if fault.loses_images and (labels or part or not found_some):
-            raise ValueError(
-                f"{fault.problem}, so {part or 'some'} images would be missing; make it readable, or remove it"
-            )
+            what = " ".join(filter(None, (part, *(CLASSES[label] for label in labels)))) or "all"
+            raise ValueError(f"{fault.problem}, so {what} images would be missing; make it readable, or remove it")
 
 
 def _refuse_two_meanings(labelled: Iterable[_Found]) -> None:

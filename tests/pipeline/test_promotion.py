@@ -139,11 +139,12 @@ def test_champion_of_other_data_or_classes_is_no_opponent(bench, good):
     bench(good[0], 0)
     model, header = load_model(bench.champion)
     header["provenance"]["data"]["fingerprint"] = "of other images"
+    header["provenance"]["data"]["source"] = "photographs"
     save_model(model, bench.champion, header)
     before = bench.champion.read_bytes()
     outcome = bench(build_model(GOOD), 1)
     assert not outcome.promoted
-    assert "was trained on other data or classes and cannot be compared" in outcome.reason
+    assert "was trained on other data or classes and cannot be compared (photographs, not synthetic);" in outcome.reason
     assert bench.champion.read_bytes() == before
     outcome = bench(build_model(GOOD), 1, always=True)
     assert outcome.promoted

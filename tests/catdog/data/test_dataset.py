@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import shutil
@@ -81,6 +82,53 @@ def test_broken_image_is_left_out_and_named(photographs):
     assert "left out 2 of 41 files that are not images" in loaded.notes[0]
     assert "_DS_Store" in loaded.notes[0]
     assert "cat.1.jpg" in loaded.notes[0]
+
+
+def failing(monkeypatch, name, error):
+    """Let the disk or the permissions of a file fail, which root cannot otherwise see."""
+    read_bytes = Path.read_bytes
+
+    def read(path):
+        if path.name == name:
+            raise OSError(error, os.strerror(error), str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+
+
+def test_file_without_permission_is_named_with_the_reason_and_read_once_it_may_be(photographs, monkeypatch):
+    with monkeypatch.context() as patch:
+        failing(patch, "cat.3.jpg", errno.EACCES)
+        patch.setattr("catdog.data.cache.os.access", lambda *_: False)
+        (note,) = load_data(str(photographs), 32).notes
+        assert load_data(str(photographs), 32).notes == (note,)
+    assert note.startswith("left out 1 of 40 files that cannot be read (Permission denied): ")
+    assert note.endswith("cats/cat.3.jpg")
+    assert not load_data(str(photographs), 32).notes
+
+
+def test_fault_of_the_disk_leaves_no_image_out(photographs, monkeypatch, cache):
+    for error in (errno.EIO, errno.ESTALE, errno.EMFILE):
+        with monkeypatch.context() as patch:
+            failing(patch, "cat.3.jpg", error)
+            with pytest.raises(OSError, match=rf"^\S+/cat.3.jpg cannot be read \({os.strerror(error)}\)$"):
+                load_data(str(photographs), 32)
+    assert not list(cache.glob("training-*px-*/"))
+
+
+def test_class_whose_files_cannot_be_read_is_refused_with_the_reason(photographs):
+    for path in (photographs / "training_set/training_set/dogs").iterdir():
+        path.write_bytes(b"<html>")
+    with pytest.raises(ValueError, match=r"too few readable images .*; left out 20 of 40 files that are web pages"):
+        load_data(str(photographs), 32)
+
+
+def test_cache_of_drawn_images_of_an_earlier_version_is_read(monkeypatch, cache):
+    monkeypatch.setattr(data, "NUM_DRAWN", {"training": 40, "test": 20})
+    before = load_data("synthetic", 32).fingerprint
+    (about,) = cache.glob("training-32px-*/about.json")
+    about.write_text('{"notes": []}')
+    assert load_data("synthetic", 32).fingerprint == before
 
 
 def test_link_to_nowhere_is_left_out_and_named(photographs):

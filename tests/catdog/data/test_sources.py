@@ -203,7 +203,7 @@ def test_view_of_links_into_unlabelled_folders_is_a_data_set(tmp_path):
 LOST = {
     "test": "test is a link to /nowhere/held, which does not exist, so test images would be missing",
     "Validation Set": "so validation images would be missing; make it readable, or remove it",
-    "train/cats/persian": "train/cats/persian is a link to .* so training images would be missing",
+    "train/cats/persian": "train/cats/persian is a link to .* so training cat images would be missing",
     "train/wolves": "so training images would be missing",
 }
 
