@@ -78,16 +78,16 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Header]:
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; train a model first, for example with python run_sweep.py")
+        raise ValueError(f"{path.absolute()} does not exist; train a model first, for example with python run_sweep.py")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file; restore or promote it again") from error
+        raise ValueError(f"{path} is not a whole safetensors file; put back a copy of it") from error
     claimed = metadata.pop("sha256", None)
     if claimed != _digest(tensors, metadata):
-        raise ValueError(f"{path} was altered: its sha256 does not match; restore or promote it again")
+        raise ValueError(f"{path} was altered: its sha256 does not match; put back a copy of it")
     if missing := ENTRIES - metadata.keys():
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))} in its header; train it again")
     return tensors, {"sha256": claimed, **{key: json.loads(value) for key, value in metadata.items()}}

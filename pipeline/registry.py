@@ -13,7 +13,7 @@ from catdog.checkpoint import read_header
 
 CHAMPION, HISTORY, WORK = "model.safetensors", "history", ".work"
 WITHDRAWN = "-withdrawn"  # marks a champion of history/ that a rollback took out of service
-REMEDY = "python -m search.promote --rollback, or --promote always"
+REMEDY = "python -m search.promote --rollback takes the one before it, and --promote always replaces it"
 NUM_KEPT = 10  # champions in history/
 
 Callback = Callable[[Path], object]  # takes the path of a champion
@@ -51,13 +51,35 @@ def rollback(best_model: Path, verify: Callback, describe: Callback) -> tuple[Pa
     history/ keeps the successor, marked as withdrawn, so that the next rollback goes further back. Predecessors that
     `verify` refuses with ValueError, because they are damaged, are skipped. Raises ValueError if none is left.
     """
+    return _exchange(best_model, verify, describe, undo=False)
+
+
+def undo_rollback(best_model: Path, verify: Callback, describe: Callback) -> tuple[Path, Path | None]:
+    """Make the champion that a rollback withdrew last the champion again. Return and raise as `rollback` does."""
+    return _exchange(best_model, verify, describe, undo=True)
+
+
+def _exchange(best_model: Path, verify: Callback, describe: Callback, *, undo: bool) -> tuple[Path, Path | None]:
+    if not any(_is_withdrawn(path) == undo for path in _history(best_model)):
+        raise ValueError(_nothing_to_go_back_to(best_model, undo=undo))  # before folders are made in a wrong place
     with replaceable(best_model, describe):
-        before = next((path for path in reversed(_history(best_model)) if _can_return(path, verify)), None)
+        past = [path for path in _history(best_model) if _is_withdrawn(path) == undo]
+        before = next((path for path in reversed(past) if is_whole(path, verify)), None)
         if before is None:
-            raise ValueError(f"{best_model / HISTORY} holds no whole champion to go back to, apart from withdrawn ones")
-        withdrawn = _keep(best_model, WITHDRAWN) if (best_model / CHAMPION).exists() else None
+            damaged = f"{best_model / HISTORY} holds no champion to go back to: {len(past)} are damaged"
+            raise ValueError(f"{damaged}; promote a trial with python -m search.promote NAME --promote always")
+        after = _keep(best_model, "" if undo else WITHDRAWN) if (best_model / CHAMPION).exists() else None
         _replace(best_model / CHAMPION, before)
-    return before, withdrawn
+    return before, after
+
+
+def _nothing_to_go_back_to(best_model: Path, *, undo: bool) -> str:
+    if undo:
+        return f"{best_model.absolute() / HISTORY} holds no champion that a rollback withdrew, so there is none to undo"
+    why = "no champion came before this one" if (best_model / CHAMPION).exists() else "nothing was promoted here yet"
+    if _history(best_model):
+        why = "rollbacks withdrew all earlier ones; python -m search.promote --undo-rollback takes the last one back"
+    return f"{best_model.absolute() / HISTORY} holds no champion to go back to: {why}"
 
 
 def require_writable(best_model: Path) -> None:
@@ -72,7 +94,7 @@ def provenance_of(best_model: Path) -> dict[str, Any]:
     try:
         return dict(read_header(champion)["provenance"]) if champion.exists() else {}
     except ValueError as error:
-        raise ValueError(f"{error}: {REMEDY}") from error
+        raise ValueError(f"{error}, or {REMEDY}") from error
 
 
 def count_looks(best_model: Path, fingerprint: str) -> int:
@@ -112,10 +134,12 @@ def _history(best_model: Path) -> list[Path]:
     return sorted((best_model / HISTORY).glob("[0-9][0-9][0-9][0-9]*.safetensors"))
 
 
-def _can_return(path: Path, verify: Callback) -> bool:
-    """Say whether a rollback may make this predecessor the champion."""
-    if path.stem.endswith(WITHDRAWN):
-        return False
+def _is_withdrawn(path: Path) -> bool:
+    return path.stem.endswith(WITHDRAWN)
+
+
+def is_whole(path: Path, verify: Callback) -> bool:
+    """Say whether `verify` accepts a model file."""
     with suppress(ValueError):
         verify(path)
         return True

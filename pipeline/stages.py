@@ -5,7 +5,6 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,9 +19,16 @@ from pipeline.placement import measure_workers
 from pipeline.plan import IMAGES, Plan, describing_changed_images, settings
 from pipeline.profiling import network_of
 from pipeline.promotion import BEST_MODEL, WEIGHTS
-from pipeline.registry import CHAMPION, provenance_of, require_writable
+from pipeline.registry import provenance_of, require_writable
 from pipeline.task import TrainTrial, environment_info, training_areas
-from search.analysis.confirmation import Candidate, candidates_of, print_candidates
+from pipeline.verdict import describe_outcome
+from search.analysis.confirmation import (
+    Candidate,
+    candidates_of,
+    explain_shortfall,
+    explain_winner,
+    print_candidates,
+)
 from search.analysis.ranking import Ranked, print_ranking, rank, winner_of, write_ranking
 from search.comet.client import wait_for_comet
 from search.comet.optimizer import create_search
@@ -36,9 +42,8 @@ from search.study.sweep import load_confirmation
 from search.study.trials import CONFIRMS
 from search.workers.artifacts import Artifacts
 from search.workers.supervisor import TimeUpError, WorkerPool, sole_owner, worker_pool
-from search.workers.tracking import Model, Tracking, how_to_upload, notify, settle
+from search.workers.tracking import Tracking, how_to_upload, notify, settle
 
-REGISTERED = "catdog"  # the champions' name in Comet's Model Registry
 NUM_MEASURED = 4  # networks with which the number of workers per device is measured
 NUM_AVERAGED = 16  # trials whose growing images the time left is estimated with
 
@@ -121,9 +126,12 @@ def confirm(
             if run.state == TrialState.FAIL:
                 reason, trial = run.user_attrs.get("reason"), run.user_attrs[CONFIRMS]
                 say(f"{runs.sweep.label(run)} failed: {reason}; trial {trial} is no candidate")
-    candidates = candidates_of(study, confirmed, task.cost)
-    study.note_candidates([asdict(candidate) for candidate in candidates])
-    print_candidates(console, candidates, study.sweep.space.goal)
+    candidates, goal = candidates_of(study, confirmed, task.cost), study.sweep.space.goal
+    shortfall = explain_shortfall(study.trials(), confirmed, runs.sweep.num_confirmed) if runs else ""
+    study.note_candidates([asdict(candidate) for candidate in candidates], shortfall)
+    print_candidates(console, candidates, goal)
+    for sentence in filter(None, (shortfall, explain_winner(candidates, rank(study.trials(), goal)))):
+        say(sentence)
     return candidates
 
 
@@ -134,11 +142,22 @@ def promote(plan: Plan, study: SharedStudy, candidates: Sequence[Candidate]) -> 
         if plan.promote == "never":
             say(f"winner: trial {winner.trial}, not promoted because of --promote never; {weights}")
         elif not weights.exists():
-            remedy = "; promote it where it was trained, or give --artifacts" if plan.sweep.storage else ""
-            say(f"winner: trial {winner.trial}, not promoted: its weights are not here ({weights}){remedy}")
+            elsewhere = "promote it where it was trained, or give --artifacts"
+            remedy = elsewhere if plan.sweep.storage else "put them back, or promote another trial by hand"
+            say(f"winner: trial {winner.trial}, not promoted: its weights are not here ({weights}); {remedy}")
         else:
             say(f"winner: trial {winner.trial}")
-            for sentence in _test_once(plan, study, weights):
+            key, always = promotion.record_key(weights), plan.promote == "always"
+            before = study.promotion(key)
+            if not always and promotion.is_settled(before):
+                sentences = promotion.describe_settled(before, study.sweep.name)
+            else:
+                outcome = promotion.promote_weights(
+                    weights, BEST_MODEL, plan.source, plan.device, always=always, say=say
+                )
+                study.note_promotion(key, promotion.record_of(outcome, before))
+                sentences = describe_outcome(outcome)
+            for sentence in sentences:
                 say(sentence)
     return None if plan.promote == "never" else promotion.champion_of(study.optuna, BEST_MODEL)
 
@@ -156,7 +175,7 @@ def report(plan: Plan, parts: Parts, champion: dict[str, Any] | None, *, with_mo
         if num_left := study.report_left():
             say(f"Comet's Optimizer has not taken {num_left} results yet; the same command sends them")
         if tracking:
-            model = _registered_model(study, main_study.uid()) if with_model else None
+            model = promotion.registered_model(study, main_study.uid()) if with_model else None
             own = [trial for trial in trials if not study.sweep.storage or study.ran_here(trial)]
             if outcome := settle(tracking, own, model, lambda text: say(f"Comet: {text}")):
                 say(f"Comet: {study.sweep.title}: {outcome}")
@@ -269,28 +288,3 @@ def _fetch_files(study: SharedStudy) -> None:
     """Fetch the files of other machines from the store, if there is one."""
     if study.sweep.artifacts:
         Artifacts(study.sweep.artifacts).fetch_all(study)
-
-
-def _test_once(plan: Plan, study: SharedStudy, weights: Path) -> list[str]:
-    """Promote these weights if they are better, unless an earlier command tested them; return sentences about it."""
-    key, always = promotion.record_key(weights), plan.promote == "always"
-    before = study.promotion(key)
-    if not always and promotion.is_settled(before):
-        champion = f"{BEST_MODEL / CHAMPION} holds {promotion.model_name(provenance_of(BEST_MODEL))}"
-        verdict = f"tested on {before['time']}: {before['reason']}; now {champion}"
-        return [verdict, f"to test it again: python -m search.promote {study.sweep.name}"]
-    outcome = promotion.promote_weights(weights, BEST_MODEL, plan.source, plan.device, always=always)
-    study.note_promotion(key, promotion.record_of(outcome, before))
-    return promotion.describe_outcome(outcome)
-
-
-def _registered_model(study: SharedStudy, uid: str) -> Model | None:
-    """Return the champion's entry in Comet's Model Registry, if it comes from this part of the sweep `uid`."""
-    champion = provenance_of(BEST_MODEL)
-    is_search = study.sweep.part == "search"
-    number = champion.get("trial" if is_search else "confirmation")
-    if champion.get("sweep") != uid or number is None or ("confirmation" in champion) == is_search:
-        return None
-    time = datetime.fromisoformat(champion["time"])
-    version = f"{time.year}.{time.month * 100 + time.day}.{time.hour * 10000 + time.minute * 100 + time.second}"
-    return Model(number, BEST_MODEL / CHAMPION, REGISTERED, version)

@@ -1,9 +1,10 @@
 """Promote a trial if it is better than the champion, or roll back to the previous champion.
 
 python -m search.promote NAME [--trial N] [--data FOLDER]    a sweep's winner, or any of its trials
-python -m search.promote --rollback
+python -m search.promote --rollback | --undo-rollback
 """
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -24,16 +25,20 @@ def main() -> None:
     parser.add_argument("--promote", choices=("if-better", "always"), default="if-better", help=text)
     parser.add_argument("--data", default="", help="the folder of its images (default: the one it was trained on)")
     parser.add_argument("--rollback", action="store_true", help="restore the previous champion")
+    text = "take the champion back that the last rollback withdrew"
+    parser.add_argument("--undo-rollback", action="store_true", help=text)
     options = parser.parse()
-    if options.rollback == bool(options.name) or (options.rollback and options.trial is not None):
-        parser.error("give the name of a sweep, with or without --trial, or --rollback alone")
+    goes_back = options.rollback or options.undo_rollback
+    is_both = options.rollback and options.undo_rollback
+    if is_both or goes_back == bool(options.name) or (goes_back and options.trial is not None):
+        parser.error("give the name of a sweep, with or without --trial, or --rollback alone, or --undo-rollback alone")
     try:
-        if options.rollback:
+        if goes_back:
             task = import_module(DEFAULT_TASK)
-            print(task.restore(task.BEST_MODEL))
+            print(task.restore(task.BEST_MODEL, undo=options.undo_rollback))
         else:
-            folder, always = find_sweep(options.name), options.promote == "always"
-            print("\n".join(_task_of(folder).promote_trial(folder, options.trial, always, options.data)))
+            folder, always, say = find_sweep(options.name), options.promote == "always", partial(print, flush=True)
+            print("\n".join(_task_of(folder).promote_trial(folder, options.trial, always, options.data, say)))
     except (ValueError, StorageError) as error:
         parser.exit(2, first_line(error))
     except (OSError, RuntimeError) as error:

@@ -5,6 +5,7 @@ The best of many noisy trials is optimistically biased. A run with a seed that n
 
 import math
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from search.analysis import statistics
-from search.analysis.ranking import rank, winner_of
-from search.formatting import bounds, short
+from search.analysis.ranking import Ranked, rank, winner_of
+from search.formatting import bounds, count, short
 from search.space.space import Goal, Parameters
 from search.study.shared_study import SharedStudy
-from search.study.trials import CONFIRMS, REPEAT, parameters_of
+from search.study.trials import CONFIRMS, REPEAT, parameters_of, state_of
 
 Standing = Literal["best mean", "tied", "tied, weights worse", "worse", "not compared"]
 Cost = Callable[[Parameters], float]  # of one prediction, in mult-adds
@@ -79,6 +80,37 @@ def candidates_of(study: SharedStudy, runs: Sequence[FrozenTrial], cost: Cost) -
     tied = [candidate for candidate in candidates if candidate.standing in ("best mean", "tied")]
     winner = min(tied, key=lambda candidate: candidate.cost, default=None)
     return sorted(candidates, key=lambda candidate: candidate is not winner)
+
+
+def explain_winner(candidates: Sequence[Candidate], ranking: Sequence[Ranked]) -> str:
+    """Say why the winner is not the search's best trial; empty if it is, or if nothing was confirmed."""
+    best = ranking[0].trial if ranking else None
+    if not candidates or not candidates[0].runs or candidates[0].trial == best:
+        return ""
+    winner, first = candidates[0], next((one for one in candidates if one.trial == best), None)
+    if first is None:
+        why = f"not all confirmation runs of trial {best} completed"
+    elif first.standing == "tied, weights worse":
+        why = f"the weights of trial {best} are worse on the validation images"
+    elif winner.cost < first.cost and first.standing in ("best mean", "tied"):
+        why = f"it is tied with trial {best} and cheaper ({short(winner.cost)} against {short(first.cost)} mult-adds)"
+    else:
+        means = f"{winner.mean:.4f} against {first.mean:.4f}"
+        why = f"its mean over fresh seeds is better than that of trial {best} ({means})"
+    return f"trial {winner.trial} won, though trial {best} was the best in the search: {why}"
+
+
+def explain_shortfall(trials: Sequence[FrozenTrial], runs: Sequence[FrozenTrial], num_wanted: int) -> str:
+    """Say why the `runs` confirm fewer configurations than the user wants; empty if there are enough."""
+    num_confirmed = len({run.user_attrs[CONFIRMS] for run in runs})
+    if num_confirmed >= num_wanted:
+        return ""
+    states = Counter(state_of(trial) for trial in trials)
+    others = [f"{states[state]} {state}" for state in ("pruned", "failed") if states[state]]
+    same = "" if states["complete"] == num_confirmed else ", and equal configurations count once"
+    ended = f"here {states['complete']} of {len(trials)}" + (f" ({', '.join(others)})" if others else "")
+    what = f"{count(num_confirmed, 'configuration')} confirmed instead of {num_wanted}"
+    return f"{what}: only complete trials can be, {ended}{same}"
 
 
 def read_outcomes(folders: Sequence[Path], column: str) -> np.ndarray | None:

@@ -45,6 +45,20 @@ class Comparison:
             return "worse"
         return "better" if gain > 0 or high < 0 else "tied"
 
+    def images_to_tell_a_gain(self, num_images: int) -> tuple[float, str] | None:
+        """Return about how many images would show the challenger's gain, and in what; None if it has none.
+
+        An interval's width shrinks with the root of the number of images. With this many, the observed difference, if
+        it is the true one, is significant in half of all tests: the sample size for a power of 50 % (R. Connor,
+        Biometrics 43, 1987).
+        """
+        gains = [("accuracy", self.accuracy, self.accuracy_interval), ("loss", -self.loss, self.loss_interval)]
+        needed = [(((high - low) / 2 / gain) ** 2, name) for name, gain, (low, high) in gains if gain > 0]
+        if not needed:
+            return None
+        factor, name = min(needed)
+        return max(factor * num_images, num_images + 1.0), name
+
 
 def compare(challenger: Outcomes, champion: Outcomes, num_resamples: int = 10_000) -> Comparison:
     """Compare two models on the same images; equal input gives equal output."""

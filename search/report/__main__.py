@@ -21,6 +21,7 @@ from search.study.storage import StorageError, first_line
 from search.study.sweep import PROMOTION, find_sweep, load_study
 
 CHAMPION = Path("best_model/model.safetensors")
+REMEDY = "take the one before it: python -m search.promote --rollback"
 
 
 def main() -> None:
@@ -29,7 +30,8 @@ def main() -> None:
     name = parser.parse().name
     try:
         folder = find_sweep(name)
-        page = write_page(folder, _champion_of(load_study(folder)))
+        champion = _champion_of(load_study(folder))
+        page = write_page(folder, champion)
         record = read_record(folder)
         write_ranking(folder / "ranking.csv", record.ranking, record.goal)
     except (ValueError, OSError, StorageError) as error:
@@ -37,7 +39,7 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     print_ranking(console, record.ranking, record.goal, folder / "ranking.csv", record.baseline)
     print_candidates(console, record.candidates, record.goal)
-    for sentence in sentences(record, None):
+    for sentence in sentences(record, champion):
         console.print(sentence, highlight=False, soft_wrap=True, markup=False)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
@@ -54,13 +56,13 @@ def _champion_of(study: optuna.Study) -> dict[str, Any] | None:
             metadata = dict(file.metadata() or {})
             tensors = [(name, file.get_tensor(name)) for name in sorted(file.keys())]
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{CHAMPION} is not a whole safetensors file; restore or promote it again") from error
+        raise ValueError(f"{CHAMPION} is not a whole safetensors file; put back a copy of it, or {REMEDY}") from error
     claimed = metadata.pop("sha256", None)
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())  # as catdog/checkpoint.py computes it
     for name, array in tensors:
         digest.update(f"{name} torch.{array.dtype} {array.shape} ".encode() + array.tobytes())
     if claimed != digest.hexdigest():
-        raise ValueError(f"{CHAMPION} was altered: its sha256 does not match; restore or promote it again")
+        raise ValueError(f"{CHAMPION} was altered: its sha256 does not match; put back a copy of it, or {REMEDY}")
     return {name: json.loads(text) for name, text in metadata.items()}
 
 

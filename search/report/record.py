@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 from search.analysis.confirmation import Candidate
 from search.analysis.ranking import Ranked, rank, winner_of
 from search.space.space import Goal
-from search.study.sweep import CANDIDATES, CHOSEN, PROMOTION, load_confirmation, load_study, settings_of
+from search.study.sweep import CANDIDATES, CHOSEN, PROMOTION, SHORTFALL, load_confirmation, load_study, settings_of
 from search.study.trials import counted
 
 
@@ -26,6 +26,7 @@ class Record:
     counted: Sequence[FrozenTrial]  # the chosen ones among the runs
     ranking: Sequence[Ranked]
     candidates: Sequence[Candidate]  # the winner first
+    shortfall: str  # why fewer configurations were confirmed than wanted
     promotions: Mapping[str, Mapping[str, Any]]  # by weights: the outcome of the last attempt to promote them
 
     @property
@@ -68,5 +69,6 @@ def read_record(folder: Path) -> Record:
         counted=counted(runs, confirmation.user_attrs.get(CHOSEN)) if confirmation else [],
         ranking=rank(trials, goal),
         candidates=[Candidate(**entry) for entry in study.user_attrs.get(CANDIDATES, [])],
+        shortfall=study.user_attrs.get(SHORTFALL, ""),
         promotions=study.user_attrs.get(PROMOTION, {}),
     )

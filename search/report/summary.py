@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from search.analysis.confirmation import gain_over_baseline
+from search.analysis.confirmation import explain_winner, gain_over_baseline
 from search.formatting import bounds, count, rough_duration
 from search.report.record import Record
 
@@ -88,10 +88,16 @@ def _num_test_evaluations(record: Record, champion: Mapping[str, Any] | None) ->
 
 
 def sentences(record: Record, champion: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yield a sentence per attempt to promote, on the test images, and on the model in service."""
+    """Yield sentences on the winner, on each attempt to promote, on the test images, and on the model in service."""
+    if record.shortfall:
+        yield f"{record.shortfall}."
+    if why := explain_winner(record.candidates, record.ranking):
+        yield f"{why}."
     for weights, attempt in sorted(record.promotions.items(), key=lambda item: item[1]["time"]):
         outcome = "promoted" if attempt["promoted"] else "kept the champion"
         yield f"{attempt['time']}: {outcome}; {attempt['reason']} ({weights})."
+        if attempt.get("advice"):
+            yield f"{attempt['advice']}."
     if left_out := record.promotion.get("test", {}).get("left_out"):
         yield f"{left_out} test images were left out: training images have the same content."
     if champion:

@@ -109,7 +109,7 @@ def _require_own_files(sweep: Sweep) -> None:
         known = len(study.get_trials(deepcopy=False)) if study else 0
         if extra := [number for number in numbers[part] if number >= known]:
             what = f"{folder / part}/{extra[0]:04} is none of the {known} trials in its study"
-            raise ValueError(f"{what}; put back the study that has it, {other}")
+            raise ValueError(f"{what}; put back the study that has it, move that folder away, {other}")
 
 
 def _strangers(folder: Path) -> list[str]:

@@ -23,7 +23,7 @@ from search.study.locks import WORKER, FileLocks, Locks, SectionLostError
 from search.study.postgres_locks import PostgresLocks
 from search.study.quota import ConfirmationQuota, Quota, SearchQuota
 from search.study.storage import StorageError, first_line, is_passing, note_down, open_storage, version_of
-from search.study.sweep import CANDIDATES, PROMOTION, Sweep
+from search.study.sweep import CANDIDATES, PROMOTION, SHORTFALL, Sweep
 from search.study.trials import DISPLACED, id_of
 from search.study.warm_start import WarmStartStudy, prior_sweep_of
 
@@ -237,8 +237,9 @@ class SharedStudy:
         self.optuna.set_user_attr(PROMOTION, {**self.optuna.user_attrs.get(PROMOTION, {}), weights: dict(record)})
 
     @retried
-    def note_candidates(self, candidates: Sequence[Mapping[str, Any]]) -> None:
-        """Store the configurations that may win, the winner first."""
+    def note_candidates(self, candidates: Sequence[Mapping[str, Any]], shortfall: str = "") -> None:
+        """Store the configurations that may win, the winner first, and why there are fewer than wanted."""
+        self.optuna.set_user_attr(SHORTFALL, shortfall)
         self.optuna.set_user_attr(CANDIDATES, list(candidates))
 
 

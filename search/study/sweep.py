@@ -20,7 +20,8 @@ from search.study.trials import CONFIRMS, REPEAT, parameters_of
 RUNS = Path("runs")  # of the current directory
 PrunerName = Literal["hyperband", "median", "none"]
 
-PROMOTION, CANDIDATES, TASK = "promotion", "candidates", "task"  # user attributes of the search's study
+# User attributes of the search's study; SHORTFALL: why fewer configurations were confirmed than wanted.
+PROMOTION, CANDIDATES, SHORTFALL, TASK = "promotion", "candidates", "shortfall", "task"
 CHOSEN = "chosen"  # user attribute of the confirmation's study: trial and repeat of each run that counts
 
 

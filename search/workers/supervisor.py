@@ -212,7 +212,8 @@ def sole_owner(folder: Path, *, shared: bool = False) -> Iterator[None]:
     except OSError as error:
         if error.errno == ENOSPC:
             raise
-        raise ValueError(f"{folder} cannot be written ({error.strerror}); run from a folder that can") from error
+        remedy = "run from a folder on another disk: runs/ belongs to the current directory"
+        raise ValueError(f"{folder} cannot be written ({error.strerror}); {remedy}") from error
     try:
         yield
     finally:

@@ -84,6 +84,9 @@ COMMANDS = {
     "python -m search.promote NAME": Here(instead="python -m search.promote photos"),
     "python -m search.promote NAME --trial 4": Here(instead="python -m search.promote photos --trial 1"),
     "python -m search.promote --rollback": Here(),
+    "python -m search.promote --undo-rollback": Here(
+        instead="python -m search.promote --rollback; python -m search.promote --undo-rollback"
+    ),
     "python -m search.panels push": PUSH,
     "python -m catdog.predict cat.jpg dog.jpg": Here(),
     "python -m catdog.train --data FOLDER --image-size 64 --epochs 8": Here("--epochs 1 --stem-width 4 --body-width 8"),

@@ -123,7 +123,9 @@ def test_tied_challenger_wins_where_it_is_cheaper(bench, good, cheaper_is_challe
     outcome = bench(second, 1)
     assert outcome.comparison["verdict"] == "tied"
     assert outcome.promoted is cheaper_is_challenger
-    assert ("is tied with and cheaper" if cheaper_is_challenger else "is no better and no cheaper") in outcome.reason
+    cost = "cheaper" if cheaper_is_challenger else "no cheaper"
+    assert f"trial 1 of one is tied with trial 0 of one, the champion, and {cost} (" in outcome.reason
+    assert outcome.advice.endswith("--trial 1 --promote always replaces it anyway") is not cheaper_is_challenger
 
 
 def test_the_same_weights_again_are_no_challenger_and_cost_no_look(bench, good):
@@ -144,7 +146,7 @@ def test_champion_of_other_data_or_classes_is_no_opponent(bench, good):
     before = bench.champion.read_bytes()
     outcome = bench(build_model(GOOD), 1)
     assert not outcome.promoted
-    assert "was trained on other data or classes and cannot be compared (photographs, not synthetic);" in outcome.reason
+    assert "was trained on other data or classes and cannot be compared (photographs, not synthetic)" in outcome.reason
     assert bench.champion.read_bytes() == before
     outcome = bench(build_model(GOOD), 1, always=True)
     assert outcome.promoted
@@ -176,8 +178,13 @@ def test_rollback_restores_the_champion_before(bench, good):
     assert "is trial 0 of one again" in restore(bench.champion.parent)
     assert provenance_of(bench.champion.parent)["trial"] == 0
     assert "Trial 0 of the sweep `one`" in (bench.champion.parent / "README.md").read_text()
-    with pytest.raises(ValueError, match="holds no whole champion to go back to"):
+    with pytest.raises(ValueError, match="holds no champion to go back to: rollbacks withdrew all earlier ones"):
         restore(bench.champion.parent)
+    assert "is trial 1 of one again" in restore(bench.champion.parent, undo=True)
+    assert provenance_of(bench.champion.parent)["trial"] == 1
+    with pytest.raises(ValueError, match="holds no champion that a rollback withdrew, so there is none to undo"):
+        restore(bench.champion.parent, undo=True)
+    assert "is trial 0 of one again" in restore(bench.champion.parent)
 
 
 def test_looks_are_counted_across_rollbacks_and_champions_of_other_data(bench, good):
@@ -232,15 +239,15 @@ def promote_command(monkeypatch, *arguments):
 @pytest.fixture
 def withdrawn(bench, good, tmp_path):
     """Trial 0 of one, which a rollback to trial 0 of another sweep withdrew."""
+    ended(create_study(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
     bench(build_model(GOOD), 0, run="other")
     bench(good[0], 0)
     restore(bench.champion.parent)
-    ended(create_study(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
     return bench
 
 
 def test_command_needs_a_sweep_or_rollback(monkeypatch, capsys):
-    for arguments in ([], ["one", "--rollback"], ["--rollback", "--trial", "3"]):
+    for arguments in ([], ["one", "--rollback"], ["--rollback", "--trial", "3"], ["--rollback", "--undo-rollback"]):
         with pytest.raises(SystemExit, match="2"):
             promote_command(monkeypatch, *arguments)
         assert "give the name of a sweep, with or without --trial, or --rollback alone" in capsys.readouterr().err
@@ -249,18 +256,28 @@ def test_command_needs_a_sweep_or_rollback(monkeypatch, capsys):
 def ended(study, *states):
     for state in states:
         claim = acquire(study, 0, "cpu")
+        if state == TrialState.COMPLETE:
+            study.report(claim.trial, 1, 0.5)
         study.tell(claim.trial, state, 0.5 if state == TrialState.COMPLETE else None)
         claim.release()
 
 
 BAD = {
     "unknown run": ((), ["none"], "runs/none holds no sweep; name one of runs/"),
+    "mistyped run": ((), ["tow"], "runs/tow holds no sweep; name one of runs/"),
     "empty run": ((), ["two"], "runs/two has no winner: none of its 0 trials completed"),
     "failed run": ((TrialState.FAIL,), ["two"], "runs/two has no winner: none of its 1 trials completed"),
     "run that goes on": ((TrialState.COMPLETE,), ["two"], "runs/two has no winner yet; let its sweep end, or give"),
-    "unknown trial": ((TrialState.COMPLETE,), ["two", "--trial", "7"], "has no trial 7; its trials are 0 to 0"),
+    "unknown trial": ((TrialState.COMPLETE,), ["two", "--trial", "7"], "has no trial 7; its only trial is 0"),
+    "no trials": ((), ["two", "--trial", "0"], "runs/two has no trial 0; it has none yet; start its sweep"),
     "missing weights": ((TrialState.COMPLETE,), ["two", "--trial", "0"], "0000/model.safetensors was not kept"),
-    "nothing before": ((), ["--rollback"], "holds no whole champion to go back to"),
+    "trial that failed at once": (
+        (TrialState.FAIL,),
+        ["two", "--trial", "0"],
+        "of runs/two ended before its first epoch",
+    ),
+    "nothing before": ((), ["--rollback"], "holds no champion to go back to: no champion came before this one"),
+    "nothing to undo": ((), ["--undo-rollback"], "holds no champion that a rollback withdrew"),
 }
 
 
@@ -279,8 +296,8 @@ def test_bad_input_is_one_sentence_and_leaves_the_champion(bench, good, tmp_path
 
 
 def test_best_model_that_cannot_be_written_is_one_sentence(bench, good, tmp_path, monkeypatch, capsys):
-    bench(good[0], 0)
     ended(create_study(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    bench(good[0], 0)
     shutil.rmtree(bench.champion.parent)
     bench.champion.parent.write_text("a file")
     with pytest.raises(SystemExit, match="2"):
@@ -312,16 +329,58 @@ def test_images_that_have_moved_can_be_named(withdrawn, monkeypatch, capsys):
 def test_withdrawn_champion_can_be_promoted_again(withdrawn, monkeypatch, capsys):
     promote_command(monkeypatch, "one", "--trial", "0")
     promote_command(monkeypatch, "--rollback")
+    before = withdrawn.champion.parent / "history/0004-withdrawn.safetensors"
+    assert f"is kept as best_model/history/{before.name}; python -m" in capsys.readouterr().out
+    promote_command(monkeypatch, "--undo-rollback")
+    assert provenance_of(withdrawn.champion.parent)["run"] == "one"
+    promote_command(monkeypatch, "--rollback")
     promote_command(monkeypatch, "one", "--trial", "0")
     assert provenance_of(withdrawn.champion.parent)["run"] == "one"
     assert "promoted: trial 0 of one is better" in capsys.readouterr().out
 
 
 def test_loser_is_not_tested_again_beside_the_same_champion(bench, good, tmp_path, monkeypatch, capsys):
+    ended(create_study(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
     bench(build_model(GOOD), 0)
     bench(good[0], 0, run="other")
-    ended(create_study(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
     for said in ("kept the champion: trial 0 of one is worse", "--promote always replaces it"):
         promote_command(monkeypatch, "one", "--trial", "0")
         assert said in capsys.readouterr().out
         assert read_header(bench.champion)["metrics"]["test"]["looks"] == 3
+
+
+def test_use_of_the_test_set_is_told_before_it_is_made(bench, good, tmp_path):
+    bench(build_model(GOOD), 0)
+    weights, looks = tmp_path / "runs/one/trials/0001/model.safetensors", []
+
+    def say(text):
+        looks.append((text, read_header(bench.champion)["metrics"]["test"]["looks"]))
+
+    shutil.copytree(weights.parents[1] / "0000", weights.parent)
+    save_model(good[0], weights, read_header(weights))
+    promote_weights(weights, bench.champion.parent, "synthetic", "cpu", say=say)
+    assert looks == [("testing trial 0 of one on 300 held-out images: use 2 of this test set", 1)]
+
+
+def test_advice_to_take_the_challenger_anyway_works(bench, good, tmp_path, monkeypatch, capsys):
+    ended(create_study(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.COMPLETE)
+    bench(good[0], 0, run="other")
+    bench(widened(good[0]), 0)  # tied, and costlier
+    promote_command(monkeypatch, "one", "--trial", "0")
+    said = capsys.readouterr().out
+    advice = said.splitlines()[-1].partition("python -m search.promote ")[2].removesuffix(" replaces it anyway")
+    assert advice == "one --trial 0 --promote always"
+    promote_command(monkeypatch, *advice.split())
+    assert "without a comparison, because of --promote always" in capsys.readouterr().out
+
+
+def test_missing_folder_of_the_winner_names_what_can_be_promoted(bench, good, tmp_path, monkeypatch, capsys):
+    ended(create_study(make_sweep(tmp_path / "runs/two", 2), {}), TrialState.COMPLETE, TrialState.COMPLETE)
+    bench(good[0], 1, run="two")
+    shutil.rmtree(tmp_path / "runs/two/trials/0000")
+    with pytest.raises(SystemExit, match="2"):
+        promote_command(monkeypatch, "two", "--trial", "0")
+    said = "runs/two/trials/0000 is gone, with the weights of trial 0; put it back, or promote another trial: --trial 1"
+    assert said in capsys.readouterr().err
+    promote_command(monkeypatch, "two", "--trial", "1")
+    assert "trial 1 of two is already the champion" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import pytest
 from catdog.checkpoint import read_header, save_model
 from catdog.model import ModelConfig, build_model
 from catdog.serving.model_card import write_card
-from pipeline.registry import CHAMPION, install, replaceable, require_writable, rollback
+from pipeline.registry import CHAMPION, install, replaceable, require_writable, rollback, undo_rollback
 from tests.conftest import ROOT
 from tests.servers.processes import start
 
@@ -75,11 +75,44 @@ def test_rollbacks_go_back_one_by_one_and_lose_nothing(tmp_path):
     rollback(best, nothing, nothing)
     assert (best / CHAMPION).read_text() == "one"
     assert kept_in(best) == {"0003-withdrawn.safetensors": "three", "0004-withdrawn.safetensors": "two"}
-    with pytest.raises(ValueError, match="holds no whole champion to go back to"):
+    with pytest.raises(ValueError, match="holds no champion to go back to: rollbacks withdrew all earlier ones"):
         rollback(best, nothing, nothing)
     promote(best, "four")
     rollback(best, nothing, nothing)
     assert (best / CHAMPION).read_text() == "one"
+
+
+def test_rollbacks_are_undone_one_by_one(tmp_path):
+    best = tmp_path / "best"
+    for name in ("one", "two", "three"):
+        promote(best, name)
+    for exchange, name in ((rollback, "two"), (rollback, "one"), (undo_rollback, "two"), (undo_rollback, "three")):
+        exchange(best, nothing, nothing)
+        assert (best / CHAMPION).read_text() == name
+    assert list(kept_in(best).values()) == ["one", "two"]
+    with pytest.raises(ValueError, match="holds no champion that a rollback withdrew, so there is none to undo"):
+        undo_rollback(best, nothing, nothing)
+
+
+@pytest.mark.parametrize("exchange", [rollback, undo_rollback])
+def test_nothing_is_made_where_nothing_was_promoted(tmp_path, exchange):
+    with pytest.raises(ValueError, match=f"{tmp_path}/best_model/history holds no champion"):
+        exchange(tmp_path / "best_model", nothing, nothing)
+    assert not list(tmp_path.glob("best_model"))
+
+
+def test_damaged_predecessors_are_told_with_what_helps(tmp_path):
+    for name in ("one", "two"):
+        promote(tmp_path / "best", name)
+
+    def verify(_):
+        raise ValueError("altered")
+
+    with pytest.raises(
+        ValueError, match="holds no champion to go back to: 1 are damaged; promote a trial with python -m"
+    ):
+        rollback(tmp_path / "best", verify, nothing)
+    assert (tmp_path / "best" / CHAMPION).read_text() == "two"
 
 
 def test_two_promotions_at_once_wait_for_each_other(tmp_path):

@@ -88,7 +88,7 @@ def test_sweep_ranks_and_promotes_and_does_nothing_twice(home, with_baseline, ph
     assert status == 0
     assert "note: small has 3 trials already, more than the 2 asked for" in said
     assert "nothing left to search: all 3 trials of small have ended" in said
-    assert "tested on" in said
+    assert "promoted on" in said
     assert champion.stat().st_mtime_ns == before.st_mtime_ns
     assert not list(home.glob("best_model/history/*"))
     picture = next(photographs.rglob("test_set/cats/*.jpg"))
@@ -159,8 +159,8 @@ def champion_of_another_sweep_is_named_and_kept(home, finished, capsys):
     save_model(model, champion, {key: value for key, value in header.items() if key != "model"})
     assert main(finished) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert ": trial 0 of small is the champion: there was none before; now best_model" in said
-    assert "best_model/model.safetensors holds trial 0 of later" in said
+    assert ": trial 0 of small is the champion: there was none before" in said
+    assert "the champion in best_model/ now: trial 0 of later" in said
     champion.unlink()
     assert main(finished) == 0
     assert champion.exists()
@@ -287,3 +287,38 @@ def test_folder_and_files_of_any_name_are_trained_promoted_and_reported(home, sm
     assert all(line.isprintable() for line in said.split("\n"))
     assert (home / "runs/small/report.html").exists()
     assert r"od\udcffd \x1b[31m\n" in (home / "best_model/README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_renamed_and_copied_runs_give_the_same_answers_and_overwrite_nothing(home, small, capsys, monkeypatch):
+    """Also when best_model/ moves with them."""
+    confirmed = [*small, "--trials", "2", "--confirm", "1"]
+    assert main(confirmed) == 0
+    runs = home / "runs"
+    shutil.copytree(runs / "small", runs / "copied")
+    weights = {path: path.read_bytes() for path in runs.rglob("*.safetensors")}
+    capsys.readouterr()
+    answers = {}
+    for name in ("small", "copied"):
+        assert main([*confirmed, "--name", name]) == 0
+        answers[name] = re.sub(r"\b(small|copied)\b", "NAME", capsys.readouterr().out)
+    assert answers["small"] == answers["copied"]
+    assert "nothing left to search" in answers["copied"]
+    (home / "elsewhere").mkdir()
+    for part in ("runs", "best_model"):
+        (home / part).rename(home / "elsewhere" / part)
+    monkeypatch.chdir(home / "elsewhere")
+    (runs := Path("runs")).joinpath("small").rename(runs / "renamed")
+    assert main([*confirmed, "--name", "renamed", "--trials", "3"]) == 0
+    assert "resuming renamed: 2 of 3 trials ended before" in capsys.readouterr().out
+    assert len(load_study(Path("runs/renamed")).get_trials()) == 3
+    assert len(load_study(Path("runs/copied")).get_trials()) == 2
+    for path, content in weights.items():
+        now = Path("runs", *path.relative_to(home / "runs").parts)
+        assert Path(str(now).replace("runs/small", "runs/renamed")).read_bytes() == content
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    Path("runs/renamed/study.db").rename("kept.db")
+    assert main([*confirmed, "--name", "renamed"]) == 2
+    assert "runs/renamed has trials, but their study is gone; put it back, or give" in capsys.readouterr().err
+    after = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    assert after == {path: content for path, content in before.items() if path != Path("runs/renamed/study.db")}

@@ -111,6 +111,19 @@ def dumb(path):
     return path.with_name("dumb").read_bytes()
 
 
+def test_champion_whose_test_figures_alone_changed_is_no_other_version(service, champion):
+    put(champion(), service)
+    wait_until(lambda: service.classifier)
+    before, (model, header) = service.classifier, load_model(champion())
+    header["metrics"]["test"]["looks"] = 5  # as after a challenger that was kept out
+    save_model(model, service.path, header)
+    state = service.file_state
+    wait_until(lambda: service.file_state != state)
+    service.reload_if_changed()
+    assert service.classifier is before
+    assert service.problem == ""
+
+
 @pytest.mark.parametrize(
     ("broken", "sentence"),
     [

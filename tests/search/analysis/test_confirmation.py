@@ -7,10 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import sqlalchemy
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
-from search.analysis.confirmation import OUTCOMES, candidates_of, gain_over_baseline, print_candidates
+from search.analysis.confirmation import (
+    OUTCOMES,
+    Candidate,
+    candidates_of,
+    explain_shortfall,
+    explain_winner,
+    gain_over_baseline,
+    print_candidates,
+)
+from search.analysis.ranking import Ranked
 from search.space.space import derive_seed
 from search.study.confirmation import choose, create_confirmation
 from search.study.create import create_study
@@ -312,3 +321,59 @@ def test_worker_that_dies_as_it_confirms_ahead_costs_its_own_run_an_epoch_and_ot
     assert_exact(folder, 3)
     assert len(values_of(folder)) == 2
     assert max(Counter(epochs_in(folder)).values()) == 1
+
+
+def candidate(trial, standing, mean, cost):
+    return Candidate(trial, (0, 1), (mean, mean), mean, None, cost, standing, 0)
+
+
+FIRST = "trial 4 won, though trial 7 was the best in the search: "
+WON = {  # the winner, then the others, as candidates_of returns them
+    "tie": (
+        [candidate(4, "tied", 0.2, 1e6), candidate(7, "best mean", 0.1, 4e6)],
+        f"{FIRST}it is tied with trial 7 and cheaper (1 M against 4 M mult-adds)",
+    ),
+    "better": (
+        [candidate(4, "best mean", 0.1, 4e6), candidate(7, "worse", 0.3, 1e6)],
+        f"{FIRST}its mean over fresh seeds is better than that of trial 7 (0.1000 against 0.3000)",
+    ),
+    "better mean of a tie": (
+        [candidate(4, "best mean", 0.1, 4e6), candidate(7, "tied", 0.3, 4e6)],
+        f"{FIRST}its mean over fresh seeds is better than that of trial 7 (0.1000 against 0.3000)",
+    ),
+    "worse weights": (
+        [candidate(4, "best mean", 0.1, 4e6), candidate(7, "tied, weights worse", 0.3, 1e6)],
+        f"{FIRST}the weights of trial 7 are worse on the validation images",
+    ),
+    "failed run": ([candidate(4, "best mean", 0.1, 4e6)], f"{FIRST}not all confirmation runs of trial 7 completed"),
+    "none": ([candidate(7, "best mean", 0.1, 4e6), candidate(4, "tied", 0.1, 5e6)], ""),
+    "unconfirmed": ([replace(candidate(4, "best mean", 0.1, 4e6), runs=())], ""),
+}
+
+
+@pytest.mark.parametrize("case", WON)
+def test_reason_why_the_best_trial_of_the_search_did_not_win(case):
+    candidates, said = WON[case]
+    first = Ranked(1, 7, "complete", 0.05, 0.9, 3, 1.0, {}, {}, "")
+    assert explain_winner(candidates, [first]) == said
+
+
+@pytest.mark.parametrize(
+    ("states", "confirmed", "said"),
+    [
+        ("ccc", [0, 1, 2], ""),
+        (
+            "cppff",
+            [0],
+            "1 configuration confirmed instead of 3: only complete trials can be, here 1 of 5 (2 pruned, 2 failed)",
+        ),
+        ("cc", [0, 1], "2 configurations confirmed instead of 3: only complete trials can be, here 2 of 2"),
+        ("ccp", [1], "here 2 of 3 (1 pruned), and equal configurations count once"),
+    ],
+)
+def test_reason_why_fewer_configurations_are_confirmed_than_wanted(states, confirmed, said):
+    kinds = {"c": TrialState.COMPLETE, "p": TrialState.PRUNED, "f": TrialState.FAIL}
+    trials = [create_trial(state=kinds[s], value=0.5 if s == "c" else None) for s in states]
+    runs = [create_trial(value=0.5, user_attrs={"confirms": number}) for number in confirmed]
+    assert explain_shortfall(trials, runs, 3).endswith(said)
+    assert bool(explain_shortfall(trials, runs, 3)) is bool(said)

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -140,3 +142,25 @@ def test_interval_of_few_images_and_wide_seeds_is_around_its_mean():
         runs = random.lognormal(-0.6, 0.6, (1, 18)) + random.normal(0, 0.4, (2, 18))
         low, high = configuration_interval(runs, seed_noise([runs]))
         assert low < runs.mean() < high
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(12, 8), (30, 22), (7, 2)])
+def test_as_many_images_as_a_gain_takes_show_it(wins, losses):
+    def outcomes(wrong, repeats):
+        correct = np.ones(500, dtype=bool)
+        correct[wrong] = False
+        return Outcomes(np.full(500 * repeats, 0.3), np.tile(correct, repeats))
+
+    def comparison(repeats):
+        return compare(outcomes(slice(wins, wins + losses), repeats), outcomes(slice(0, wins), repeats))
+
+    assert comparison(1).verdict == "tied"
+    needed, name = comparison(1).images_to_tell_a_gain(500)
+    assert name == "accuracy"
+    assert comparison(math.ceil(1.3 * needed / 500)).verdict == "better"
+    assert comparison(max(1, int(0.7 * needed / 500))).verdict == "tied"
+
+
+def test_no_number_of_images_tells_a_gain_that_is_none():
+    same = Outcomes(np.full(50, 0.3), np.ones(50, dtype=bool))
+    assert compare(same, same).images_to_tell_a_gain(50) is None

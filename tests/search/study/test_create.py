@@ -19,6 +19,7 @@ from search.study.queue import acquire
 from search.study.shared_study import SharedStudy
 from search.study.storage import noted_study, validated_storage
 from search.study.sweep import find_sweep, load_confirmation, load_study
+from search.study.warm_start import PriorSweep
 from tests.servers.counting_sweep import begin_confirmation, make_sweep
 
 SETTINGS = {"goal": vars(Goal("best_loss", "minimize")), "epochs": 4}
@@ -325,3 +326,13 @@ def test_study_that_was_made_anew_on_its_server_is_not_mixed_with_the_former(sha
     with pytest.raises(ValueError, match="the study long on the server was made anew, and is not that of"):
         shared("long")
     assert (name, hashes(tmp_path / "runs/long")) == ("long", before)
+
+
+def test_prior_sweep_is_known_under_its_new_name(run, tmp_path):
+    renamed = run("runs/renamed")
+    prior = PriorSweep("long", {}, {}, [], 3, load_study(renamed).user_attrs["uid"])
+    other = replace(prior, uid="of another sweep")
+    old = replace(prior, uid="")  # noted by an earlier version
+    folders = (renamed, tmp_path / "runs/long", tmp_path / "runs/none")
+    assert [prior.is_that_of(folder) for folder in folders] == [True, True, False]
+    assert [other.is_that_of(renamed), old.is_that_of(renamed)] == [False, False]
