@@ -21,7 +21,6 @@ from pipeline.space import FIXED, NAME, make_space, sweep_name
 from pipeline.task import DEFAULTS, cast, configure, library_versions
 from redact import without_password
 from search.comet.client import RefusedError, ServiceDownError, check_comet, has_api_key
-from search.space.schema import comparable
 from search.space.space import Parameters, Space
 from search.study.create import load_begun_study
 from search.study.storage import noted_storage, validated_storage
@@ -111,7 +110,7 @@ def settings(plan: Plan, data: Data) -> dict[str, Any]:
         "engine": plan.engine,
         "algorithm": space.algorithm,
         "baseline": space.baseline is not None,
-        "parameters": comparable(space.content["parameters"]),
+        "parameters": space.content["parameters"],
         # Machines that share a sweep must compute the same numbers.
         **({"versions": library_versions()} if plan.sweep.storage else {}),
     }

@@ -266,9 +266,9 @@ def comparable(parameters: Mapping[str, Any]) -> dict[str, Any]:
 def _comparable(parameter: Mapping[str, Any]) -> dict[str, Any]:
     if "values" in parameter:
         return {"type": type_of(parameter["values"]), "values": parameter["values"]}
-    kind, scaling = parameter.get("type"), parameter.get("scalingType", "uniform")
-    same = {"type": "float" if kind == "double" else kind, "scalingType": "uniform" if scaling == "linear" else scaling}
-    return {name: value for name, value in {**parameter, **same}.items() if name not in ("mu", "sigma")}
+    ignored = {"mu", "sigma", *(["scalingType"] if parameter.get("scalingType") in ("uniform", "linear") else [])}
+    kind = {"type": "float"} if parameter.get("type") == "double" else {}
+    return {name: value for name, value in {**parameter, **kind}.items() if name not in ignored}
 
 
 def written(value: Any) -> str:

@@ -21,7 +21,16 @@ from search.study.storage import (
     study_name_of,
     twin_of,
 )
-from search.study.sweep import PARTS, TASK, Sweep, find_study, load_confirmation, numbers_in, settings_of
+from search.study.sweep import (
+    PARTS,
+    TASK,
+    Sweep,
+    comparable_settings,
+    find_study,
+    load_confirmation,
+    numbers_in,
+    settings_of,
+)
 from search.study.warm_start import WARM_START, PriorSweep
 
 
@@ -127,7 +136,7 @@ def require_settings(
     sweep: Sweep, study: optuna.Study, settings: Mapping[str, Any], prior: PriorSweep | None = None
 ) -> None:
     """Raise ValueError that names the differences if the sweep has other settings or another `prior` sweep."""
-    known, settings = settings_of(study), _with_prior(settings, prior)
+    known, settings = settings_of(study), comparable_settings(_with_prior(settings, prior))
     changed = [_difference(key, known.get(key), now) for key, now in settings.items() if known.get(key) != now]
     if changed:
         differences = ", ".join(changed)

@@ -1,6 +1,7 @@
 """The description of a sweep. Open its two studies for reading."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -172,5 +173,10 @@ def _find(folder: Path, storage: str = "", part: str = "") -> optuna.Study | Non
 
 def settings_of(study: optuna.Study) -> dict[str, Any]:
     """Return the settings of a sweep. Sweeps without an entry for the baseline began with the baseline."""
-    settings = study.user_attrs.get("settings", {})
-    return {"baseline": True, **settings, "parameters": comparable(settings.get("parameters", {}))}
+    return {"baseline": True, **comparable_settings(study.user_attrs.get("settings", {}))}
+
+
+def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings in which equal parameters are equal, however their file wrote them."""
+    same = {"parameters": comparable(settings["parameters"])} if "parameters" in settings else {}
+    return {**settings, **same}

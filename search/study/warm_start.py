@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.space.schema import comparable
 from search.space.space import Parameters, Space
-from search.study.sweep import CANDIDATES, Sweep, find_study, holds_study, load_study, settings_of
+from search.study.sweep import CANDIDATES, Sweep, comparable_settings, find_study, holds_study, load_study, settings_of
 from search.study.trials import ordered
 
 WARM_START = "warm_start"  # the setting of that name, and the user attribute of the study
@@ -32,7 +32,8 @@ class PriorSweep:
 
     def differences(self, settings: Mapping[str, Any]) -> list[str]:
         """Return the settings that make results incomparable, such as images and epochs."""
-        return sorted(key for key in settings.keys() - IRRELEVANT if settings[key] != self.settings.get(key))
+        ours, theirs = comparable_settings(settings), comparable_settings(self.settings)
+        return sorted(key for key in ours.keys() - IRRELEVANT if ours[key] != theirs.get(key))
 
     def is_that_of(self, folder: Path) -> bool:
         """Say whether this is the sweep in `folder`, which may have been renamed since."""

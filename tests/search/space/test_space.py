@@ -7,7 +7,6 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from pipeline.space import check_alone
 from pipeline.task import METRICS, SEARCHABLE, configure
-from search.space.schema import comparable
 from search.space.space import derive_seed, load_space
 from search.study.create import create_study, require_settings
 from search.study.warm_start import first_proposals
@@ -188,11 +187,11 @@ def test_file_that_is_written_in_another_way_resumes_the_sweep(tmp_path, before,
     study = create_study(sweep, {"parameters": before}).optuna
     sweep.space.suggest(study.ask())
     again = make_sweep(tmp_path / "runs/same", 4, parameters=now)
-    require_settings(again, study, {"parameters": comparable(again.space.content["parameters"])})
+    require_settings(again, study, {"parameters": again.space.content["parameters"]})
     again.space.suggest(study.ask())
     other = make_sweep(tmp_path / "runs/same", 4, parameters={**now, "y": {"type": "float", "min": 0, "max": 2}})
     with pytest.raises(ValueError, match=r"parameters\.y\.max was 1.*, is 2"):
-        require_settings(other, study, {"parameters": comparable(other.space.content["parameters"])})
+        require_settings(other, study, {"parameters": other.space.content["parameters"]})
 
 
 def test_seeds_differ_between_trials_and_not_between_machines():
