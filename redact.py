@@ -18,6 +18,7 @@ VARIABLES = (  # of the environment
     "CATDOG_AUTH",
 )
 NUM_SHOWN = 3  # characters of a secret that may be shown: clients print the beginnings of keys
+PORT = r"\d{1,5}[/\s,)]"  # in an address without a password
 _kept: set[str] = set()
 
 
@@ -43,7 +44,7 @@ def redact(foreign: object) -> str:
 
 def without_password(text: str) -> str:
     """Hide the passwords in addresses such as scheme://user:password@host and ...?password=..."""
-    text = re.sub(r"(?<=://)([^:/@\s]*):\S*(?=@)", r"\1:***", text)
+    text = re.sub(rf"(:/{{1,2}}[^:/@\s]*):(?!{PORT})[^@]*(@\S*)?(?=@)", r"\1:***", text)  # a path has one slash
     return re.sub(r"(?i)(?<=password=)[^&\s]*", "***", text)
 
 

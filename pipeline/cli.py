@@ -56,10 +56,7 @@ def resume_command(options: argparse.Namespace) -> str:
     """
     search_id = os.environ.get("COMET_OPTIMIZER_ID")
     arguments = [argument for argument in sys.orig_argv if not search_id or argument != str(options.config)]
-    if options.storage:
-        shown = without_password(options.storage)
-        arguments = [argument.replace(options.storage, shown) for argument in arguments]
-    return shlex.join([*arguments, *([search_id] if search_id else [])])
+    return shlex.join([*map(without_password, arguments), *([search_id] if search_id else [])])
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

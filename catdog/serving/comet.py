@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from http import HTTPStatus
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -83,7 +84,7 @@ class _Experiment:
     def __init__(self, comet: Any, version: str) -> None:
         self.comet, self.version = comet, version
         self.experiment: Any = None
-        self.retry_at = 0.0
+        self.retry_at, self.fault = 0.0, ""
         self.alerts: list[str] = []  # not yet logged
 
     def log(self, report: Mapping[str, Any]) -> None:
@@ -97,9 +98,12 @@ class _Experiment:
             while self.alerts:
                 self._log_alert(self.alerts[0], values)
                 self.alerts.pop(0)
+            self.fault = ""
         except Exception as error:  # noqa: BLE001 - the client raises anything; the next report tries again
             self.experiment, self.retry_at = None, time.monotonic() + RETRY_SECONDS
-            print(f"Comet could not be reached: {type(error).__name__}", file=sys.stderr, flush=True)
+            before, self.fault = self.fault, _describe_fault(error)
+            if self.fault != before:
+                print(f"the Monitor's figures are not in Comet: {self.fault}", file=sys.stderr, flush=True)
 
     def _log_alert(self, text: str, values: Mapping[str, float]) -> None:
         self.experiment.log_other("last alert", text)
@@ -110,6 +114,15 @@ class _Experiment:
     def end(self) -> None:
         if self.experiment:
             self.experiment.end()
+
+
+def _describe_fault(error: Exception) -> str:
+    """Describe an error of the client in words of ours: its own may hold the API key."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or type(error).__name__ == "InvalidAPIKey":
+        return "Comet refuses the API key; start again with a valid COMET_API_KEY, or with --tracking off"
+    what = f"HTTP {status}" if status else type(error).__name__
+    return f"Comet does not answer ({what}); the app tries again every {RETRY_SECONDS:.0f} s"
 
 
 def _open_experiment(comet: Any, report: Mapping[str, Any]) -> Any:

@@ -119,7 +119,7 @@ def open_storage(folder: Path, url: str = "", *, locking: bool = False) -> RDBSt
     With `locking`, a process keeps a single connection, because a server releases locks with their connection. Raises
     OSError if the storage cannot be opened, ValueError if it is damaged.
     """
-    url = url or noted_storage(folder)
+    url = validated_storage(url or noted_storage(folder))
     path = folder / "study.db"
     with _explained(without_password(url) or path):
         return _open_server(url, locking=locking) if url else _open_file(path, locking=locking)
@@ -259,5 +259,6 @@ def _has_tables(connection: sqlalchemy.Connection) -> bool:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or of the storage's own message."""
-    source = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError | sqlite3.Error) else error
+    is_storages = isinstance(error, StorageError) and isinstance(error.__cause__, SQLAlchemyError | sqlite3.Error)
+    source = error.__cause__ if is_storages else error
     return redact(source).strip().split("\n", 1)[0]

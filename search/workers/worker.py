@@ -145,7 +145,7 @@ class TrialRun:
             note_last_words(self.study, self.trial, first_line(error), starved=is_starved)
             os._exit(1)  # counted as any other death
         except FloatingPointError as error:
-            state, reason = TrialState.FAIL, str(error)
+            state, reason = TrialState.FAIL, first_line(error)
         except Exception as error:  # noqa: BLE001 - a configuration's mistake is a result of the search, not its end
             if is_environments(error):
                 raise OSError(describe(error)) from None  # an error's cause is not sent to another process

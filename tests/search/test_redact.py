@@ -41,6 +41,9 @@ def test_secrets_of_files_and_options_are_hidden():
     ("text", "shown"),
     [
         ("at postgresql://u:pass@host/db, port 5", "at postgresql://u:***@host/db, port 5"),
+        ("http:/u:pass@host/images", "http:/u:***@host/images"),
+        ("postgresql://u:pass word@host/db", "postgresql://u:***@host/db"),
+        ("postgresql://u:1234@host/db", "postgresql://u:***@host/db"),
         ("postgresql+psycopg://u:p@ss@host/db", "postgresql+psycopg://u:***@host/db"),
         ("postgresql://u@host/db?password=x&sslmode=y", "postgresql://u@host/db?password=***&sslmode=y"),
         ("host=h PASSWORD=secret dbname=d", "host=h PASSWORD=*** dbname=d"),

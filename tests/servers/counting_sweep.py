@@ -86,7 +86,7 @@ def count(context):
         if context.number == options.crowded and others_train(context):
             raise OutOfMemoryError("out of memory, 1 GiB wanted")
         if context.number == options.failing:
-            raise RuntimeError("it does not work")
+            raise RuntimeError(os.environ.get("WORDS", "it does not work"))
         loss = abs(context.parameters["x"] - 0.3) + 1 / epoch
         if context.number == options.diverging and epoch == 2:
             loss = float("nan")

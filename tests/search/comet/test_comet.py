@@ -250,6 +250,9 @@ def test_offline_means_no_connection(tmp_path, tracking, write_space, sweep_opti
     assert (tmp_path / "best_model/model.safetensors").exists()
     assert not log.exists(), log.read_text()
     assert len(list(tmp_path.glob("runs/quiet/comet/*.zip"))) == (3 if tracking == "offline" else 0)
+    note, *archives = [line for line in done.stdout.splitlines() if "comet" in line.lower()]
+    assert note == "note: --notify has no effect: Comet is not used online in this run"
+    assert len(archives) == (tracking == "offline")
     try_one = "import socket; socket.create_connection(('127.0.0.1', 9))"
     subprocess.run([sys.executable, "-c", try_one], env=environment, capture_output=True, check=False)
     assert log.exists(), "the guard does not guard"
