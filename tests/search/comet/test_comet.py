@@ -347,7 +347,7 @@ def test_notifications(tmp_path, server, environment):
 
 def test_sweep_without_its_folder_for_archives_loses_no_trial(tmp_path, server, environment):
     folder = tmp_path / "runs/full"
-    (folder / "comet").parent.mkdir(parents=True)
+    run(folder, 1, 1, environment=environment)  # a folder that holds something else is refused
     (folder / "comet").write_text("not a folder")
     process = start(folder, 3, 1, "--tracking", "offline", environment=environment)
     said = process.communicate()[0]

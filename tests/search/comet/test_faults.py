@@ -8,9 +8,11 @@ from itertools import pairwise
 
 import pytest
 
+from search.study.create import create_study
 from tests.conftest import ROOT
 from tests.search.comet.test_comet import assert_complete, environment, experiments_of, run, server, start  # noqa: F401 - fixtures
 from tests.search.workers.test_supervisor import assert_exact, epochs_in
+from tests.servers.counting_sweep import make_sweep
 from tests.servers.processes import wait_until
 
 pytestmark = pytest.mark.slow
@@ -87,7 +89,8 @@ def test_fault(tmp_path, server, environment, fault, engine):
 @pytest.mark.parametrize("engine", sorted(ENGINES))
 def test_disk_full_in_the_folder_of_archives(tmp_path, server, environment, engine):
     folder = tmp_path / "runs/f"
-    (folder / "comet").mkdir(parents=True)
+    create_study(make_sweep(folder, 4, "none"), {"goal": "loss"}).close()  # else a folder with files is refused
+    (folder / "comet").mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder / "comet"]
     if os.geteuid() or subprocess.run(mount, check=False).returncode:
         pytest.skip("needs the right to mount a tmpfs")
