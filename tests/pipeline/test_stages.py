@@ -308,17 +308,16 @@ def test_renamed_and_copied_runs_give_the_same_answers_and_overwrite_nothing(hom
     for part in ("runs", "best_model"):
         (home / part).rename(home / "elsewhere" / part)
     monkeypatch.chdir(home / "elsewhere")
-    (runs := Path("runs")).joinpath("small").rename(runs / "renamed")
-    assert main([*confirmed, "--name", "renamed", "--trials", "3"]) == 0
-    assert "resuming renamed: 2 of 3 trials ended before" in capsys.readouterr().out
-    assert len(load_study(Path("runs/renamed")).get_trials()) == 3
-    assert len(load_study(Path("runs/copied")).get_trials()) == 2
+    runs = Path("runs")
+    (runs / "small").rename(runs / "renamed")
+    status, said, _ = finish([*confirmed, "--name", "renamed", "--trials", "3"])
+    assert (status, "resuming renamed: 2 of 3 trials ended before" in said) == (0, True)
+    assert [len(load_study(runs / name).get_trials()) for name in ("renamed", "copied")] == [3, 2]
     for path, content in weights.items():
-        now = Path("runs", *path.relative_to(home / "runs").parts)
-        assert Path(str(now).replace("runs/small", "runs/renamed")).read_bytes() == content
-    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
-    Path("runs/renamed/study.db").rename("kept.db")
+        now = runs / str(path.relative_to(home / "runs")).replace("small", "renamed")
+        assert now.read_bytes() == content
+    (runs / "renamed/study.db").rename("kept.db")
+    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
     assert main([*confirmed, "--name", "renamed"]) == 2
     assert "runs/renamed has trials, but their study is gone; put it back, or give" in capsys.readouterr().err
-    after = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
-    assert after == {path: content for path, content in before.items() if path != Path("runs/renamed/study.db")}
+    assert {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()} == before
