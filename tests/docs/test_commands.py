@@ -177,9 +177,12 @@ def home(tmp_path, made_once, drawn_files):
     return tmp_path / "home"
 
 
+PROGRAM = ("Makefile", "configs", "catdog", "search", "pipeline", "benchmarks", "tests")  # beside the scripts
+
+
 def make_home(folder, drawn_files):
-    for name in ("run_sweep.py", "Makefile", "configs", "catdog", "search", "pipeline", "benchmarks", "tests"):
-        (folder / name).symlink_to(ROOT / name)
+    for path in (*ROOT.glob("*.py"), *(ROOT / name for name in PROGRAM)):
+        (folder / path.name).symlink_to(path)
     (folder / ".venv").symlink_to(sys.prefix)
     for label, kind in enumerate(("cat", "dog")):
         (folder / f"{kind}.jpg").write_bytes(drawn_files[label][0])
