@@ -3,7 +3,7 @@
 import signal
 import sys
 
-import environment
+from shell import environment
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main: Ctrl-C while torch is imported ends without a traceback
 environment.prepare()

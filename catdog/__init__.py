@@ -3,6 +3,6 @@
 import sys
 
 if sys.argv[:1] == ["-m"]:  # `python -m catdog...`: Python imports this file before it runs the command
-    from environment import prepare
+    from shell.environment import prepare
 
     prepare()

@@ -10,7 +10,7 @@ from pathlib import Path
 from catdog.device import find_devices
 from catdog.predict import CHAMPION
 from catdog.serving.server import listen, serve
-from command_line import CommandLine
+from shell.command_line import CommandLine
 
 AUTH = "CATDOG_AUTH"  # environment variable: user:password
 

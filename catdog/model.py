@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from catdog.kernels.block import Block, ResidualBlock
 from catdog.kernels.winograd import weights_transformed_once
-from command_line import CommandLine
+from shell.command_line import CommandLine
 
 MAX_IMAGE_SIZE = 2048  # pixels; a decoded image takes image_size**2 * 3 bytes of memory
 MAX_BODY_REPEATS = MAX_IMAGE_SIZE.bit_length() - 3  # each block halves the image, and two come before

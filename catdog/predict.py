@@ -12,7 +12,7 @@ from catdog.checkpoint import load_model
 from catdog.data.decode import decode_image
 from catdog.data.preprocess import preprocessing
 from catdog.explain import OODDetector, extract_features, margin_of
-from command_line import CommandLine, printable
+from shell.command_line import CommandLine, printable
 
 CHAMPION = Path("best_model/model.safetensors")
 

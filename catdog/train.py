@@ -26,8 +26,8 @@ from catdog.recipe.average import MovingAverage
 from catdog.recipe.config import CHOICES, TrainConfig, image_size_of, require_suited
 from catdog.recipe.optimizers import make_optimizer
 from catdog.recipe.schedules import make_scheduler
-from command_line import CommandLine
-from environment import describe
+from shell.command_line import CommandLine
+from shell.environment import describe
 
 KEEP = {"val_loss": -1, "val_accuracy": 1, "train_loss": -1, "train_accuracy": 1, "last": 1}  # 1: more is better
 STEP: Literal["eager", "graph", "compile", "compile+graph"] = "eager"  # on a GPU; benchmarks/gpu.py measures all

@@ -10,18 +10,18 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from command_line import CommandLine
-from environment import describe
 from pipeline.console import exit_with_error, say
 from pipeline.forecast import dry_run
 from pipeline.placement import AUTO
 from pipeline.plan import make_plan
 from pipeline.stages import launch
 from pipeline.task import DEFAULTS
-from redact import redact, without_password
 from search.study.storage import StorageError, first_line
 from search.workers.signals import stop_by_signals
 from search.workers.supervisor import TimeUpError
+from shell.command_line import CommandLine
+from shell.environment import describe
+from shell.redact import redact, without_password
 
 
 def main(arguments: list[str] | None = None) -> int:

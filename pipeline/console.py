@@ -16,7 +16,6 @@ from rich.table import Table
 from catdog.data.dataset import Data
 from catdog.kernels.precision import bfloat16_fault
 from catdog.model import ModelConfig, count_mult_adds, count_parameters
-from command_line import one_line, printable
 from pipeline.plan import Plan
 from pipeline.task import SEARCHABLE, configure
 from search.analysis.ranking import WIDE
@@ -25,6 +24,7 @@ from search.formatting import count, describe_constants, short
 from search.space.space import Space
 from search.study.shared_study import SharedStudy
 from search.workers.artifacts import weights_to_remove
+from shell.command_line import one_line, printable
 
 NUM_SHOWN = 10  # trials in a dry run
 MAX_STEPS = 5  # of a range whose values are listed

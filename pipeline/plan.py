@@ -14,12 +14,10 @@ import sqlalchemy
 
 from catdog.data.dataset import Data, describe_change
 from catdog.device import find_devices
-from comet_settings import UNREADABLE
 from pipeline.placement import AUTO, place_here, place_on_ray
 from pipeline.profiling import Say
 from pipeline.space import FIXED, NAME, make_space, sweep_name
 from pipeline.task import DEFAULTS, cast, configure, library_versions
-from redact import without_password
 from search.comet.client import RefusedError, ServiceDownError, check_comet, has_api_key
 from search.space.space import Parameters, Space
 from search.study.create import load_begun_study
@@ -31,6 +29,8 @@ from search.workers.artifacts import validated_artifacts
 from search.workers.backend import Backend
 from search.workers.loky_backend import LokyBackend
 from search.workers.supervisor import Limits
+from shell.comet_settings import UNREADABLE
+from shell.redact import without_password
 
 Engine = Literal["optuna", "comet"]
 TrackingMode = Literal["online", "offline", "off"]

@@ -9,10 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from command_line import CommandLine
-from environment import describe
 from search.study.storage import StorageError, first_line
 from search.study.sweep import TASK, find_sweep, load_study
+from shell.command_line import CommandLine
+from shell.environment import describe
 
 DEFAULT_TASK = "pipeline.promotion"  # for --rollback, and for studies that name no task
 

@@ -26,7 +26,7 @@ from catdog.data.files import shorten
 from catdog.data.formats import UnreadableImageError, can_decode_heic, needs_pi_heif
 from catdog.data.sources import LabelledFile, Listing
 from catdog.data.synthetic import synthetic
-from command_line import printable
+from shell.command_line import printable
 
 FORMAT, DECODING = 3, 4  # of the cache: raise one when drawing or decoding changes
 NAMES_SHOWN = 10

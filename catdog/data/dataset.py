@@ -21,7 +21,7 @@ from catdog.data.files import shorten, write_file
 from catdog.data.sources import CLASSES, Listing, find_folder, list_images
 from catdog.data.split import assign_sides, find_contradictions
 from catdog.device import gpu_memory
-from command_line import printable
+from shell.command_line import printable
 
 MAX_GPU_SHARE = 0.5  # of a GPU's free memory that images may take; the rest is for training
 FILES_SHOWN = 3  # of each change

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from command_line import printable
+from shell.command_line import printable
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from catdog.data.files import shorten
 from catdog.data.walk import Fault, Folder, walk
-from command_line import did_you_mean, printable
-from redact import redact
+from shell.command_line import did_you_mean, printable
+from shell.redact import redact
 
 CLASSES = ("cat", "dog")
 NAMED = re.compile(r"(cat|dog)s?[._ -]*\(?\d")  # files whose name tells their class

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from command_line import printable
+from shell.command_line import printable
 
 CLUTTER = (".", "__MACOSX")  # the names of hidden folders begin so, and of a by-product of macOS
 

@@ -20,7 +20,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from comet_settings import UNREADABLE, leave_out_unreadable_files, settings_exist
+from shell.comet_settings import UNREADABLE, leave_out_unreadable_files, settings_exist
 
 REPORT_SECONDS = 15.0  # between two reports without an alert
 RETRY_SECONDS = 60.0  # after Comet could not be reached

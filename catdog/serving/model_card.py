@@ -7,7 +7,7 @@ from typing import Any
 from catdog.checkpoint import read_header
 from catdog.data.files import write_file
 from catdog.model import ModelConfig, count_mult_adds, count_parameters
-from command_line import printable
+from shell.command_line import printable
 
 USAGE = """## Usage
 

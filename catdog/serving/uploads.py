@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catdog.data.decode import MAX_BYTES
-from command_line import printable
+from shell.command_line import printable
 
 MAX_IMAGES = 500  # of one request, those in archives included
 MAX_TOTAL = 512 * 2**20  # unpacked bytes of one request

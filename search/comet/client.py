@@ -11,9 +11,9 @@ from threading import Thread
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from comet_settings import leave_out_unreadable_files, settings_exist
-from redact import keep_secret, redact
 from search.durable import retry_while_unreachable
+from shell.comet_settings import leave_out_unreadable_files, settings_exist
+from shell.redact import keep_secret, redact
 
 # Nothing is sent, printed or patched that we did not ask for: no telemetry, no probes of clouds, no hooks in torch.
 ENVIRONMENT = {

@@ -15,8 +15,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from redact import redact
 from search.comet.client import ServiceDownError, optimizer_api, quiet_client, translated_errors
+from shell.redact import redact
 
 PROPOSE_SECONDS, UPDATE_SECONDS = 30.0, 4.0  # time limits: Comet may have to compute a proposal
 MAX_REPEATS = 5  # answers in a row that are of no use

@@ -6,8 +6,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from comet_settings import UNREADABLE
-from command_line import CommandLine
 from search.comet.client import (
     RefusedError,
     ServiceDownError,
@@ -17,6 +15,8 @@ from search.comet.client import (
     translated_errors,
 )
 from search.comet.writer import PROJECT
+from shell.comet_settings import UNREADABLE
+from shell.command_line import CommandLine
 
 NAME = "Sweep"  # of the panel and of the view
 PANEL = Path(__file__).with_name("ranking.py")

@@ -10,8 +10,6 @@ import optuna
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
 
-from command_line import CommandLine
-from environment import describe
 from search.analysis.confirmation import print_candidates
 from search.analysis.ranking import WIDE, print_ranking, write_ranking
 from search.report.page import write_page
@@ -19,6 +17,8 @@ from search.report.record import read_record
 from search.report.summary import sentences
 from search.study.storage import StorageError, first_line
 from search.study.sweep import PROMOTION, find_sweep, load_study
+from shell.command_line import CommandLine
+from shell.environment import describe
 
 CHAMPION = Path("best_model/model.safetensors")
 REMEDY = "take the one before it: python -m search.promote --rollback"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from command_line import did_you_mean, printable
+from shell.command_line import did_you_mean, printable
 
 MAX_BYTES, MAX_DEPTH = 1_000_000, 20
 MAX_DIGITS = 400  # of a number

@@ -23,9 +23,9 @@ from pydantic import (
     model_validator,
 )
 
-from command_line import one_line
 from search.space.mistakes import describe, form, nearest, shown
 from search.space.reader import as_number
+from shell.command_line import one_line
 
 MAX_NUMBER = 2**53  # Optuna stores numbers in 64 bits, in which larger whole numbers are not exact
 MAX_VALUES, MAX_BINS = 1_000, 10_000  # of a parameter

@@ -12,11 +12,11 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
-from command_line import did_you_mean, one_line
 from search.space.grid import GridSampler
 from search.space.mistakes import shown
 from search.space.reader import read_file
 from search.space.schema import File, Range, Spec, Values, validated, without_boolean
+from shell.command_line import did_you_mean, one_line
 
 Parameters = dict[str, Any]
 Direction = Literal["minimize", "maximize"]

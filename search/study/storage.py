@@ -14,8 +14,8 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-from redact import keep_secret, redact, without_password
 from search.durable import write_text
+from shell.redact import keep_secret, redact, without_password
 
 StorageError = StorageInternalError
 

@@ -11,12 +11,12 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
-from command_line import did_you_mean
 from search.comet.optimizer import CometSampler
 from search.space.schema import comparable
 from search.space.space import Space, derive_seed
 from search.study.storage import noted_storage, open_storage, studies_in, study_name_of
 from search.study.trials import CONFIRMS, REPEAT, parameters_of
+from shell.command_line import did_you_mean
 
 RUNS = Path("runs")  # of the current directory
 PrunerName = Literal["hyperband", "median", "none"]

@@ -13,12 +13,12 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import FrozenTrial
 
-from redact import redact
 from search.durable import write_text
 from search.study.queue import AcquiredTrial
 from search.study.shared_study import SharedStudy
 from search.study.sweep import Sweep
 from search.study.trials import ordered
+from shell.redact import redact
 
 FILES = "files"  # user attribute of a trial: keys in the store by file names in its folder
 WEIGHTS = "model.safetensors"

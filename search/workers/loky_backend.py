@@ -11,11 +11,11 @@ from pathlib import Path
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 
-from environment import describe
-from redact import show_traceback
 from search.task import WorkerSlot
 from search.workers.backend import Job, Process, WorkerDiedError
 from search.workers.process import initialize
+from shell.environment import describe
+from shell.redact import show_traceback
 
 # If this process is killed, loky's resource tracker would print its clean-up into the output of the next command.
 QUIET = "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker"

@@ -7,7 +7,7 @@ import threading
 import time
 from contextlib import suppress
 
-from redact import redact_tracebacks
+from shell.redact import redact_tracebacks
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 CHECK_SECONDS = 0.5  # between two checks whether the parent lives

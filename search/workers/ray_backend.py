@@ -23,10 +23,10 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
-from redact import redact
 from search.formatting import count
 from search.task import WorkerSlot
 from search.workers.backend import Job, Process, WorkerDiedError
+from shell.redact import redact
 
 PORT = 6379  # of a head node, if the user names none
 CONNECT_SECONDS = 5.0

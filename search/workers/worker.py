@@ -10,7 +10,6 @@ from functools import partial
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from environment import describe, is_environments
 from search.comet.client import wait_for_comet
 from search.study.create import open_shared_study
 from search.study.deaths import note_last_words
@@ -24,6 +23,7 @@ from search.task import EpochMetrics, OutOfMemoryError, ProcessLostError, Task, 
 from search.workers.artifacts import Artifacts, checkpoint_of, open_artifacts, remove_checkpoints
 from search.workers.history import write_history
 from search.workers.tracking import Reporter, Tracking
+from shell.environment import describe, is_environments
 
 
 @dataclass(frozen=True)

@@ -177,12 +177,12 @@ def home(tmp_path, made_once, drawn_files):
     return tmp_path / "home"
 
 
-PROGRAM = ("Makefile", "configs", "catdog", "search", "pipeline", "benchmarks", "tests")  # beside the scripts
+PROGRAM = ("run_sweep.py", "Makefile", "configs", "shell", "catdog", "search", "pipeline", "benchmarks", "tests")
 
 
 def make_home(folder, drawn_files):
-    for path in (*ROOT.glob("*.py"), *(ROOT / name for name in PROGRAM)):
-        (folder / path.name).symlink_to(path)
+    for name in PROGRAM:
+        (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(sys.prefix)
     for label, kind in enumerate(("cat", "dog")):
         (folder / f"{kind}.jpg").write_bytes(drawn_files[label][0])

@@ -29,10 +29,14 @@ def test_tree_of_the_readme_names_every_file():
             depth += 1
         named |= {"".join([*folders[:depth], name]) for name in files}
     listed = subprocess.run(
-        ["git", "ls-files", "catdog", "search", "pipeline"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "shell", "catdog", "search", "pipeline"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split()
     files = {name for name in listed if not name.endswith("__init__.py") and (ROOT / name).exists()}
-    assert {name for name in named if name.split("/")[0] in ("catdog", "search", "pipeline")} == files
+    assert {name for name in named if name.split("/")[0] in ("shell", "catdog", "search", "pipeline")} == files
 
 
 @pytest.mark.parametrize("page", sorted(PAGES), ids=lambda page: page.name)

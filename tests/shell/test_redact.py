@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-import redact as module
-from redact import keep_secret, redact, without_password
+from shell import redact as module
+from shell.redact import keep_secret, redact, without_password
 from tests.conftest import ROOT
 
 
@@ -55,7 +55,10 @@ def test_addresses_are_shown_without_their_passwords(text, shown):
 
 
 FAIL = "import os\ndef fail(): raise KeyError(os.environ['COMET_API_KEY'])\n"
-PREPARED = ["import redact; redact.redact_tracebacks()", "import environment; environment.prepare()"]
+PREPARED = [
+    "from shell import redact; redact.redact_tracebacks()",
+    "from shell import environment; environment.prepare()",
+]
 
 
 @pytest.mark.parametrize("where", ["fail()", "import threading; threading.Thread(target=fail).start()"])

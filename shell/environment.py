@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import TracebackType
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 OLDEST = (3, 11)  # version of Python, as in pyproject.toml
 WORDS = {  # by error of the system, how libraries and SQLite put it
     errno.EAGAIN: ("can't start new thread",),
@@ -42,7 +42,7 @@ def prepare() -> None:
     if sys.version_info < OLDEST:
         needed = ".".join(map(str, OLDEST))
         sys.exit(f"Python {needed} or newer is needed, this is {sys.version.split()[0]}; {_how_to_start()}")
-    from redact import redact_tracebacks  # noqa: PLC0415 - old versions of Python cannot import it
+    from shell.redact import redact_tracebacks  # noqa: PLC0415 - old versions of Python cannot import it
 
     redact_tracebacks()
     sys.excepthook = _end_in_one_sentence
@@ -66,7 +66,7 @@ def is_environments(error: BaseException) -> bool:
 
 def describe(error: BaseException) -> str:
     """Describe an error in one sentence, with the remedy if it is one of the environment, and without secrets."""
-    from redact import redact  # noqa: PLC0415 - as in `prepare`
+    from shell.redact import redact  # noqa: PLC0415 - as in `prepare`
 
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").split(".")[0]
@@ -121,7 +121,7 @@ def _how_to_start() -> str:
 
 def _end_in_one_sentence(kind: "type[BaseException]", error: BaseException, traceback: "TracebackType | None") -> None:
     """Print an error of the environment as one sentence; the exit status is 1. Other errors are mistakes of ours."""
-    from redact import show_traceback  # noqa: PLC0415 - as in `prepare`
+    from shell.redact import show_traceback  # noqa: PLC0415 - as in `prepare`
 
     if is_environments(error) or isinstance(error, MemoryError):
         sys.stderr.write(f"{describe(error)}\n")

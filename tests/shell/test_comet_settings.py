@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.conftest import ROOT, SMALL_SPACE
 KEY = "abcdefghijklmnopqrstuvwxy"
 ASK = """import json
 from search.comet.client import has_api_key
-from comet_settings import UNREADABLE
+from shell.comet_settings import UNREADABLE
 print(json.dumps([has_api_key(), list(UNREADABLE.values())]))"""
 OTHERS = ["export TOKEN=abc", "just words", "A: 1", "my-key=1", "1ST=2", 'NAME="first\nsecond"', "NAME=caf\xe9"]
 WRONG = {
@@ -74,14 +75,14 @@ def test_a_value_that_the_client_refuses_is_named_in_one_sentence(tmp_path):
 
 
 def test_online_is_refused_with_the_file_that_may_hold_the_key(tmp_path, monkeypatch):
-    import comet_settings
     from pipeline.plan import _tracking
+    from shell import comet_settings
 
     said = []
     monkeypatch.setitem(comet_settings.UNREADABLE, "/x/.env", "/x/.env: line 1 cannot be understood")
     with pytest.raises(ValueError, match=r"needs an API key.*/x/\.env: line 1"):
-        _tracking("online", "optuna", said.append)
+        _tracking(Namespace(tracking="online", dry_run=False), "optuna", said.append)
     with pytest.raises(ValueError, match=r"needs an API key.*/x/\.env: line 1"):
-        _tracking("auto", "comet", said.append)
-    assert _tracking("auto", "optuna", said.append) == "offline"
+        _tracking(Namespace(tracking="auto", dry_run=False), "comet", said.append)
+    assert _tracking(Namespace(tracking="auto", dry_run=False), "optuna", said.append) == "offline"
     assert said == ["note: /x/.env: line 1 cannot be understood"]

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-import environment
-from environment import describe, is_environments
+from shell import environment
+from shell.environment import describe, is_environments
 from tests.conftest import ROOT
 
 COMMANDS = (
@@ -22,12 +22,12 @@ COMMANDS = (
     ["-m", "catdog.predict", "x"],
     ["-m", "catdog.app"],
 )
-OLD = ("environment.py", "run_sweep.py", "catdog/__init__.py", "search/__init__.py")
+OLD = ("shell/environment.py", "run_sweep.py", "catdog/__init__.py", "search/__init__.py")
 
 
 def run(program, redirection="", **variables):
     """Run a prepared Python program in the shell."""
-    command = [sys.executable, "-c", f"import environment; environment.prepare()\n{program}"]
+    command = [sys.executable, "-c", f"from shell import environment; environment.prepare()\n{program}"]
     variables = {"PYTHONPATH": str(ROOT), **variables}
     environ = {name: value for name, value in {**os.environ, **variables}.items() if value is not None}
     shell = ["bash", "-c", f'set -o pipefail; "$@" {redirection}', "bash", *command]
@@ -98,7 +98,7 @@ def test_files_are_the_same_in_every_locale_and_output_suits_the_terminal(tmp_pa
 def test_a_low_soft_limit_of_open_files_is_raised():
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     program = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
-    command = [sys.executable, "-c", f"import environment; environment.prepare(); {program}"]
+    command = [sys.executable, "-c", f"from shell import environment; environment.prepare(); {program}"]
     shell = ["bash", "-c", 'ulimit -Sn 40; exec "$@"', "bash", *command]
     shown = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert int(shown) == min(hard, environment.NUM_FILES)
@@ -129,7 +129,7 @@ def test_a_mistake_of_a_configuration_is_not_the_environments(error):
 
 
 def test_limits_of_this_process_are_named_with_their_values():
-    program = """import errno, os; from environment import describe
+    program = """import errno, os; from shell.environment import describe
 for error in (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), OSError("disk I/O error"), MemoryError()):
     print(describe(error))"""
     command = [sys.executable, "-c", program]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from redact import without_password
+from shell.redact import without_password
 
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"  # what editors and chats make of "--"
 

@@ -8,7 +8,7 @@ import pipeline.cli
 import search.panels.__main__
 import search.promote
 import search.report.__main__
-from command_line import did_you_mean, printable
+from shell.command_line import did_you_mean, printable
 
 COMMANDS = {
     "run_sweep.py": pipeline.cli.main,
