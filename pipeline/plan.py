@@ -211,7 +211,9 @@ def _num_trials(options: argparse.Namespace, space: Space, search_id: str) -> in
         # An existing Comet search is carried out whole, and the baseline is not one of its proposals.
         trials = space.num_trials + (space.first_proposed if search_id and space.max_combo else 0)
     if trials < 1:
-        raise ValueError(f"{options.config}: spec.maxCombo is 0; set it, or give --trials with 1 or more")
+        raise ValueError(
+            f"{options.config}: spec.maxCombo is 0 or missing; set it to the number of trials, or give --trials"
+        )
     if trials > MAX_TRIALS:
         raise ValueError(
             f"{options.config}: the sweep has {trials:,} trials; set spec.maxCombo to {MAX_TRIALS:,} or less"

@@ -1,6 +1,7 @@
 """Parse the options of a command. A mistake in them is one sentence, with the closest word that is known."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -31,8 +32,9 @@ class CommandLine(argparse.ArgumentParser):
                 self.error(f"{word} begins with another dash than '-'{hint}")
         options, unknown = self.parse_known_args(arguments)
         if unknown:
-            hints = (did_you_mean(word.partition("=")[0], known) for word in unknown)
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{next(filter(None, hints), '')}")
+            mistyped = (word.partition("=")[0] for word in unknown if not os.path.lexists(word))
+            hints = filter(None, (did_you_mean(word, known) for word in mistyped))
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{next(hints, '')}")
         return options
 
     def error(self, message: str) -> NoReturn:

@@ -121,7 +121,7 @@ def open_storage(folder: Path, url: str = "", *, locking: bool = False) -> RDBSt
     """
     url = validated_storage(url or noted_storage(folder))
     path = folder / "study.db"
-    with _explained(without_password(url) or path):
+    with _explained(without_password(url).replace("+psycopg", "") or path):
         return _open_server(url, locking=locking) if url else _open_file(path, locking=locking)
 
 
@@ -199,10 +199,7 @@ def studies_in(path: Path) -> dict[str, tuple[bool, bool]]:
     """
     if not path.exists() or not path.stat().st_size:
         return {}
-    leftovers = {
-        "-wal": "mode=ro",
-        "-journal": "mode=rw",
-    }  # of a process that writes, or died; the latter must be undone
+    leftovers = {"-wal": "mode=ro", "-journal": "mode=rw"}  # of a process that writes, or died; a journal is undone
     modes = [mode for suffix, mode in leftovers.items() if path.with_name(path.name + suffix).exists()]
     address = f"file:{quote(os.fsencode(path))}?{(*modes, 'immutable=1')[0]}"
     with _explained(path), closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as connection:
@@ -261,4 +258,5 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or of the storage's own message."""
     is_storages = isinstance(error, StorageError) and isinstance(error.__cause__, SQLAlchemyError | sqlite3.Error)
     source = error.__cause__ if is_storages else error
-    return redact(source).strip().split("\n", 1)[0]
+    own = getattr(source, "orig", None) or source  # SQLAlchemy repeats the statement
+    return redact(own).strip().split("\n", 1)[0]

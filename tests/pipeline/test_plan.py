@@ -59,7 +59,7 @@ def test_search_at_comet_has_no_warm_start(home, small, capsys, monkeypatch):
 def test_no_budget_in_file_or_command_is_refused(home, small, write_space, capsys):
     path = write_space(spec={"metric": "best_val_loss"})
     assert main([str(path), *small[1:]]) == 2
-    assert "spec.maxCombo is 0; set it, or give --trials" in capsys.readouterr().err
+    assert "spec.maxCombo is 0 or missing; set it to the number of trials, or give --trials" in capsys.readouterr().err
 
 
 def test_searched_field_cannot_be_given_on_the_command_line_too(home, small, write_space, capsys):

@@ -99,8 +99,8 @@ MISTAKES = {
     '{"a": ' + "[" * 10**5: "line 1 nests more than 20 brackets; close some",
     "": "is empty; write a search space, like that of configs/optimizer.json",
     " \n# nothing": "is empty; write a search space, like that of configs/optimizer.json",
-    "[1]": "begins with [, not with {; write it like configs/optimizer.json",
-    "algorithm: bayes": "begins with algorithm, not with {; write it like configs/optimizer.json",
+    "[1]": "begins with [, not with the { of JSON; write it like configs/optimizer.json",
+    "algorithm: bayes": "begins with algorithm, not with the { of JSON; write it like configs/optimizer.json",
     '{"a": "x\x00"}': "is not text; write it as JSON",
     "{" + " " * 10**6: "has more than 1,000,000 bytes; name a search space, which has a few thousand",
 }  # fmt: skip
