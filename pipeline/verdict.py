@@ -98,8 +98,9 @@ def _verdict(challenger: Contestant, champion: Contestant, comparison: Compariso
         than = f"{comparison.verdict} than the champion, {champion.name}"
         return comparison.verdict == "better", f"{challenger.name} is {than}: {figures}"
     own, other = count_mult_adds(challenger.model.config), count_mult_adds(champion.model.config)
-    cost = f"cheaper ({short(own)} against {short(other)} mult-adds)"
-    tie = f"tied with {champion.name}, the champion, and {cost if own < other else f'no {cost}'}"
+    both = f"{short(own)} mult-adds both" if own == other else f"{short(own)} against {short(other)} mult-adds"
+    cost = f"{'' if own < other else 'no '}cheaper ({both})"
+    tie = f"tied with {champion.name}, the champion, and {cost}"
     return own < other, f"{challenger.name} is {tie}: {figures}"
 
 

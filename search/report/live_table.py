@@ -217,7 +217,8 @@ def _stage(trial: FrozenTrial) -> tuple[TrialState, str]:
 
 def _event(trial: FrozenTrial, before: TrialState | None) -> str:
     if trial.state == TrialState.RUNNING:
-        return f"goes on after epoch {trial.last_step or 0}" if before == TrialState.RUNNING else "started"
+        again = f"goes on after epoch {trial.last_step}" if trial.last_step else "starts again"
+        return again if before == TrialState.RUNNING else "started"
     if trial.state == TrialState.COMPLETE:
         return f"completed with {trial.value:.4f}"
     return trial.user_attrs.get("reason") or state_of(trial)
