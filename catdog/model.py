@@ -49,6 +49,8 @@ class ModelConfig:
             raise ValueError(f"image_size is {self.image_size}; it must be at most {MAX_IMAGE_SIZE} pixels")
         if self.final_size < 1:
             need = f"{self.num_poolings} poolings need at least {2**self.num_poolings} pixels"
+            deepest = self.image_size.bit_length() - 3
+            need += f"; {self.image_size} pixels allow body_repeats {deepest}" if deepest > 0 else ""
             raise ValueError(f"image_size {self.image_size} is too small for body_repeats {self.body_repeats}: {need}")
         if not 0 <= self.residual_blocks <= self.num_poolings:
             most = f"{self.num_poolings}, the number of blocks (body_repeats + 2)"

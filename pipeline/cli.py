@@ -5,6 +5,7 @@ import math
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -13,10 +14,13 @@ from pathlib import Path
 from pipeline.console import exit_with_error, say
 from pipeline.forecast import dry_run
 from pipeline.placement import AUTO
-from pipeline.plan import make_plan
+from pipeline.plan import Plan, make_plan
+from pipeline.space import DEFAULT_CONFIG
 from pipeline.stages import launch
 from pipeline.task import DEFAULTS
 from search.study.storage import StorageError, first_line
+from search.study.sweep import find_study, holds_study
+from search.workers.history import HISTORY
 from search.workers.signals import stop_by_signals
 from search.workers.supervisor import TimeUpError
 from shell.command_line import CommandLine
@@ -31,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("COMET_OPTIMIZER_PROCESS_ID", "0") != "0":  # comet optimize -j starts us once per job
         say("the first process of this comet optimize runs all workers")
         return 0
-    resume = "Nothing is kept" if options.dry_run else f"Progress is saved. Resume with: {resume_command(options)}"
+    began, plan = time.time(), None
     try:
         plan = make_plan(options, say)
         return dry_run(plan) if options.dry_run else launch(plan)
@@ -40,13 +44,36 @@ def main(arguments: list[str] | None = None) -> int:
     except MemoryError as error:
         return exit_with_error(1, f"{describe(error)}; a smaller --image-size or fewer --workers need less")
     except StorageError as error:
-        return exit_with_error(1, f"the study's storage failed: {describe(StorageError(first_line(error)))}. {resume}")
+        what = f"the study's storage failed: {describe(StorageError(first_line(error)))}"
+        return exit_with_error(1, what + _hint(options, plan))
     except (OSError, RuntimeError) as error:
-        return exit_with_error(1, f"{describe(error)}. {resume}")
+        return exit_with_error(1, f"{describe(error)}{_hint(options, plan)}")
     except TimeUpError:
-        return exit_with_error(130, f"--timeout {options.timeout:g} s is over. {resume}")
+        outcome = _too_short(options, plan, began) or _hint(options, plan)
+        return exit_with_error(130, f"--timeout {options.timeout:g} s is over{outcome}")
     except KeyboardInterrupt:
-        return exit_with_error(130, f"interrupted. {resume}")
+        return exit_with_error(130, f"interrupted{_hint(options, plan)}")
+
+
+def _hint(options: argparse.Namespace, plan: Plan | None) -> str:
+    """Say how to resume, if there is something to resume, as the end of a message."""
+    if options.dry_run:
+        return ". Nothing is kept"
+    is_begun = plan and holds_study(plan.sweep.folder)
+    return f". Progress is saved. Resume with: {resume_command(options)}" if is_begun else ""
+
+
+def _too_short(options: argparse.Namespace, plan: Plan | None, began: float) -> str:
+    """Say that the time limit leaves no time for an epoch, if none has ended: the same command would do no better."""
+    if plan and plan.sweep.storage:  # other machines' trials may have gone on
+        return ""
+    epochs = plan.sweep.folder.glob(f"*/*/{HISTORY}") if plan else ()
+    if any(path.stat().st_mtime > began for path in epochs):
+        return ""
+    study = find_study(plan.sweep) if plan else None
+    starts = [trial.datetime_start.timestamp() for trial in (study.trials if study else ()) if trial.datetime_start]
+    seconds = min([start - began for start in starts if start > began], default=options.timeout)
+    return f" before an epoch has ended: the start alone took about {seconds:.0f} s; give a longer --timeout"
 
 
 def resume_command(options: argparse.Namespace) -> str:
@@ -75,7 +102,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _add_search_options(add: Callable[..., object]) -> None:
     text = "search space, goal and budget, or the id of an existing Comet search (default: %(default)s)"
-    add("config", nargs="?", type=Path, default=Path("configs/optimizer.json"), help=text)
+    add("config", nargs="?", type=Path, default=DEFAULT_CONFIG, help=text)
     add("--name", help="folder of the sweep below runs/; an existing sweep is resumed (default: the config's name)")
     add("--engine", choices=("optuna", "comet"), default="optuna", help="source of proposals (default: %(default)s)")
     add("--trials", type=_positive, help="number of trials, baseline included (default: spec.maxCombo)")

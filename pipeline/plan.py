@@ -1,6 +1,7 @@
 """Make a Plan from the command-line options and the search space, or raise one sentence about a mistake in them."""
 
 import argparse
+import json
 import os
 import re
 import time
@@ -14,6 +15,7 @@ import sqlalchemy
 
 from catdog.data.dataset import Data, describe_change
 from catdog.device import find_devices
+from catdog.model import ModelConfig
 from pipeline.placement import AUTO, place_here, place_on_ray
 from pipeline.profiling import Say
 from pipeline.space import FIXED, NAME, make_space, sweep_name
@@ -70,11 +72,10 @@ def make_plan(options: argparse.Namespace, say: Say) -> Plan:
     """Validate everything the user wrote, before anything is created. Raises ValueError, one sentence."""
     began = time.monotonic()
     fixed = {name: DEFAULTS[name] if getattr(options, name) is None else getattr(options, name) for name in FIXED}
-    _require_network(fixed, options.baseline)
     search_id = _search_id(options.config)
     engine: Engine = "comet" if search_id else options.engine
     tracking = _tracking(options, engine, say)
-    space = make_space(options, search_id, fixed, say)
+    space = _space(options, search_id, fixed, say)
     devices = find_devices(options.devices)
     sweep = _sweep(options, space, fixed, search_id)
     prior = None if options.warm_start is None else _prior(options.warm_start, sweep, engine)
@@ -129,15 +130,23 @@ def describing_changed_images(plan: Plan, data: Data) -> Iterator[None]:
         raise ValueError(f"{plan.sweep.folder} was begun with {change}; give another --name") from None
 
 
-def _require_network(fixed: Parameters, baseline: bool) -> None:
-    """Raise ValueError if the baseline network cannot be built or, without a baseline, the shallowest network."""
-    configure({"body_repeats": 1}, fixed)
-    if baseline:
-        try:
-            configure({}, fixed)
-        except ValueError as error:
-            remedy = "the baseline network is trial 0: --no-baseline leaves it out"
-            raise ValueError(f"{error}; {remedy}") from error
+def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: Say) -> Space:
+    """Read the search space. Raises ValueError if the images are too small for it or for the baseline network."""
+    baseline, size = ModelConfig(), fixed["image_size"]
+    least = 2**baseline.num_poolings
+    network = f"the baseline network (body_repeats {baseline.body_repeats}) needs {least}"
+    answer = f"--image-size is {size}; {network}: give --image-size {least} or more"
+    is_too_small = options.baseline and size < least
+    try:
+        configure({"body_repeats": 1}, fixed)  # the shallowest
+        space = make_space(options, search_id, fixed, say)
+    except ValueError as error:
+        if is_too_small and "image_size" in str(error):
+            raise ValueError(answer) from error
+        raise
+    if is_too_small:
+        raise ValueError(f"{answer}, or leave it out with --no-baseline")
+    return space
 
 
 def _search_id(config: Path) -> str:
@@ -186,7 +195,8 @@ def _sweep(options: argparse.Namespace, space: Space, fixed: Parameters, search_
     name = sweep_name(options, space, search_id)
     if options.keep < max(1, options.confirm):
         best = max(1, options.confirm)
-        raise ValueError(f"--keep is {options.keep}; the best {best} are needed for the confirmation")
+        remedy = f"give --keep {best} or more, or --confirm {options.keep}"
+        raise ValueError(f"--keep is {options.keep}; the best {best} are needed for the confirmation: {remedy}")
     return Sweep(
         folder=RUNS / name,
         space=space,
@@ -211,14 +221,23 @@ def _num_trials(options: argparse.Namespace, space: Space, search_id: str) -> in
         # An existing Comet search is carried out whole, and the baseline is not one of its proposals.
         trials = space.num_trials + (space.first_proposed if search_id and space.max_combo else 0)
     if trials < 1:
-        raise ValueError(
-            f"{options.config}: spec.maxCombo is 0 or missing; set it to the number of trials, or give --trials"
-        )
+        raise ValueError(f"{options.config}: {_no_budget(space)}")
     if trials > MAX_TRIALS:
         raise ValueError(
             f"{options.config}: the sweep has {trials:,} trials; set spec.maxCombo to {MAX_TRIALS:,} or less"
         )
     return int(trials)
+
+
+def _no_budget(space: Space) -> str:
+    """Say which entry of the file has no number of trials, and how to write it."""
+    spec = space.content.get("spec")
+    if not spec:
+        example = {"maxCombo": 12, "metric": space.goal.metric, "objective": space.goal.direction}
+        return f'spec is missing; add "spec": {json.dumps(example)}'
+    if "maxCombo" in spec:
+        return "spec.maxCombo is 0; set it to the number of trials, or give --trials"
+    return "spec.maxCombo is missing; add it, or give --trials"
 
 
 def _storage(folder: Path, wanted: str) -> str:

@@ -19,6 +19,7 @@ from search.space.schema import known_keys
 from search.space.space import Parameters, Space, load_space
 from search.study.sweep import RUNS, Sweep, holds_study
 
+DEFAULT_CONFIG = Path("configs/optimizer.json")
 NAME = r"[\w][\w.-]*"  # of a sweep
 MAX_NAME = 200  # bytes; file systems take 255
 FIXED = ("epochs", "image_size")  # the same for every trial unless they are searched
@@ -30,6 +31,9 @@ def make_space(options: argparse.Namespace, search_id: str, fixed: Parameters, s
     if not search_id and _is_sweep(options.config):
         remedy = f"repeat its command with --name {options.config.name}"
         raise ValueError(f"{options.config} is a sweep, not a search space; {remedy}")
+    if not search_id and options.config == DEFAULT_CONFIG and not options.config.exists():
+        remedy = f"start the command in {Path(__file__).parents[1]}, or name a search space"
+        raise ValueError(f"there is no {options.config} in {Path.cwd()}; {remedy}")
     ask = partial(read_search, search_id)
     content = known_keys(wait_for_comet(ask, Sweep.patience, say)) if search_id else None
     space = load_space(options.config, SEARCHABLE, METRICS, check_alone, content)
@@ -77,9 +81,18 @@ def sweep_name(options: argparse.Namespace, space: Space, search_id: str) -> str
             raise ValueError(f"{options.config}: name is {shown(space.name)}; use at least one letter or digit")
         raise ValueError(f'{options.config} gives the sweep no name; add "name": "my sweep", or give --name')
     if (name := as_folder(options.name)) != options.name:
-        example = f", as in {name}" if name else ""
-        raise ValueError(f"--name is {shown(options.name)}; use letters, digits, '.', '_' and '-'{example}")
+        raise ValueError(f"--name is {shown(options.name)}; {_better_name(options.name, name)}")
     return name
+
+
+def _better_name(given: str, name: str) -> str:
+    """Say what to give instead of a name that cannot be that of a folder in runs/."""
+    path = Path(given)
+    if path.parent.name == RUNS.name and as_folder(path.name) == path.name:
+        return f"give --name {path.name}"
+    if name and path.name == given and holds_study(RUNS / path):
+        return f"rename the folder {RUNS / path} to {name} first, and give --name {name}"
+    return "use letters, digits, '.', '_' and '-'" + (f", as in {name}" if name else "")
 
 
 def as_folder(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -134,7 +135,11 @@ def _explained(where: str | Path) -> Iterator[None]:
         if any(words in str(error) for words in BROKEN):
             what = f"the study {where} is damaged ({first_line(error)})"
             raise ValueError(f"{what}; put back a copy, or give another --name") from error
-        raise OSError(f"the study {where} cannot be opened ({_why_closed(where) or first_line(error)})") from error
+        reason, remedy = _why_closed(where) or first_line(error), ""
+        if isinstance(where, str):
+            reason = re.sub(r".* failed: (FATAL: +)?|^failed to ", "", reason)  # psycopg repeats the address
+            reason, remedy = reason[:1].lower() + reason[1:], "; start the server, or correct --storage"
+        raise OSError(f"the study {where} cannot be opened ({reason}){remedy}") from error
     except RuntimeError as error:  # Optuna's, about the version of the tables
         raise ValueError(f"the study {where} cannot be read by this version of Optuna ({first_line(error)})") from error
 

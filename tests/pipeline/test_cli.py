@@ -91,6 +91,15 @@ def test_signal_that_comes_within_a_finalizer_is_not_lost(home, small, capsys, m
     assert dropped == [KeyboardInterrupt]
 
 
+@pytest.mark.parametrize("seconds", ["0.01", "0.1"])
+def test_timeout_that_the_start_uses_up_is_to_be_longer(home, small, capsys, seconds):
+    assert main([*small, "--timeout", seconds]) == 130
+    complained = capsys.readouterr().err
+    assert f"--timeout {seconds} s is over before an epoch has ended: the start alone took about 0 s" in complained
+    assert "give a longer --timeout\n" in complained
+    assert "Resume with" not in complained
+
+
 def test_ray_that_is_not_installed_is_one_sentence(home, small, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "search.workers.ray_backend", raising=False)

@@ -59,7 +59,7 @@ def test_search_at_comet_has_no_warm_start(home, small, capsys, monkeypatch):
 def test_no_budget_in_file_or_command_is_refused(home, small, write_space, capsys):
     path = write_space(spec={"metric": "best_val_loss"})
     assert main([str(path), *small[1:]]) == 2
-    assert "spec.maxCombo is 0 or missing; set it to the number of trials, or give --trials" in capsys.readouterr().err
+    assert "spec.maxCombo is missing; add it, or give --trials" in capsys.readouterr().err
 
 
 def test_searched_field_cannot_be_given_on_the_command_line_too(home, small, write_space, capsys):
@@ -107,6 +107,27 @@ def test_name_without_a_letter_is_named_with_its_file_and_key(home, small, write
 def test_name_on_the_command_line_is_that_of_a_folder(home, small, name, example):
     with pytest.raises(ValueError, match=rf"--name is .*; use letters, digits, '\.', '_' and '-'{example}"):
         make_plan(parse([*small, "--name", name]), print)
+
+
+def test_name_of_a_folder_in_runs_is_told_from_its_path(home, small):
+    Path("runs/my copy").mkdir(parents=True)
+    Path("runs/my copy/study.db").touch()
+    for name, answer in (("runs/y", "--name y$"), ("./runs/y/", "--name y$"), ("my copy", "to my-copy first")):
+        with pytest.raises(ValueError, match=answer):
+            make_plan(parse([*small, "--name", name]), print)
+
+
+def test_another_folder_than_the_projects_is_named(home):
+    with pytest.raises(ValueError, match=rf"there is no configs/optimizer.json in {home}; start the command in {ROOT}"):
+        make_plan(parse(["--tracking", "off"]), print)
+
+
+def test_baseline_is_left_out_only_where_that_helps(home, small, write_space):
+    write_space(parameters={"body_repeats": [1], "body_width": [4]})
+    options = [option for option in small if option != "--no-baseline"]
+    for size, end in (("32", ", or leave it out with --no-baseline"), ("7", ""), ("4", "")):
+        with pytest.raises(ValueError, match=f"--image-size is {size}; .*: give --image-size 64 or more{end}$"):
+            make_plan(parse([*options, "--image-size", size]), print)
 
 
 def test_sweep_given_as_a_search_space_is_named(home, small):
