@@ -18,10 +18,11 @@ from torch import Tensor
 
 from catdog.data.cache import FORMAT, NAMES_SHOWN, DecodedImages, load_drawings, load_images
 from catdog.data.files import shorten, write_file
-from catdog.data.sources import CLASSES, Listing, find_folder, list_images
+from catdog.data.sources import CLASSES, Listing, list_images
 from catdog.data.split import assign_sides, find_contradictions
 from catdog.device import gpu_memory
 from shell.command_line import printable
+from shell.redact import redact
 
 MAX_GPU_SHARE = 0.5  # of a GPU's free memory that images may take; the rest is for training
 FILES_SHOWN = 3  # of each change
@@ -151,7 +152,7 @@ def describe_change(path: Path, source: str, image_size: int) -> str:
 
 def locate(source: str) -> str:
     """Resolve "kaggle" to the folder of the data set, downloading it if necessary. Return other sources unchanged."""
-    return str(find_folder(source)) if source == "kaggle" else source
+    return str(_find_folder(source)) if source == "kaggle" else source
 
 
 def _count_test(decoded: DecodedImages, sides: np.ndarray, listing: Listing | None) -> tuple[int, ...]:
@@ -200,9 +201,24 @@ def _describe_entries(kind: str, entries: Sequence[Entry]) -> Iterator[str]:
             yield f"{len(paths)} {kind} in {name}s ({shorten(paths, FILES_SHOWN)})"
 
 
+def _find_folder(source: str) -> Path:
+    """Return the folder of `source`, downloading "kaggle" if necessary. Raises ValueError if that fails."""
+    if source != "kaggle":
+        return Path(source)
+    try:
+        import kagglehub  # noqa: PLC0415 - only this source needs it, and the network
+    except ImportError as error:
+        raise ValueError("--data kaggle needs kagglehub; install it, or give a folder") from error
+    try:
+        return Path(kagglehub.dataset_download("tongpython/cat-and-dog"))
+    except Exception as error:  # anything that its HTTP client raises: no network, no access, no space
+        fault = f"--data kaggle could not fetch tongpython/cat-and-dog ({redact(error)})"
+        raise ValueError(f"{fault}; download it by hand and give its folder") from error
+
+
 def _list_files(source: str) -> Listing | None:
     """List the files of a folder. Drawn images have none."""
-    return None if source == "synthetic" else list_images(find_folder(source))
+    return None if source == "synthetic" else list_images(_find_folder(source))
 
 
 def _load_decoded(part: str, size: int, listing: Listing | None) -> DecodedImages:

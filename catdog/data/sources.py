@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -16,7 +16,6 @@ from pathlib import Path
 from catdog.data.files import shorten
 from catdog.data.walk import Fault, Folder, walk
 from shell.command_line import did_you_mean, printable
-from shell.redact import redact
 
 CLASSES = ("cat", "dog")
 NAMED = re.compile(r"(cat|dog)s?[._ -]*\(?\d")  # files whose name tells their class
@@ -74,39 +73,24 @@ def list_images(folder: Path) -> Listing:
     """
     _check_folder(folder)
     faults: list[Fault] = []
-    found = [_label(one) for one in walk(folder, faults, _meaning)]
-    labelled = [one for one in found if one.files]
+    found = sorted((_label(one) for one in walk(folder, faults, _facts)), key=lambda one: one.folder.names)
+    labelled = _choose_ways([one for one in found if one.files], faults)
     _refuse_losses(faults, found_some=bool(labelled))
     unknown = _unlabelled_folders(found, labelled)
     if not labelled:
         expected = "expected folders named cats and dogs, or files named like cat.0.jpg"
         shown = printable(str(folder))
         raise ValueError(f"data folder {shown} holds no images of cats and dogs; {expected}{_hint(unknown)}")
-    _refuse_two_meanings(labelled)
+    labelled = _leave_out_links(labelled, faults)
     _refuse_unclear_parts(folder, labelled)
     _refuse_two_data_sets(folder, labelled)
     parts = _sort_by_part(labelled)
     for part, files in parts.items():
         _check_classes(folder, part, files, _hint(unknown))
-    notes = [f"left out: {fault.problem}" for fault in faults]
+    notes = [f"left out: {fault.problem}" for fault in sorted(faults, key=lambda fault: fault.names)]
     if unknown:
         notes.append(_describe_unlabelled(folder, unknown))
     return Listing(folder, parts["training"], parts["validation"], parts["test"], tuple(notes))
-
-
-def find_folder(source: str) -> Path:
-    """Return the folder of `source`, downloading "kaggle" if necessary. Raises ValueError if that fails."""
-    if source != "kaggle":
-        return Path(source)
-    try:
-        import kagglehub  # noqa: PLC0415 - only this source needs it, and the network
-    except ImportError as error:
-        raise ValueError("--data kaggle needs kagglehub; install it, or give a folder") from error
-    try:
-        return Path(kagglehub.dataset_download("tongpython/cat-and-dog"))
-    except Exception as error:  # anything that its HTTP client raises: no network, no access, no space
-        fault = f"--data kaggle could not fetch tongpython/cat-and-dog ({redact(error)})"
-        raise ValueError(f"{fault}; download it by hand and give its folder") from error
 
 
 def _check_folder(folder: Path) -> None:
@@ -154,6 +138,13 @@ def _meaning(names: tuple[str, ...]) -> tuple[frozenset[int], str]:
     return labels, next((part for _, part in meanings if part), "")
 
 
+@cache
+def _facts(names: tuple[str, ...]) -> frozenset[int | str]:
+    """Return all that `_meaning` tells, as a set."""
+    labels, part = _meaning(names)
+    return labels | ({part} if part else frozenset())
+
+
 def _label(folder: Folder) -> _Found:
     labels, part = _meaning(folder.names)
     paths = [f"{folder.path}{os.sep}{name}" for name in folder.files]
@@ -174,14 +165,42 @@ def _refuse_losses(faults: Iterable[Fault], *, found_some: bool) -> None:
             raise ValueError(f"{fault.problem}, so {what} images would be missing; make it readable, or remove it")
 
 
-def _refuse_two_meanings(labelled: Iterable[_Found]) -> None:
-    """Raise ValueError if links show the same folder as two classes or parts."""
-    first: dict[tuple[int, int], _Found] = {}
+def _choose_ways(labelled: Sequence[_Found], faults: list[Fault]) -> list[_Found]:
+    """Keep the way to each folder whose names mean most. Raises ValueError if two show it as two classes or parts."""
+    chosen: dict[tuple[int, int], _Found] = {}
+    for one in sorted(labelled, key=lambda one: -len(_facts(one.folder.names))):
+        other = chosen.setdefault(one.folder.identity, one)
+        paths = [printable(way.folder.path) for way in sorted((one, other), key=labelled.index)]
+        known = {Path(file.path).name: file.label for file in other.files}
+        if one.part != other.part or any(known.get(Path(f.path).name, f.label) != f.label for f in one.files):
+            raise ValueError(f"{' and '.join(paths)} are the same folder; remove the link that should not be there")
+        if one is not other:
+            problem = f"{printable(one.folder.path)} is the same folder as {printable(other.folder.path)}"
+            faults.append(Fault(one.folder.names, problem, loses_images=False))
+    return [one for one in labelled if chosen[one.folder.identity] is one]
+
+
+def _leave_out_links(labelled: Sequence[_Found], faults: list[Fault]) -> list[_Found]:
+    """Leave out links to files that are listed already, unless they show them as another class or part."""
+    if not any(one.folder.links for one in labelled):
+        return list(labelled)
+    real = {path: target for one in labelled for path, target in one.folder.real_paths().items()}
+    links = {f"{one.folder.path}{os.sep}{name}" for one in labelled for name in one.folder.links}
+    listed: dict[str, LabelledFile] = {}
+    for file in sorted((file for one in labelled for file in one.files), key=lambda file: file.path in links):
+        listed.setdefault(real[file.path], file)
+
+    def is_known(file: LabelledFile) -> bool:
+        other = listed[real[file.path]]
+        return file is not other and file.label == other.label and file.part in ("", other.part)
+
     for one in labelled:
-        other = first.setdefault(one.folder.identity, one)
-        if (one.files[0].label, one.part) != (other.files[0].label, other.part):
-            paths = f"{printable(other.folder.path)} and {printable(one.folder.path)}"
-            raise ValueError(f"{paths} are the same folder; remove the link that should not be there")
+        if known := [file.path for file in one.files if is_known(file)]:
+            first = f"{printable(known[0])} is a link to {printable(listed[real[known[0]]].path)}"
+            more = f" (and {len(known) - 1} more such links)" if len(known) > 1 else ""
+            faults.append(Fault(one.folder.names, first + more, loses_images=False))
+    kept = [replace(one, files=[file for file in one.files if not is_known(file)]) for one in labelled]
+    return [one for one in kept if one.files]
 
 
 def _refuse_unclear_parts(folder: Path, labelled: Iterable[_Found]) -> None:
@@ -251,11 +270,11 @@ def _check_classes(folder: Path, part: str, files: tuple[LabelledFile, ...], hin
 
 def _unlabelled_folders(found: Iterable[_Found], labelled: Iterable[_Found]) -> dict[tuple[str, ...], int]:
     """Count the files without a class, by folder. A link may give a class to the files of a folder elsewhere."""
-    known = {one.folder.identity for one in labelled}
+    chosen = {one.folder.identity: one for one in labelled}
     return {
         one.folder.names: one.num_unlabelled
         for one in found
-        if one.num_unlabelled and (one.files or one.folder.identity not in known)
+        if one.num_unlabelled and chosen.get(one.folder.identity, one) is one
     }
 
 

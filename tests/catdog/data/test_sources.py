@@ -191,6 +191,68 @@ def test_folder_reached_as_two_parts_or_classes_is_refused(tmp_path, pair, names
         list_images(data)
 
 
+SIBLINGS = {  # links, and their targets in the data set
+    "train/a_more": "train/cats",
+    "train/zz": "train/dogs",
+    "train/kitten": "train/cats",
+    "train/cats/again": "train/cats/deep",
+    "test/more": "test/cats",
+    "aa": "train/dogs",
+    "a_cats": "train/cats",
+    "train/a cat": "train/cats",
+    "a_train": "train",
+}
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+@pytest.mark.parametrize("files", ["{train,test}/{cats/cat,dogs/dog}.1.jpg", "{train,test}/{cats,dogs}/1.jpg"])
+def test_link_to_a_folder_beside_it_counts_nothing_twice(tmp_path, files, name):
+    data = make(tmp_path / "set", *expand(files), "train/cats/deep/cat.2.jpg", "test/cats/rex.jpg")
+    before = list_images(data)
+    link(data / name, data / SIBLINGS[name])
+    listing = list_images(data)
+    assert (listing.training, listing.test) == (before.training, before.test)
+    assert listing.notes == (f"left out: {data}/{name} is a link to {data}/{SIBLINGS[name]}",)
+
+
+def test_way_whose_names_mean_more_is_chosen(tmp_path, pair):
+    data = make(tmp_path / "set", "dogs/1.jpg", "raw/cat.0.jpg", "raw/tom.jpg")
+    link(data / "cats", data / "raw")
+    make(pair, "more/dog.7.jpg")
+    link(data / "a_more", pair / "more")
+    link(data / "dogs/breed", pair / "more")
+    listing = list_images(data)
+    assert [file.label for file in listing.training] == [0, 0, 1, 1, 1]
+    assert listing.notes == (
+        f"left out: {data}/a_more is a link to {data}/dogs/breed",
+        f"left out: {data}/raw is the same folder as {data}/cats",
+    )
+
+
+def test_files_whose_names_contradict_the_other_way_are_refused(tmp_path):
+    data = make(tmp_path / "set", "raw/cat.0.jpg", "raw/dog.0.jpg", "dogs/1.jpg")
+    link(data / "cats", data / "raw")
+    with pytest.raises(ValueError, match=r"cats and .*raw are the same folder; remove the link"):
+        list_images(data)
+
+
+def test_link_to_a_listed_file_is_left_out(tmp_path, pair):
+    data = make(tmp_path / "set", *expand("{train,test}/{cats,dogs}/1.jpg"))
+    before = list_images(data)
+    for name in ("0.jpg", "2.jpg"):
+        link(data / "train/cats" / name, data / "train/cats/1.jpg")
+    link(data / "train/a_more/cat.5.jpg", Path("../cats/1.jpg"))
+    listing = list_images(data)
+    assert listing.training == before.training
+    assert listing.notes == (
+        f"left out: {data}/train/a_more/cat.5.jpg is a link to {data}/train/cats/1.jpg",
+        f"left out: {data}/train/cats/0.jpg is a link to {data}/train/cats/1.jpg (and 1 more such links)",
+    )
+    link(data / "train/dogs/7.jpg", pair / "dogs/1.jpg")
+    link(data / "train/dogs/8.jpg", pair / "dogs/1.jpg")
+    assert len(list_images(data).training) == 3
+
+
 def test_view_of_links_into_unlabelled_folders_is_a_data_set(tmp_path):
     data = make(tmp_path / "set", "raw/persian/1.jpg", "raw/beagle/1.jpg")
     link(data / "cats/persian", data / "raw/persian")
