@@ -129,7 +129,7 @@ def test_comet_that_echoes_the_key_in_mid_sweep_is_not_quoted(run, tmp_path, pat
     assert assert_no_secrets(tmp_path) > 10
 
 
-@pytest.mark.parametrize("fault", [None, 401, "echo", "refused"])
+@pytest.mark.parametrize("fault", [None, "echo", "refused"])
 def test_whole_sweep_shows_and_stores_no_key(run, tmp_path, options, fault):
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     remote = ["git", "remote", "add", "origin", f"https://{APP}@host/r.git"]
@@ -203,7 +203,7 @@ def test_study_on_a_server_stores_its_password_in_one_file_alone(run, tmp_path, 
     assert not has_beginning(dump.stdout.encode(), STORAGE.encode())
 
 
-@pytest.mark.parametrize("fault", [401, "echo", "invalid", "refused"])
+@pytest.mark.parametrize("fault", ["echo", "refused"])
 def test_app_shows_neither_key_nor_password(run, tmp_path, comet, champion, fault):
     (tmp_path / "auth").write_text(f"anna:{APP}")
     environment = {**run.environment, "CATDOG_CACHE": str(tmp_path / "cache")}
