@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import socket
 import sys
 from ipaddress import ip_address
@@ -13,6 +14,16 @@ from catdog.serving.server import listen, serve
 from shell.command_line import CommandLine
 
 AUTH = "CATDOG_AUTH"  # environment variable: user:password
+BLANKS = " \t\u00a0\u200b\u200e\u200f\u2060\u3000\ufeff"  # what editors and web pages leave around a text
+QUOTE = r"[\"'`\u00ab\u00bb\u2018-\u201f]"
+HASH = r"\$(apr1|2[abxy]?|[1567y]|argon2\w*|scrypt|pbkdf2[\w-]*)\$|\{(S?SHA\d*|S?MD5|CRYPT)\}|(pbkdf2|scrypt):"
+NOT_PLAIN = {  # beginnings of a line with which nobody could log in as meant
+    rf"{QUOTE}|[^:]*:\s*{QUOTE}.*{QUOTE}$": "quotes; write user:password without them",
+    r"[{\[(<]": "brackets; write user:password alone, without them",
+    r"[^:]*=|\$env:": "an assignment; write user:password alone",
+    r"\w+://": "an address; write user:password alone",
+    rf"[^:]*:\s*({HASH})": "a hash; write the password itself",
+}
 
 
 def make_parser() -> CommandLine:
@@ -36,12 +47,18 @@ def read_auth(option: Path | None) -> tuple[str, str] | None:
     where, text = f"--auth {option}" if option else AUTH, _text_of(option) if option else os.environ.get(AUTH, "")
     if not text and not option:
         return None
-    lines = [line for line in text.split("\n") if line.strip()]
+    lines = [line.strip(BLANKS) for line in re.split(r"\r\n?|\n", text)]
+    lines = [line for line in lines if line and not line.startswith("#")]
     if len(lines) > 1:
         raise ValueError(f"{where} holds {len(lines)} lines; write one user:password, for all visitors")
-    user, _, password = (part.strip() for part in "".join(lines).partition(":"))
+    line = "".join(lines)
+    if problem := next((problem for start, problem in NOT_PLAIN.items() if re.match(start, line, re.IGNORECASE)), ""):
+        raise ValueError(f"{where} holds {problem}")
+    user, _, password = (part.strip(BLANKS) for part in line.partition(":"))
     if not (user and password):
         raise ValueError(f"{where} holds no user:password")
+    if not (user + password).isprintable():
+        raise ValueError(f"{where} holds an invisible or control character in user:password; type it anew")
     return user, password
 
 
