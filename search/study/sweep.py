@@ -108,11 +108,13 @@ def find_sweep(name: str) -> Path:
 
     Raises ValueError, which says where the sweep was looked for and which ones are there.
     """
+    if not name.strip():
+        raise ValueError(f"no sweep is named; name one of {_sweeps_in(RUNS)}")
     named = Path(os.path.normpath(name))
     folders = [RUNS / named, named] if name == named.name else [named, RUNS / named]
     found = next((folder for folder in folders if _is_sweep(folder)), None)
     if found is None:
-        raise ValueError(_no_sweep(folders[0]))
+        raise ValueError(_no_sweep(*folders))
     return found if found.name not in ("", "..") else found.resolve()
 
 
@@ -132,13 +134,27 @@ def _is_sweep(folder: Path) -> bool:
     return holds_study(folder) or bool(numbers_in(folder / "trials"))
 
 
-def _no_sweep(folder: Path) -> str:
-    """Say that `folder` holds no sweep, and name those beside it."""
-    place = folder.parent
-    there = sorted(path.name for path in place.glob("*") if _is_sweep(path))
+def _no_sweep(*folders: Path) -> str:
+    """Say that none of `folders`, which a name may mean, is a sweep's; name the sweep around it, or those near it."""
+    folder = next((folder for folder in folders if folder.exists()), folders[0])
+    above = (*folder.parents, *folder.absolute().parents) if folder.exists() else ()
+    if around := next((path for path in above if path.name not in ("", "..") and _is_sweep(path)), None):
+        return f"{folder} is inside the sweep {around}; name that"
+    near = (folder.parent, folder) if folder.name else (folder, RUNS)
+    place = next((path for path in near if path.name == RUNS.name or _names_in(path)), RUNS)
+    return f"{folder} holds no sweep; name one of {_sweeps_in(place, folder.name)}"
+
+
+def _sweeps_in(place: Path, word: str = "") -> str:
+    """Name a folder of sweeps, and those in it, or the one whose name is most like `word`."""
+    there = _names_in(place)
     those = ", ".join(there[:10]) or "none: runs/ belongs to the folder in which run_sweep.py was started"
     where = f"{place}/" if place.is_absolute() else f"{place}/ in {Path.cwd()}"
-    return f"{folder} holds no sweep; name one of {where}{did_you_mean(folder.name, there) or f' ({those})'}"
+    return where + (did_you_mean(word, there) or f" ({those})")
+
+
+def _names_in(place: Path) -> list[str]:
+    return sorted(path.name for path in place.glob("*") if _is_sweep(path))
 
 
 def find_study(sweep: Sweep) -> optuna.Study | None:

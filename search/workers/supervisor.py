@@ -212,7 +212,7 @@ def sole_owner(folder: Path, *, shared: bool = False) -> Iterator[None]:
     except OSError as error:
         if error.errno == ENOSPC:
             raise
-        remedy = "run from a folder on another disk: runs/ belongs to the current directory"
+        remedy = "run from a folder that can be written: runs/ belongs to the current directory"
         raise ValueError(f"{folder} cannot be written ({error.strerror}); {remedy}") from error
     try:
         yield

@@ -276,6 +276,30 @@ def test_unknown_sweep_is_answered_with_the_place_and_those_that_are_there(long,
         find_sweep(name.format(home=tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("directory", "name", "hint"),
+    [
+        (".", "runs/long/trials", r"^runs/long/trials is inside the sweep runs/long; name that$"),
+        (".", "{home}/runs/long/trials/0000", r"^{home}/.*/0000 is inside the sweep {home}/runs/long; name that$"),
+        ("runs/long/trials", ".", r"^\. is inside the sweep {home}/runs/long; name that$"),
+        ("runs/long", "trials", r"^trials is inside the sweep {home}/runs/long; name that$"),
+        (".", ".", r"^\. holds no sweep; name one of runs/ in {home} \(long\)$"),
+        ("runs", ".", r"^\. holds no sweep; name one of \./ in {home}/runs \(long\)$"),
+        (".", "runs", r"^runs holds no sweep; name one of runs/ in {home} \(long\)$"),
+        (".", "", r"^no sweep is named; name one of runs/ in {home} \(long\)$"),
+        (".", " ", r"^no sweep is named; "),
+        (".", "/etc", r"^/etc holds no sweep; name one of runs/ in {home} \(long\)$"),
+        (".", "/", r"^/ holds no sweep; name one of runs/ in {home} \(long\)$"),
+        ("runs", "/etc", r"^/etc holds no sweep; name one of runs/ in {home}/runs \(none: runs/ belongs"),
+    ],
+)
+def test_folder_near_a_sweep_is_answered_with_that_sweep(long, tmp_path, monkeypatch, directory, name, hint):
+    (long / "trials/0000").mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(tmp_path / directory)
+    with pytest.raises(ValueError, match=hint.format(home=tmp_path)):
+        find_sweep(name.format(home=tmp_path))
+
+
 @pytest.fixture
 def shared(postgres, tmp_path):
     """A sweep on a server; call it with a folder's name to resume the sweep there."""
