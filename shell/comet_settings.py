@@ -3,12 +3,12 @@
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-UNREADABLE: dict[str, str] = {}  # by path: what is wrong with a file that Comet's client left out in this process
+UNREADABLE: dict[str, str] = {}  # by path: what is wrong with a file of which Comet's client took nothing
 
 
 def settings_exist() -> bool:
@@ -37,8 +37,17 @@ def _tolerant(read: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
             if _may_be_for_comet(Path(source.path)):
                 problem = f"{source.path}: {_problem(error)}, so Comet's client does without this file"
                 UNREADABLE[source.path] = f"{problem}; correct it, or set COMET_API_KEY"
+        else:
+            if _has_misplaced_key(getattr(source, "cfg", {})):
+                problem = f"{source.path} lacks api_key under a line [comet], so Comet's client finds no API key in it"
+                UNREADABLE[source.path] = f"{problem}; correct it, or set COMET_API_KEY"
 
     return read_if_possible
+
+
+def _has_misplaced_key(values: Mapping[str, Any]) -> bool:
+    """Return whether a .comet.config, as the client read it, has an API key, but not in its section [comet]."""
+    return "COMET_API_KEY" not in values and any(name.endswith("API_KEY") for name in values)
 
 
 def _may_be_for_comet(path: Path) -> bool:

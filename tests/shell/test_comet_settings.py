@@ -50,6 +50,24 @@ def test_a_wrong_file_is_named_without_its_content(tmp_path, name, content, prob
     assert KEY[:4] not in said
 
 
+@pytest.mark.parametrize(
+    ("content", "has_key"),
+    [
+        (f"api_key={KEY}\n", False),
+        (f"# mine\nAPI_KEY = {KEY}\nworkspace=us\n", False),
+        (f"[main]\napi_key={KEY}\n", False),
+        (f"[comet]\nCOMET_API_KEY={KEY}\n", False),
+        (f"COMET_API_KEY={KEY}\n", True),
+        (f"[comet]\napi_key={KEY}\n", True),
+    ],
+)
+def test_a_key_outside_the_section_comet_is_named(tmp_path, content, has_key):
+    (tmp_path / ".comet.config").write_text(content)
+    said = f"{tmp_path / '.comet.config'} lacks api_key under a line [comet], so Comet's client finds no API key in it"
+    expected = [] if has_key else [f"{said}; correct it, or set COMET_API_KEY"]
+    assert ask(tmp_path) == [has_key, expected]
+
+
 def test_settings_that_can_be_read_count_beside_a_file_that_cannot(tmp_path):
     (tmp_path / ".env").write_text("export TOKEN=abc")
     (tmp_path / ".comet.config").write_text(f"[comet]\napi_key={KEY}\n")
