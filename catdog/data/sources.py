@@ -9,26 +9,26 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
 from catdog.data.files import shorten
-from catdog.data.walk import Fault, Folder, walk
+from catdog.data.walk import (
+    LABELS,
+    Fault,
+    Folder,
+    facts,
+    meaning,
+    meaning_of,
+    meaning_with_pieces,
+    part_depth,
+    walk,
+    words_of,
+)
 from shell.command_line import did_you_mean, printable
 
 CLASSES = ("cat", "dog")
 NAMED = re.compile(r"(cat|dog)s?[._ -]*\(?\d")  # files whose name tells their class
-LABELS = {"cat": 0, "cats": 0, "dog": 1, "dogs": 1}
-PARTS = {
-    **dict.fromkeys(("train", "training", "trn"), "training"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "development", "eval", "evaluation"), "validation"),
-    **dict.fromkeys(("test", "testing", "tst", "holdout", "heldout"), "test"),
-}
-FILLERS = (
-    *("dataset", "datasets", "data", "set", "sets", "split", "splits", "folder", "only", "image", "images", "img"),
-    *("imgs", "picture", "pictures", "pic", "pics", "photo", "photos", "jpg", "jpeg", "png", "class"),
-)
 FOLDERS_SHOWN = 4
 
 
@@ -73,7 +73,7 @@ def list_images(folder: Path) -> Listing:
     """
     _check_folder(folder)
     faults: list[Fault] = []
-    found = sorted((_label(one) for one in walk(folder, faults, _facts)), key=lambda one: one.folder.names)
+    found = sorted((_label(one) for one in walk(folder, faults)), key=lambda one: one.folder.names)
     labelled = _choose_ways([one for one in found if one.files], faults)
     _refuse_losses(faults, found_some=bool(labelled))
     unknown = _unlabelled_folders(found, labelled)
@@ -106,47 +106,8 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(f"data folder {printable(str(folder))} {problem}{remedy}")
 
 
-@cache
-def _split(letters: str) -> tuple[str, ...]:
-    """Split the letters of a folder's name into words that are known here; empty if they are not."""
-    for word in sorted((*PARTS, *LABELS, *FILLERS), key=len, reverse=True):
-        if letters == word:
-            return (word,)
-        if letters.startswith(word) and (rest := _split(letters[len(word) :])):
-            return (word, *rest)
-    return ()
-
-
-def _words(name: str) -> tuple[str, ...]:
-    """Return the known words of a folder's name, without digits and marks: test, images of "Test-Images 2"."""
-    return _split(re.sub(r"[\W\d_]+", "", name.casefold()))
-
-
-@cache
-def _meaning_of(name: str) -> tuple[int | None, str]:
-    """Return the class and the part that the name of a folder tells: None and "" if it tells none, or several."""
-    words = _words(name)
-    labels, parts = {LABELS[word] for word in words if word in LABELS}, {PARTS[word] for word in words if word in PARTS}
-    return (labels.pop() if len(labels) == 1 else None), (parts.pop() if len(parts) == 1 else "")
-
-
-@cache
-def _meaning(names: tuple[str, ...]) -> tuple[frozenset[int], str]:
-    """Return the classes that the names of some folders tell, and the part that the first one tells."""
-    meanings = [_meaning_of(name) for name in names]
-    labels = frozenset(label for label, _ in meanings if label is not None)
-    return labels, next((part for _, part in meanings if part), "")
-
-
-@cache
-def _facts(names: tuple[str, ...]) -> frozenset[int | str]:
-    """Return all that `_meaning` tells, as a set."""
-    labels, part = _meaning(names)
-    return labels | ({part} if part else frozenset())
-
-
 def _label(folder: Folder) -> _Found:
-    labels, part = _meaning(folder.names)
+    labels, part = meaning(folder.names)
     paths = [f"{folder.path}{os.sep}{name}" for name in folder.files]
     if len(labels) > 1 and paths:
         raise ValueError(f"{printable(paths[0])} is below both a cat and a dog folder; move it to one of them")
@@ -159,16 +120,16 @@ def _label(folder: Folder) -> _Found:
 def _refuse_losses(faults: Iterable[Fault], *, found_some: bool) -> None:
     """Raise ValueError if a part or a class would be incomplete without that being told, or all would be missing."""
     for fault in faults:
-        labels, part = _meaning(fault.names)
+        labels, part = meaning_with_pieces(fault.names)
         if fault.loses_images and (labels or part or not found_some):
             what = " ".join(filter(None, (part, *(CLASSES[label] for label in labels)))) or "all"
-            raise ValueError(f"{fault.problem}, so {what} images would be missing; make it readable, or remove it")
+            raise ValueError(f"{fault.problem}, so {what} images would be missing; {fault.remedy}")
 
 
 def _choose_ways(labelled: Sequence[_Found], faults: list[Fault]) -> list[_Found]:
     """Keep the way to each folder whose names mean most. Raises ValueError if two show it as two classes or parts."""
     chosen: dict[tuple[int, int], _Found] = {}
-    for one in sorted(labelled, key=lambda one: -len(_facts(one.folder.names))):
+    for one in sorted(labelled, key=lambda one: -len(facts(one.folder.names))):
         other = chosen.setdefault(one.folder.identity, one)
         paths = [printable(way.folder.path) for way in sorted((one, other), key=labelled.index)]
         known = {Path(file.path).name: file.label for file in other.files}
@@ -207,8 +168,8 @@ def _refuse_unclear_parts(folder: Path, labelled: Iterable[_Found]) -> None:
     """Raise ValueError if two names mean the same part, or images are in a folder of unknown name beside the parts."""
     known: dict[tuple[str, ...], dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     for above, name in dict.fromkeys(_part_folder(one.folder.names) for one in labelled if one.part):
-        words = "".join(word for word in _words(name) if word not in LABELS)
-        known[above][_meaning_of(name)[1]][words] = name
+        words = "".join(word for word in words_of(name) if word not in LABELS)
+        known[above][meaning_of(name)[1]][words] = name
     for above, parts in known.items():
         for part, names in parts.items():
             if len(names) > 1:
@@ -217,7 +178,7 @@ def _refuse_unclear_parts(folder: Path, labelled: Iterable[_Found]) -> None:
                 raise ValueError(f"{where} is ambiguous: {both} both mean {part}; merge them, or rename one")
     for one in labelled:
         for depth, name in enumerate(() if one.part else one.folder.names):
-            if one.folder.names[:depth] in known and _meaning_of(name) == (None, ""):
+            if one.folder.names[:depth] in known and meaning_of(name) == (None, ""):
                 where = printable(str(folder.joinpath(*one.folder.names[: depth + 1])))
                 remedy = "rename it to train, validation or test, or move it elsewhere"
                 raise ValueError(
@@ -227,7 +188,7 @@ def _refuse_unclear_parts(folder: Path, labelled: Iterable[_Found]) -> None:
 
 def _part_folder(names: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
     """Return the names above the first folder that names a part, and its name."""
-    depth = next(depth for depth, name in enumerate(names) if _meaning_of(name)[1])
+    depth = part_depth(names) or 0
     return names[:depth], names[depth]
 
 
@@ -235,7 +196,7 @@ def _refuse_two_data_sets(folder: Path, labelled: Sequence[_Found]) -> None:
     """Raise ValueError for a folder that seems to hold two data sets."""
     roots: Counter[Path] = Counter()
     for one in labelled:
-        root = takewhile(lambda name: _meaning_of(name) == (None, ""), one.folder.names)
+        root = takewhile(lambda name: meaning_of(name) == (None, ""), one.folder.names)
         roots[folder.joinpath(*root)] += len(one.files)
     shown = printable(str(folder))
     if len(roots) > 1:
@@ -280,7 +241,7 @@ def _unlabelled_folders(found: Iterable[_Found], labelled: Iterable[_Found]) -> 
 
 def _hint(unknown: Iterable[tuple[str, ...]]) -> str:
     """Name the folders that may be misnamed classes."""
-    strange = [str(Path(*names)) for names in unknown if names and _meaning_of(names[-1]) == (None, "")]
+    strange = [str(Path(*names)) for names in unknown if names and meaning_of(names[-1]) == (None, "")]
     remedy = "; rename folders of cats or dogs to cats and dogs"
     return f"{remedy} (of unknown name: {shorten(strange, FOLDERS_SHOWN)})" if strange else ""
 
@@ -288,5 +249,6 @@ def _hint(unknown: Iterable[tuple[str, ...]]) -> str:
 def _describe_unlabelled(folder: Path, unknown: Mapping[tuple[str, ...], int]) -> str:
     where = shorten([f"{Path(*names)} ({number})" for names, number in unknown.items()], FOLDERS_SHOWN)
     number = sum(unknown.values())
-    told = f"left out {number} files of {printable(str(folder))} whose names tell neither cat nor dog, in {where}"
+    files = "file" if number == 1 else "files"
+    told = f"left out {number} {files} of {printable(str(folder))} whose names tell neither cat nor dog, in {where}"
     return told + _hint(unknown)

@@ -66,9 +66,33 @@ def test_strangers_beside_the_classes_are_left_out_and_counted(tmp_path):
 
 
 PART_NAMES = {
-    "training": ("train", "Training", "trn", "TrainSet", "train_images", "train-data", "1_train", "Train Images (2)"),
-    "validation": ("val", "valid", "Validation Set", "dev", "eval", "EVALUATION", "devset", "val_split"),
-    "test": ("test", "Test-Images", "testing", "tst", "test set", "hold-out", "holdout", "Held Out", "test2"),
+    "training": (
+        "train",
+        "Training",
+        "trn",
+        "TrainSet",
+        "train_images",
+        "train-data",
+        "1_train",
+        "Train Images (2)",
+        "trainval",
+    ),
+    "validation": (
+        "val",
+        "valid",
+        "Validation Set",
+        "dev",
+        "eval",
+        "EVALUATION",
+        "devset",
+        "val_split",
+        "validate",
+        "val²",
+    ),
+    "test": (
+        *("test", "Test-Images", "testing", "tst", "test set", "hold-out", "holdout", "Held Out", "test2", "test v2"),
+        *("TEST_final", "final test", "public_test", "private_test", "Testset (copy)", "test_version_3", "test①"),
+    ),
 }
 
 
@@ -101,6 +125,11 @@ def test_name_of_both_classes_or_parts_tells_nothing(tmp_path):
         assert (len(listing.training), len(listing.test)) == (2, 2), wrapper
 
 
+def test_folder_around_the_parts_may_be_called_train_val(tmp_path):
+    listing = list_images(make(tmp_path, *expand("train_val/{train,val}/{cats,dogs}/1.jpg")))
+    assert (len(listing.training), len(listing.validation), len(listing.test)) == (2, 0, 2)
+
+
 def test_numbered_folders_of_one_part_belong_together(tmp_path):
     listing = list_images(make(tmp_path, *expand("{train_1,train_2,test}/{cats,dogs}/1.jpg")))
     assert (len(listing.training), len(listing.test)) == (4, 2)
@@ -109,6 +138,7 @@ def test_numbered_folders_of_one_part_belong_together(tmp_path):
 def test_class_of_unknown_name_is_named_with_the_remedy(tmp_path):
     folder = make(tmp_path / "set", "cats/1.jpg", "dogs/1.jpg", "Katze/1.jpg", "Katze/2.jpg")
     (note,) = list_images(folder).notes
+    assert note.startswith("left out 2 files of ")
     assert "in Katze (2); rename folders of cats or dogs to cats and dogs (of unknown name: Katze)" in note
     with pytest.raises(ValueError, match=r"show no dog; add a folder dogs .* \(of unknown name: Hund\)"):
         list_images(make(tmp_path / "german", "cats/1.jpg", "Hund/1.jpg"))
@@ -116,10 +146,17 @@ def test_class_of_unknown_name_is_named_with_the_remedy(tmp_path):
         list_images(make(tmp_path / "other", "Katze/1.jpg", "Hund/1.jpg"))
 
 
+def test_one_file_that_is_left_out_is_one_file(tmp_path):
+    (note,) = list_images(make(tmp_path / "set", "cats/1.jpg", "dogs/1.jpg", "readme")).notes
+    assert note.startswith("left out 1 file of ")
+
+
 UNCLEAR = {
     "{train,test,extra}/{cats,dogs}/1.jpg": "extra has images of no known part; rename it to train, validation or test",
     "{train,test,train_old}/{cats,dogs}/1.jpg": "train_old has images of no known part",
     "{cats,dogs}/{train,test,later}/1.jpg": "cats/later has images of no known part",
+    "{train,train (copy)}/{cats,dogs}/1.jpg": "both mean training; merge them, or rename one",
+    "{train,test,test v2}/{cats,dogs}/1.jpg": "test and test v2 both mean test",
     "{train,training,test}/{cats,dogs}/1.jpg": "train and training both mean training; merge them, or rename one",
     "{train,dev,eval}/{cats,dogs}/1.jpg": "dev and eval both mean validation",
     "a/{train,Train Set}/{cats,dogs}/1.jpg": "a is ambiguous: Train Set and train both mean training",
@@ -267,6 +304,11 @@ LOST = {
     "Validation Set": "so validation images would be missing; make it readable, or remove it",
     "train/cats/persian": "train/cats/persian is a link to .* so training cat images would be missing",
     "train/wolves": "so training images would be missing",
+    "test.d": "test.d is a link to /nowhere/held, which does not exist, so test images would be missing",
+    "hold.out": "so test images would be missing",
+    "my.validation.old": "so validation images would be missing",
+    "dogs.d": "so dog images would be missing",
+    "private test v2": "so test images would be missing",
 }
 
 
@@ -278,13 +320,21 @@ def test_link_to_nowhere_instead_of_a_folder_is_refused(tmp_path, name):
         list_images(data)
 
 
+@pytest.mark.parametrize("name", ["test", "eval.d", "train/cats/01_cats", "test_dogs"])
+def test_name_of_a_part_or_class_counts_more_than_that_of_the_target(tmp_path, name):
+    data = make(tmp_path / "set", "train/cats/1.jpg", "train/dogs/1.jpg")
+    link(data / name, "/nowhere/held.d")
+    with pytest.raises(ValueError, match=r"is a link to /nowhere/held.d, which does not exist, so .* would be missing"):
+        list_images(data)
+
+
 def test_link_to_itself_is_refused_as_a_part_and_noted_elsewhere(tmp_path):
     data = make(tmp_path / "set", "cats/1.jpg", "dogs/1.jpg")
     link(data / "other", data / "other")
     (note,) = list_images(data).notes
     assert note == f"left out: {data}/other cannot be read (Too many levels of symbolic links)"
     link(data / "test", data / "test")
-    with pytest.raises(ValueError, match=r"test cannot be read .* so test images would be missing"):
+    with pytest.raises(ValueError, match=r"test cannot be read .* so test images would be missing; remove it$"):
         list_images(data)
 
 
@@ -292,7 +342,9 @@ def test_links_to_missing_files_stay_in_the_list(tmp_path):
     data = make(tmp_path / "set", "cats/1.jpg", "dogs/1.jpg")
     link(data / "cats/2.jpg", "/nowhere/2.jpg")
     link(data / "cats/0ab3", "/nowhere/annex/0ab3.jpg")
-    assert len(list_images(data).training) == 4
+    link(data / "cats/test.JPG", "/nowhere/annex/test")
+    link(data / "cat.7.png", "/nowhere/annex/7")
+    assert len(list_images(data).training) == 6
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
