@@ -6,7 +6,7 @@ Supported at any depth: Kaggle's `training_set/training_set/cats/`, `train/` wit
 
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -193,17 +193,50 @@ def _part_folder(names: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
 
 
 def _refuse_two_data_sets(folder: Path, labelled: Sequence[_Found]) -> None:
-    """Raise ValueError for a folder that seems to hold two data sets."""
-    roots: Counter[Path] = Counter()
+    """Raise ValueError for a folder that seems to hold two data sets, or images beside those of its train folder."""
+    roots: dict[tuple[str, ...], set[int]] = defaultdict(set)
     for one in labelled:
-        root = takewhile(lambda name: meaning_of(name) == (None, ""), one.folder.names)
-        roots[folder.joinpath(*root)] += len(one.files)
-    shown = printable(str(folder))
+        root = tuple(takewhile(lambda name: meaning_of(name) == (None, ""), one.folder.names))
+        roots[root].update(file.label for file in one.files)
     if len(roots) > 1:
-        first, second = (printable(str(root)) for root, _ in roots.most_common(2))
-        raise ValueError(f"{shown} is ambiguous: it has images in {first} and {second}; give one of them to --data")
-    if {"", "training"} <= {one.part for one in labelled}:
-        raise ValueError(f"{shown} is ambiguous: some images are in a train folder, some are not; move them together")
+        raise ValueError(f"{printable(str(folder))} is ambiguous: {_tell_roots_apart(folder, roots)}")
+    of_part = {one.part: one for one in reversed(labelled)}
+    if {"", "training"} <= set(of_part):
+        above = {part: _part_folder(one.folder.names) for part, one in of_part.items() if part}
+        folders = {part: folder.joinpath(*names, name) for part, (names, name) in above.items()}
+        train = folders["training"]
+        inside, test = printable(str(train)), printable(str(folders.get("test", train.with_name("test"))))
+        outside = printable(of_part[""].files[0].path)
+        raise ValueError(f"{outside} is outside {inside}; move such images into {inside} or {test}")
+
+
+def _tell_roots_apart(folder: Path, roots: Mapping[tuple[str, ...], set[int]]) -> str:
+    """Say where images are, by the folders of unknown name that hold them, and what to do.
+
+    A folder with images of one class is probably this class, if no other one has both.
+    """
+    top = tuple(names[0] for names in takewhile(lambda names: len(set(names)) == 1, zip(*roots, strict=False)))
+    found: dict[tuple[str, ...], set[int]] = defaultdict(set)
+    for root, labels in roots.items():
+        found[root[: len(top) + 1]] |= labels
+    below = {root: labels for root, labels in found.items() if root != top}
+    if all(len(labels) == 1 for labels in below.values()):
+        remedies = [_name_class(folder.joinpath(*top), below, label) for label in range(len(CLASSES))]
+        return f"the name of a folder tells no class; {', and '.join(filter(None, remedies))}"
+    first, *others = sorted(found, key=lambda root: (root == top, -len(found[root]), root))
+    paths = [printable(str(folder.joinpath(*root))) for root in (first, *others)]
+    several = others[0] != top and len(found[others[0]]) > 1
+    give = "give one of them to --data" if several else f"give {paths[0]} to --data, or move it elsewhere"
+    return f"it has images in {paths[0]} and {paths[1]}; {give}"
+
+
+def _name_class(top: Path, below: Mapping[tuple[str, ...], set[int]], label: int) -> str:
+    """Say how to tell a class by the names of the folders below `top` that hold nothing else."""
+    name = f"{CLASSES[label]}s"
+    folders = [str(top / root[-1]) for root, labels in sorted(below.items()) if labels == {label}]
+    if len(folders) == 1 and not (top / name).exists():
+        return f"rename {printable(folders[0])} to {name}"
+    return f"move {shorten(folders, FOLDERS_SHOWN)} into {printable(str(top / name))}" if folders else ""
 
 
 def _sort_by_part(labelled: Iterable[_Found]) -> dict[str, tuple[LabelledFile, ...]]:

@@ -404,7 +404,10 @@ def test_names_of_any_bytes_are_listed_and_printed_as_escapes(tmp_path):
         (("train/cats/1.jpg", "train/dogs/1.jpg", "test/dogs/1.jpg"), "the test images of .* show no cat"),
         (("test/cats/1.jpg", "test/dogs/1.jpg"), "has no training images"),
         (("a/cats/1.jpg", "a/dogs/1.jpg", "b/cats/1.jpg"), "is ambiguous: it has images in .*a and .*b"),
-        (("cats/1.jpg", "dogs/1.jpg", "train/cats/1.jpg", "train/dogs/1.jpg"), "is ambiguous: some images are"),
+        (
+            ("cats/1.jpg", "dogs/1.jpg", "train/cats/1.jpg", "train/dogs/1.jpg"),
+            "/cats/1.jpg is outside .*/train; move such images into",
+        ),
         (("cats/dogs/1.jpg",), "is below both a cat and a dog folder"),
     ],
 )
@@ -412,6 +415,60 @@ def test_unusable_folder_is_refused_in_one_sentence(tmp_path, names, message):
     with pytest.raises(ValueError, match=message) as error:
         list_images(make(tmp_path, *names))
     assert "\n" not in str(error.value)
+
+
+CATS_OF_OTHER_NAMES = ("kitty", "Katzen", "felines", "n02123045-cat", "cats_and_more", "0", "kitty/tabby")
+
+
+@pytest.mark.parametrize("name", CATS_OF_OTHER_NAMES)
+@pytest.mark.parametrize("others", ["dogs/1.jpg", "dog.1.jpg"])
+def test_folder_of_one_class_is_given_its_name_and_the_advice_works(tmp_path, name, others):
+    data = make(tmp_path / "kitty", f"{name}/cat.0.jpg", others)
+    folder = data / name.split("/", maxsplit=1)[0]
+    with pytest.raises(ValueError, match=rf"tells no class; rename {folder} to cats$"):
+        list_images(data)
+    folder.rename(data / "cats")
+    assert sorted(file.label for file in list_images(data).training) == [0, 1]
+
+
+def test_folders_of_several_classes_and_names_are_all_named(tmp_path):
+    data = make(tmp_path / "both", "kitty/cat.0.jpg", "puppy/dog.0.jpg")
+    with pytest.raises(ValueError, match=rf"; rename {data}/kitty to cats, and rename {data}/puppy to dogs$"):
+        list_images(data)
+    data = make(tmp_path / "more", "kitty/cat.0.jpg", "cats/1.jpg", "dogs/1.jpg")
+    with pytest.raises(ValueError, match=rf"; move {data}/kitty into {data}/cats$"):
+        list_images(data)
+    data = make(tmp_path / "breeds", *(f"breed{letter}/cat.0.jpg" for letter in "abcdef"), "dogs/1.jpg")
+    with pytest.raises(ValueError, match=rf"; move {data}/breeda, .* and 2 more into {data}/cats$"):
+        list_images(data)
+
+
+def test_data_set_beside_the_classes_is_named(tmp_path):
+    data = make(tmp_path / "set", *expand("{.,inner}/{cats,dogs}/1.jpg"))
+    with pytest.raises(ValueError, match=rf"images in {data}/inner and {data}; give {data}/inner to --data, or move"):
+        list_images(data)
+
+
+@pytest.mark.parametrize(("train", "test"), [("train", "test"), ("training_set", "test_set"), ("a/Train", "a/test")])
+def test_image_outside_the_train_folder_is_named(tmp_path, train, test):
+    data = make(tmp_path / "set", *expand(f"{train}/{{cats,dogs}}/1.jpg"), f"{Path(train).parent}/cats/0.jpg")
+    if test == "test_set":
+        make(data, *expand("test_set/{cats,dogs}/1.jpg"))
+    advice = f"is outside {data / train}; move such images into {data / train} or {data / test}"
+    with pytest.raises(ValueError, match=rf"cats/0.jpg {advice}$"):
+        list_images(data)
+
+
+@pytest.mark.parametrize("place", ["set/store", "elsewhere"])
+@pytest.mark.parametrize("file", ["cat.{}.jpg", "{}.jpg"])
+def test_chain_of_links_to_a_class_is_listed_once(tmp_path, place, file):
+    make(tmp_path / place, file.format(0), file.format(1))
+    data = make(tmp_path / "set", "dogs/1.jpg")
+    for name, target in (("cats", "l2"), ("l2", "l1"), ("l1", tmp_path / place)):
+        link(data / name, target)
+    listing = list_images(data)
+    assert [file.label for file in listing.training] == [0, 0, 1]
+    assert all(f"left out: {data}/{name} is a link to {data}/" in " ".join(listing.notes) for name in ("l1", "l2"))
 
 
 def test_missing_folder_is_refused(tmp_path):
