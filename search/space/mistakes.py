@@ -2,15 +2,18 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 
+from search.space.expressions import remedy
+
 Levels = Mapping[str, Sequence[str]]  # keys that are known in the file, in spec, in a parameter with a range or values
 
 # Words of other programs, without case and underscores, by the word of Comet's schema.
+BOUNDS = ("range", "bounds", "interval", "limits", "domain")
 KEYS: dict[str, tuple[str, ...]] = {
     "algorithm": ("algo", "method", "sampler", "strategy"),
     "parameters": ("params", "hyperparameters", "hyperparams", "space", "searchspace"),
@@ -43,6 +46,8 @@ def describe(error: ValidationError, content: Any, levels: Levels, defaults: Map
     steps = [str(step) for step in first["loc"]]
     in_parameter = steps[0:1] == ["parameters"] and len(steps) > 1
     default = defaults.get(steps[1]) if in_parameter else None
+    if in_parameter and (sentence := _wrong_parameter(steps[1], content["parameters"][steps[1]], defaults)):
+        return sentence
     kind = steps.pop(2) if in_parameter and len(steps) > 2 else ""  # the type, by which pydantic chose the model
     if first["type"] != "extra_forbidden":
         return _wrong_value(".".join(steps) or "the file", first, default)
@@ -52,6 +57,68 @@ def describe(error: ValidationError, content: Any, levels: Levels, defaults: Map
     return _unknown_in_parameter(
         ".".join(steps[:-1]), steps[-1], content["parameters"][steps[1]], levels[level], default
     )
+
+
+def _wrong_parameter(name: str, given: Any, defaults: Mapping[str, Any]) -> str:
+    """Describe a parameter whose name or whole form is not ours; empty if a single key is wrong."""
+    where = f"parameters.{name}"
+    if inside := dict(_inside(given, defaults)):
+        status = "holds other parameters" if name in defaults else "is no parameter"
+        return f"{where} {status}; move {', '.join(inside)} into parameters: {form(**inside)}"
+    if name not in defaults:
+        return unknown_parameter(name, defaults)
+    return _foreign_form(where, given, defaults[name]) if isinstance(given, dict) else ""
+
+
+def unknown_parameter(name: str, defaults: Mapping[str, Any]) -> str:
+    meant = nearest(name, sorted(defaults), _initials(defaults))
+    known = f"write {json.dumps(meant)}" if meant else f"known are {', '.join(sorted(defaults))}"
+    return f"unknown parameter {shown(name)}; {known}"
+
+
+def _initials(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    return {name: ("".join(word[0] for word in name.split("_")),) for name in names if "_" in name}
+
+
+def _inside(given: Any, defaults: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Find the parameters that are nested in another one."""
+    for key, value in given.items() if isinstance(given, dict) else ():
+        if known := nearest(key, defaults, _initials(defaults), cutoff=1):
+            yield known, value
+        else:
+            yield from _inside(value, defaults)
+
+
+def _foreign_form(where: str, given: Mapping[str, Any], default: Any) -> str:
+    """Describe bounds or values in the form of another program; empty if there are none."""
+    kind, scaling = (
+        plain(given.get(one, given.get(other, ""))) for one, other in (("_type", "type"), ("scalingType", ""))
+    )
+    is_range = re.search("uniform|randint|log|range", f"{kind} {scaling}") and kind not in ("discrete", "categorical")
+    for key, value in given.items():
+        bounds = list(value.values()) if isinstance(value, dict) else value
+        names_values = nearest(key, ["values"], KEYS, cutoff=1)
+        if "_type" in given and kind == "choice" and names_values:
+            return f"{where} has {key}; write {_object(**_listed(value))}"
+        if not (plain(key) in BOUNDS or (names_values and is_range)) or isinstance(default, bool | str):
+            continue
+        if _are_numbers(bounds):
+            number = {"type": "integer" if type(default) is int else "float", "min": bounds[0], "max": bounds[1]}
+            log = (
+                {"scalingType": "loguniform"}
+                if "log" in kind + scaling or any(given[k] is True for k in given if plain(k).startswith("log"))
+                else {}
+            )
+            return f"{where} has {key}; write {_object(**number, **log)}"
+        if plain(key) in BOUNDS:
+            return f'{where} has {key}; write its bounds as "min" and "max"'
+    return ""
+
+
+def _are_numbers(bounds: Any) -> bool:
+    """Say whether two bounds, perhaps with a step, are given."""
+    numbers = isinstance(bounds, list) and len(bounds) in (2, 3) and not any(isinstance(b, bool) for b in bounds)
+    return numbers and all(isinstance(bound, int | float) for bound in bounds)
 
 
 def _unknown_key(steps: Sequence[str], value: Any, content: Mapping[str, Any], levels: Levels) -> str:
@@ -118,12 +185,14 @@ def _wrong_value(key: str, mistake: Mapping[str, Any], default: Any) -> str:
         "value_error": f"{key} {message}",
         "greater_than_equal": f"{key} is {shown(value)}; write a number of at least {bound}",
         "less_than_equal": f"{key} is {shown(value)}; write a number of at most {bound}",
-        "int_type": f"{key} is {shown(value)}; write a whole number",
+        "int_type": f"{key} is {shown(value)}; {remedy(str(value)) or 'write a whole number'}",
         "bool_type": f"{key} is {shown(value)}; write true or false",
         "string_type": f"{key} is {shown(value)}; write a text in quotes",
         "dict_type": f"{key} is {shown(value)}; write braces with a key for each entry: {{ }}",
         "model_type": f"{key} is {shown(value)}; write braces with a key for each entry: {{ }}",
     }
+    if key == "spec":
+        return f"spec is {shown(value)}; write {form(spec={'maxCombo': 30})}"
     return sentences.get(kind, f"{key} is {shown(value)}; {message[0].lower()}{message[1:]}")
 
 

@@ -5,7 +5,6 @@ marks, UTF-16 and UTF-32.
 """
 
 import ast
-import errno
 import json
 import math
 import re
@@ -15,18 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shell.command_line import did_you_mean, printable
+from search.space.expressions import PLAIN_VALUE, remedy
+from search.space.text_file import read_text
+from shell.command_line import printable
 
-MAX_BYTES, MAX_DEPTH = 1_000_000, 20
+MAX_DEPTH = 20
 MAX_DIGITS = 400  # of a number
 CONSTANTS = {"true": True, "false": False, "null": None, "None": None}
 QUOTES = "\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb`"  # of word processors
 CLOSING = {"{": "}", "[": "]", "(": ")"}
+SPACED = {"}": r"[1-9]\d{0,2}(?: \d{3})+\b"}  # a number, with spaces between its digits
+SPACED["]"] = SPACED[")"] = r"[1-9]\d{0,2}(?: 0\d\d)+\b"  # other numbers of a list lack a comma
+OPERATORS = set("*/%+-^|&@.<>?!$~")
+KEYWORDS = {"for", "if", "or", "and", "in"}
 TOKEN = re.compile(
     r"""(?P<space>(?:[\s\ufeff\u200b]|\#[^\n]*|//[^\n]*|/\*[\s\S]*?\*/)+)
     |(?P<text>[uUrR]?(?:'''[\s\S]*?'''|\"""[\s\S]*?\"""|"(?:[^"\\\n]|\\[\s\S])*"|'(?:[^'\\\n]|\\[\s\S])*'))
     |(?P<number>[+-]?\.?\d(?:[eE][+-]|[\w.])*)
     |(?P<word>[+-]?[^\W\d]\w*)
+    |(?P<comment>/\*)
     |(?P<mark>[\s\S])
     |(?P<end>\Z)""",
     re.VERBOSE,
@@ -48,47 +54,9 @@ class _Token:
 def read_file(path: Path) -> dict[str, Any]:
     """Read optimizer.json. Raises ValueError, one sentence with the line, if it cannot be read."""
     try:
-        return _Parser(_decoded(_content(path))).parse()
+        return _Parser(read_text(path)).parse()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _content(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(f"cannot be read ({reason}); {_file_to_name(path, error)}") from error
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"has more than {MAX_BYTES:,} bytes; name a search space, which has a few thousand")
-    return content
-
-
-def _file_to_name(path: Path, error: Exception) -> str:
-    """Say which file to name instead of one that cannot be read."""
-    kind = error.errno if isinstance(error, OSError) else None
-    if kind == errno.EISDIR:
-        inside = sorted(path.glob("*.json"))
-        return f"name a file in it, such as {inside[0]}" if inside else "name the file of a search space"
-    if kind == errno.EACCES:
-        return f"make it readable: chmod u+r {path}"
-    beside = [str(file) for file in path.parent.glob("*.json")] if kind == errno.ENOENT else []
-    return f"name an existing search space{did_you_mean(str(path), beside)}"
-
-
-def _decoded(content: bytes) -> str:
-    encoding = json.detect_encoding(content)
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        if encoding == "utf-8" and not re.search(rb"[\x00-\x08]", content):
-            line = content.count(b"\n", 0, error.start) + 1
-            raise ValueError(f"line {line} is not UTF-8; save the file with the encoding UTF-8") from error
-        raise ValueError("is not text; write it as JSON") from error
-    if re.search(r"[\x00-\x08]", text):
-        raise ValueError("is not text; write it as JSON")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 class _Parser:
@@ -119,15 +87,42 @@ class _Parser:
             position = match.end()
         assert match, "the pattern matches anything"
         self.token = _Token(str(match.lastgroup), match[0], *match.span())
+        if self.token.kind == "comment":
+            raise ValueError(f"the comment of line {self._line(self.token)} is not closed; add */")
         return self.before
 
     def _value(self) -> Any:
         if self.token.text in CLOSING:
             return self._bracket(self._object if self.token.text == "{" else self._list)
+        if self.token.text in OPERATORS:
+            raise ValueError(self._no_plain_value(self.token.start))
         if not self.token.starts_a_value:
             raise ValueError(self._unexpected("a value"))
         token = self._advance()
+        if self._continues(token):
+            raise ValueError(self._no_plain_value(token.start))
         return {"text": self._text, "number": self._number, "word": self._word}[token.kind](token)
+
+    def _continues(self, token: _Token) -> bool:
+        """Say whether a value goes on as a calculation or a call."""
+        follows, is_adjacent = self.token, self.token.start == token.end
+        if follows.text in OPERATORS or follows.text in KEYWORDS:
+            return True
+        if token.kind == "word":
+            return is_adjacent and (follows.text in CLOSING or follows.kind == "text")
+        return is_adjacent and token.kind == follows.kind == "number"
+
+    def _no_plain_value(self, start: int) -> str:
+        """Describe the calculation or the call that begins at `start` and ends in its line."""
+        depth, end = 0, start
+        for match in TOKEN.finditer(self.text, start):
+            depth += (match[0] in CLOSING) - (match[0] in CLOSING.values())
+            if depth < 0 or not match[0] or "\n" in match[0] or (match[0] in (",", ":") and not depth):
+                break
+            end = match.end()
+        text = self.text[start:end].strip()
+        line = self.text.count("\n", 0, start) + 1
+        return f"line {line} has {printable(text[:60])}, which is no plain value; {remedy(text) or PLAIN_VALUE}"
 
     def _bracket(self, read: Callable[[_Token], Any]) -> Any:
         self.depth += 1
@@ -158,9 +153,13 @@ class _Parser:
         token = self._advance()
         if token.kind != "text" and self.token.text == ":":
             raise ValueError(f"line {self._line(token)} has the key {_shown(token)}; write {_quoted(token.text)}")
+        if number := re.search(r"[+-]?\d+,[\d,]+\Z", self.text[max(0, token.start - 40) : token.end]):
+            raise ValueError(f"line {self._line(token)} has {number[0]}; {remedy(number[0]) or PLAIN_VALUE}")
         if self.token.text in (",", "}"):
             line = f"line {self._line(token)} has {_shown(token)} in braces without a value"
             raise ValueError(f"{line}; write a list in [ ], or a key with its value")
+        if token.kind == "word" and self.token.kind == "text" and self._continues(token):
+            raise ValueError(self._no_plain_value(token.start))
         if token.kind != "text":
             raise ValueError(f"line {self._line(token)} has {_shown(token)} where a key in quotes is expected")
         if self.token.kind == "word":
@@ -185,6 +184,8 @@ class _Parser:
         closing = CLOSING[opening.text]
         if self.token.text == ",":
             self._advance()
+        elif spaced := re.compile(SPACED[closing]).match(self.text, self.before.start):
+            raise ValueError(f"line {self._line(self.before)} has {spaced[0]}; {remedy(spaced[0])}")
         elif self.token.starts_a_value:
             raise ValueError(self._lacks("comma", ", "))
         elif self.token.kind != "end" and self.token.text != closing:
@@ -194,16 +195,21 @@ class _Parser:
     def _text(self, token: _Token) -> str:
         try:
             text = _literal(token.text)
-            text.encode()  # fails for half of a pair of \u....
         except (ValueError, SyntaxError) as error:
             where = f"line {self._line(token)} has a wrong backslash in {_shown(token)}"
             raise ValueError(f"{where}; write two for one, or / in a path") from error
+        if re.search(r"[\ud800-\udfff]", text):
+            where = f"line {self._line(token)} has half of a pair of \\u codes in {_shown(token)}"
+            raise ValueError(f"{where}; write the character itself")
         return text
 
     def _number(self, token: _Token) -> float:
         where = f"line {self._line(token)} has {_shown(token)}"
         if len(token.text) > MAX_DIGITS:
             raise ValueError(f"{where}; write a shorter number")
+        if re.match(r"[+-]?0\d", token.text):
+            digits = token.text.lstrip("+-")
+            raise ValueError(f"{where}; write 0.{digits} with a point if 0,{digits} is meant, or no zero before")
         try:
             number = as_number(token.text)
         except ValueError as error:

@@ -23,7 +23,8 @@ from pydantic import (
     model_validator,
 )
 
-from search.space.mistakes import describe, form, nearest, shown
+from search.space.expressions import remedy
+from search.space.mistakes import describe, form, shown, unknown_parameter
 from search.space.reader import as_number
 from shell.command_line import one_line
 
@@ -44,7 +45,8 @@ def _of_text(value: Any) -> Any:
 def _number(value: Any) -> float:
     number = _of_text(value)
     if isinstance(number, bool) or not isinstance(number, int | float):
-        raise ValueError(f"is {shown(value)}; give a number")  # noqa: TRY004 - pydantic wants a ValueError
+        meant = remedy(value) if isinstance(value, str) else ""
+        raise ValueError(f"is {shown(value)}; {meant or 'give a number'}")  # noqa: TRY004 - pydantic wants a ValueError
     if not abs(number) <= MAX_NUMBER:
         raise ValueError(f"is {shown(value)}; give a number between -{MAX_NUMBER:.0e} and {MAX_NUMBER:.0e}")
     return number
@@ -171,6 +173,8 @@ def _fitted(value: Any, default: Any) -> Any:
     if isinstance(default, bool) and value in (0, 1) and not isinstance(value, float):
         return without_boolean(bool(value))
     number = _of_text(value) if isinstance(default, int | float) else value
+    if isinstance(number, str) and not isinstance(default, str) and (meant := remedy(number)):
+        raise ValueError(f" has the value {shown(value)}; {meant}")
     kind = (str,) if isinstance(default, bool | str) else (int, float)
     if value is None or isinstance(number, bool | list | dict):
         wanted = "a text" if kind == (str,) else "a number"
@@ -214,9 +218,7 @@ class File(_Entry):
     name: str | None = None
     trials: Whole = 1
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
-    spec: Annotated[Spec, BeforeValidator(lambda spec: {} if spec is None else spec)] = Field(
-        default_factory=lambda: Spec.model_validate({})
-    )
+    spec: Spec = Field(default_factory=lambda: Spec.model_validate({}))
     verbose: Any = Field(0, exclude=True)  # of Comet's client
 
     def content(self) -> dict[str, Any]:
@@ -248,10 +250,7 @@ def validated(content: Any, origin: object, defaults: Mapping[str, Any]) -> File
 
 def _suited(name: str, parameter: Range | Values, origin: object, defaults: Mapping[str, Any]) -> Range | Values:
     if name not in defaults:
-        initials = {known: ("".join(word[0] for word in known.split("_")),) for known in defaults if "_" in known}
-        meant = nearest(name, sorted(defaults), initials)
-        remedy = f"write {written(meant)}" if meant else f"known are {', '.join(sorted(defaults))}"
-        raise ValueError(one_line(f"{origin}: unknown parameter {shown(name)}; {remedy}"))
+        raise ValueError(one_line(f"{origin}: {unknown_parameter(name, defaults)}"))
     try:
         return parameter.fitted(defaults[name])
     except ValueError as error:

@@ -136,3 +136,49 @@ def test_keys_that_comets_client_alone_takes_are_left_out(write_space):
     assert space.content.keys() == {"algorithm", "trials", "parameters", "spec"} & space.content.keys()
     assert space.content["spec"] == {"maxCombo": 3, "metric": "val_loss"}
     assert space.name == "optimizer"
+
+
+WHOLE_FILE = '{{"algorithm": "random", "parameters": {{{}}}, "spec": {{"maxCombo": 3}}}}'
+FOREIGN = [  # entries as they were written, the end of the answer, and entries that follow it
+    ('"model": {"stem_width": [8, 16]}', "move stem_width into parameters: {}", '"stem_width": [8, 16]'),
+    ('"optimiser": {"lr": [0.1]}', "move learning_rate into parameters: {}", '"learning_rate": [0.1]'),
+    ('"optimizer": {"name": "adam", "lr": [0.1]}', "move learning_rate into parameters: {}", '"learning_rate": [0.1]'),
+    ('"net": {"a": {"ema": [0.9]}}', "net is no parameter; move ema into parameters: {}", '"ema": [0.9]'),
+    ('"batch_size": range(8, 64)', "or give {}", '{"type": "integer", "min": 8, "max": 64}'),
+    ('"batch_size": np.arange(8)', "or give {}", '{"type": "integer", "min": 1, "max": 8}'),
+    ('"batch_size": "8-64"', "or give {}", '{"type": "integer", "min": 8, "max": 64}'),
+    ('"batch_size": hp.choice("b", [8, 16])', "write {}", "[8, 16]"),
+    ('"learning_rate": tune.loguniform(1e-4, 1e-1)', "or give {}", '{"type": "float", "min": 0.0001, "max": 0.1, "scalingType": "loguniform"}'),
+    ('"learning_rate": 10**-3', "write {}", "0.001"),
+    ('"learning_rate": [1/1000]', "write {}", "0.001"),
+    ('"learning_rate": "0,001"', "write {}", "0.001"),
+    ('"learning_rate": 0,001', "write {}", "0.001"),
+    ('"learning_rate": "10%"', "write {}", "0.1"),
+    ('"learning_rate": 10%', "write {}", "0.1"),
+    ('"batch_size": 2**4', "write {}", "16"),
+    ('"batch_size": {"type": "integer", "min": 8, "max": 1 000}', "write {}", "1000"),
+    ('"schedule": b\'cosine\'', "write {}", '"cosine"'),
+    ('"learning_rate": {"_type": "loguniform", "_value": [0.0001, 0.1]}', "write {}", '{"type": "float", "min": 0.0001, "max": 0.1, "scalingType": "loguniform"}'),
+    ('"learning_rate": {"type": "float", "range": [0.1, 0.2]}', "write {}", '{"type": "float", "min": 0.1, "max": 0.2}'),
+    ('"learning_rate": {"bounds": [0.1, 0.2]}', "write {}", '{"type": "float", "min": 0.1, "max": 0.2}'),
+    ('"batch_size": {"type": "integer", "interval": [8, 16]}', "write {}", '{"type": "integer", "min": 8, "max": 16}'),
+    ('"batch_size": {"_type": "choice", "_value": [8, 16]}', "write {}", '{"type": "discrete", "values": [8, 16]}'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("entry", "end", "working"), FOREIGN)
+def test_form_of_another_program_leads_to_ours(tmp_path, entry, end, working):
+    path = tmp_path / "optimizer.json"
+    path.write_text(WHOLE_FILE.format(entry))
+    assert mistake(path).endswith(end.format(working))
+    repaired = working if "into parameters" in end else f"{entry.partition(':')[0]}: {working}"
+    path.write_text(WHOLE_FILE.format(repaired))
+    load(path)
+
+
+def test_spec_that_is_null_leads_to_one_that_works(tmp_path):
+    path = tmp_path / "optimizer.json"
+    path.write_text('{"algorithm": "random", "parameters": {"ema": [0.9]}, "spec": null}')
+    assert mistake(path).endswith('spec is null; write "spec": {"maxCombo": 30}')
+    path.write_text(path.read_text().replace("null", '{"maxCombo": 30}'))
+    load(path)
