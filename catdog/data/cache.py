@@ -142,7 +142,9 @@ def _decode(folder: Path, files: Sequence[LabelledFile], size: int) -> None:
                 left_out[row] = reason
     images.flush()
     if len(left_out) == len(files):
-        reasons = "; ".join(_describe_left_out(files, left_out))
+        first, *others = set(left_out.values())
+        alike = f"they {first}: {shorten((file.path for file in files), 1)}"
+        reasons = "; ".join(_describe_left_out(files, left_out)) if others else alike
         raise ValueError(f"none of the {len(files)} files could be read as an image: {reasons}")
     _save_columns(folder, [file.label for file in files], hashes, left_out)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from catdog.data.cache import FORMAT, NAMES_SHOWN, DecodedImages, load_drawings, load_images
 from catdog.data.files import shorten, write_file
 from catdog.data.sources import CLASSES, Listing, list_images
-from catdog.data.split import assign_sides, find_contradictions
+from catdog.data.split import assign_sides, count_least, find_contradictions
 from catdog.device import gpu_memory
 from shell.command_line import printable
 from shell.redact import redact
@@ -242,9 +242,17 @@ def _load_sides(source: str, image_size: int, listing: Listing | None) -> tuple[
     sides = assign_sides(labels, hashes, usable, in_validation, has_test=has_test)
     for side in ("training", "validation"):
         if len(np.unique(labels[sides == side])) < len(CLASSES):
-            few = f"{printable(source)} has too few readable images to hold out some of each class; add more"
-            raise ValueError("; ".join((few, *decoded.notes)))
+            too_few = _describe_too_few(labels[usable], hashes[usable], in_validation, has_test=has_test)
+            raise ValueError("; ".join((f"{printable(source)} has {too_few}", *decoded.notes)))
     return decoded, sides
+
+
+def _describe_too_few(labels: np.ndarray, hashes: np.ndarray, in_validation: np.ndarray, *, has_test: bool) -> str:
+    if in_validation.any():
+        return "too few readable images for training and validation; add more of each class to both folders"
+    numbers = [(len(np.unique(hashes[labels == label])), name) for label, name in enumerate(CLASSES)]
+    has = " and ".join(f"{number} {name}" + "s" * (number != 1) for number, name in numbers)
+    return f"too few images: {has} that differ and can be read; give at least {count_least(has_test=has_test)} of each"
 
 
 def _select(decoded: DecodedImages, rows: np.ndarray) -> ImageSubset:

@@ -1,6 +1,7 @@
 """Split decoded images into training, validation and test by the hash of their content."""
 
 import hashlib
+from itertools import count
 
 import numpy as np
 
@@ -8,6 +9,12 @@ from catdog.data.sources import CLASSES
 
 TEST_SHARE = 0.2  # of the images, if the folder has no test part
 VALIDATION_SHARE = 0.15  # of the training images
+
+
+def count_least(*, has_test: bool) -> int:
+    """Return how many images of a class suffice to hold some out for validation, and for a test unless `has_test`."""
+    rest = ((number, number - round(TEST_SHARE * number) * (not has_test)) for number in count(1))
+    return next(number for number, others in rest if round(VALIDATION_SHARE * others))
 
 
 def find_contradictions(labels: np.ndarray, hashes: np.ndarray, readable: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from catdog.data import dataset as data
 from catdog.data.cache import build_once
@@ -119,7 +120,38 @@ def test_fault_of_the_disk_leaves_no_image_out(photographs, monkeypatch, cache):
 def test_class_whose_files_cannot_be_read_is_refused_with_the_reason(photographs):
     for path in (photographs / "training_set/training_set/dogs").iterdir():
         path.write_bytes(b"<html>")
-    with pytest.raises(ValueError, match=r"too few readable images .*; left out 20 of 40 files that are web pages"):
+    with pytest.raises(
+        ValueError, match=r"too few images: 20 cats and 0 dogs that .*; left out 20 of 40 files that are web pages"
+    ):
+        load_data(str(photographs), 32)
+
+
+@pytest.mark.parametrize(("has_test", "least"), [(False, 5), (True, 4)])
+def test_number_of_images_that_is_enough_is_named(tmp_path, has_test, least):
+    def draw(number, folder):
+        for row, name in enumerate(f"{name}/{index}.png" for name in ("cats", "dogs") for index in range(number)):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), (row * 9, 90, len(str(folder)) % 200)).save(path)
+
+    data = tmp_path / "few"
+    if has_test:
+        draw(2, data / "test")
+    images = data / "train" if has_test else data
+    draw(least - 1, images)
+    message = f"has too few images: {least - 1} cats and {least - 1} dogs that .*; give at least {least} of each$"
+    with pytest.raises(ValueError, match=message):
+        load_data(str(data), 32)
+    draw(least, images)
+    assert len(load_data(str(data), 32).validation.rows) == 2
+
+
+def test_folder_of_web_pages_is_answered_with_one_reason_and_one_path(photographs):
+    for path in photographs.rglob("*.jpg"):
+        path.write_bytes(b"<html>")
+    with pytest.raises(
+        ValueError, match=r"they are web pages, not images \(download the\S* .*\): \S+\.jpg and 39 more$"
+    ):
         load_data(str(photographs), 32)
 
 
@@ -163,7 +195,9 @@ def test_too_few_images_to_hold_some_out_are_refused(tmp_path, drawn_files):
     for label, name in enumerate(("cats", "dogs")):
         (tmp_path / "few" / name).mkdir(parents=True)
         (tmp_path / "few" / name / "1.jpg").write_bytes(drawn_files[label][0])
-    with pytest.raises(ValueError, match="too few readable images"):
+    with pytest.raises(
+        ValueError, match=r"too few images: 1 cat and 1 dog that differ and can be read; give at least 5 of each$"
+    ):
         load_data(str(tmp_path / "few"), 32)
 
 
