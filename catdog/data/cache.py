@@ -28,7 +28,7 @@ from catdog.data.sources import LabelledFile, Listing
 from catdog.data.synthetic import synthetic
 from shell.command_line import printable
 
-FORMAT, DECODING = 3, 4  # of the cache: raise one when drawing or decoding changes
+FORMAT, DECODING = 3, 5  # of the cache: raise one when drawing or decoding changes
 NAMES_SHOWN = 10
 UNREADABLE = (EACCES, EISDIR, ELOOP, ENOENT, EPERM)  # a file's own faults, not the disk's
 CANNOT_BE_READ = "cannot be read"

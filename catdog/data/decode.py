@@ -22,6 +22,7 @@ MAX_PIXELS = 50_000_000  # of one image; the largest phone sensors have as many
 MILLIONS = f"{MAX_PIXELS / 1e6:.0f} million pixels"
 TOO_LARGE = f"have more than {MILLIONS}"
 LARGE = 8_000_000  # pixels; larger images are decoded one at a time, since the largest need a gigabyte
+SAMPLE = 2_000_000  # levels that are enough to tell the range of an image
 DNG_VERSION, SAMPLE_FORMAT, BITS, PHOTOMETRIC, KIND = 0xC612, 0x153, 0x102, 0x106, 0xFE  # tags of TIFF
 MIN_LEVEL = 16  # of 255: in darker images of 16 bits a channel, Pillow has dropped the bits in use
 TRANSPOSITIONS = {
@@ -114,7 +115,7 @@ def _open_upright(content: bytes, size: int) -> Image.Image:
             raise
         except Exception as error:
             raise damaged() from error
-    if has_16_bits and np.asarray(image).max() < MIN_LEVEL:
+    if has_16_bits and _find_bulk(np.asarray(image).max(axis=2).ravel())[1] < MIN_LEVEL:
         raise UnreadableImageError(
             "the image is all but black, since it uses a few of its 16 bits per channel; convert it to 8 bits",
             "are all but black, since they use a few of their 16 bits per channel; convert them to 8 bits",
@@ -148,22 +149,64 @@ def _to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
         image = cast("Image.Image", ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB"))
     if "A" in (band.upper() for band in image.getbands()[1:]) or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        shown = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if _is_plain(shown) and not _is_plain(image):
+            raise UnreadableImageError(
+                "the image shows nothing, since what is in it is transparent; save it without transparency",
+                "show nothing, since what is in them is transparent; save them without transparency",
+            )
+        image = shown
     return image.convert("RGB")
 
 
+def _is_plain(image: Image.Image) -> bool:
+    """Return whether an image has one colour, whatever its transparency."""
+    bands = cast("tuple[tuple[int, int], ...]", image.convert("RGB").getextrema())
+    return all(low == high for low, high in bands)
+
+
 def _to_eight_bits(levels: np.ndarray, tags: Mapping[int, Any]) -> np.ndarray:
-    """Scale the grey levels of an image, integers of more than 8 bits or fractions, to uint8. See `_find_white`."""
+    """Scale the grey levels of an image, integers of more than 8 bits or fractions, to uint8. See `_find_range`."""
     if tags.get(BITS) == (32,) and tags.get(SAMPLE_FORMAT, (1,)) == (1,):
         levels = levels.view(np.uint32)  # which Pillow takes for signed numbers
     finite = levels[np.isfinite(levels)]
     if not finite.size:
         raise UnreadableImageError("the image has no finite values", "have no finite values")
-    low, high = min(0.0, float(finite.min())), float(finite.max())
+    black, span = _find_range(finite)
     with np.errstate(all="ignore"):
-        scaled = (levels.astype(np.float32) - low) * (255 / _find_white(low, high)) + 0.5
+        scaled = (levels.astype(np.float32) - black) * (255 / span) + 0.5
     grey = np.nan_to_num(scaled, nan=0.0).clip(0, 255).astype(np.uint8)
     return np.asarray(255 - grey) if tags.get(PHOTOMETRIC) == 0 else grey  # 0: white is zero
+
+
+def _find_range(levels: np.ndarray) -> tuple[float, float]:
+    """Return the level that is shown as black, and how far above it white is.
+
+    The whole range decides, unless it leaves the bulk of the levels less than a quarter of the greys, as one pixel of
+    3.4e38 does. Then the bulk is stretched.
+    """
+    black, (low, high) = min(0.0, float(levels.min())), _find_bulk(levels)
+    span = _find_white(black, float(levels.max()))
+    if high - low >= span / 4:
+        return black, span
+    if low < high:
+        return low, high - low
+    return min(0.0, low), _find_white(min(0.0, low), high)
+
+
+def _find_bulk(levels: np.ndarray) -> tuple[float, float]:
+    """Return the lowest and the highest of the levels without marks for missing pixels and defective pixels.
+
+    Without the lowest and the highest level, that is, and then 0.1 % of the others, of both ends.
+    """
+    levels = levels[:: 1 + levels.size // SAMPLE]
+    inner = levels[(levels > levels.min()) & (levels < levels.max())]
+    if not inner.size or inner.min() == inner.max():
+        inner = levels
+    first = min(max(1, inner.size // 1000), (inner.size - 1) // 2)
+    ends = first, inner.size - 1 - first
+    low, high = np.partition(inner, ends)[list(ends)].tolist()
+    return float(low), float(high)
 
 
 def _find_white(low: float, high: float) -> float:

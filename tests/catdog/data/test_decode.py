@@ -105,7 +105,7 @@ def test_any_damage_is_an_image_or_one_sentence():
 
 
 def test_image_whose_head_would_have_to_be_decoded_is_refused():
-    with pytest.raises(ValueError, match="not an image that can be read"):
+    with pytest.raises(ValueError, match="this file is an ICO icon; convert it to JPEG"):
         decode_image(saved(ANIMAL, "ICO"), 32)
 
 
@@ -255,6 +255,60 @@ def test_values_that_are_no_numbers_are_black_or_white_and_never_all():
         decode_image(saved(Image.fromarray(np.full((8, 8), np.nan, dtype=np.float32)), "TIFF"), 8)
 
 
+def spoilt(kind, levels, *values, form="TIFF"):
+    """A ramp of `levels` in which the first pixels have other values."""
+    image = (levels[0] + RAMP * (levels[1] - levels[0])).astype(kind)
+    image.flat[: len(values)] = values
+    return saved(Image.fromarray(image), form)
+
+
+SPOILT = {
+    "largest float": spoilt(np.float32, (0, 1), 3.4e38),
+    "1e30": spoilt(np.float32, (0, 1), 1e30),
+    "smallest float": spoilt(np.float32, (0, 1), -3.4e38),
+    "both": spoilt(np.float32, (0, 255), -3.4e38, 3.4e38),
+    "-9999": spoilt(np.float32, (0, 255), -9999),
+    "a tenth without data": spoilt(np.float32, (100, 900), *[-32768] * 400),
+    "12 bits and a hot pixel": spoilt(np.uint16, (0, 4095), 65535, form="PNG"),
+    "10 bits and some hot pixels": spoilt(np.uint16, (0, 1023), 65535, 65000, 64000, 63000),
+    "narrow": spoilt(np.uint16, (30000, 34095), form="PNG"),
+    "unsigned and narrow": spoilt(np.int32, (0, 3000), 2**31 - 1),
+    "lowest integer": spoilt(np.int32, (0, 3000), -(2**31)),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_few_extreme_levels_make_no_image_black_or_white(kind):
+    grey = decode_image(SPOILT[kind], 64)[8:, :, 0]
+    assert np.abs(grey - 255 * RAMP[8:]).max() < 32  # the stretch starts where the marked tenth ends
+
+
+def test_levels_that_use_their_range_are_not_stretched():
+    for low, high in ((0, 65535), (5000, 60000), (20000, 40000)):
+        grey = decode_image(spoilt(np.uint16, (low, high), form="PNG"), 64)[..., 0]
+        assert np.abs(grey - (low + RAMP * (high - low)) / 257).max() < 3
+
+
+def test_flat_image_with_a_mark_keeps_its_grey():
+    for kind, level, mark in ((np.float32, 0.5, 3.4e38), (np.float32, 0.5, -9999), (np.uint16, 128, 65535)):
+        assert abs(int(np.median(decode_image(spoilt(kind, (level, level), mark), 64))) - 128) <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_image_that_is_transparent_altogether_is_named(mode):
+    image = ANIMAL.convert(mode)
+    image.putalpha(0)
+    with pytest.raises(ValueError, match="shows nothing, since what is in it is transparent; save it without"):
+        decode_image(saved(image, "PNG"), 32)
+
+
+def test_drawing_in_white_on_transparent_is_named():
+    drawing = Image.fromarray(RAMP > 0.5)
+    with pytest.raises(ValueError, match="shows nothing"):
+        decode_image(saved(drawing, "PNG", transparency=0), 32)
+    assert decode_image(saved(drawing.convert("L"), "PNG", transparency=255), 32).min() == 0
+
+
 def png_of_16_bits(levels):
     """A PNG of 16 bits a channel, which Pillow cannot write. `levels`: (H, W, 3 or 4), 0 to 65535."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
@@ -268,7 +322,9 @@ def test_colours_of_16_bits_are_shown_or_named_and_never_black():
     colours = np.dstack([RAMP * 65535] * 3)
     assert np.abs(decode_image(png_of_16_bits(colours), 64)[..., 0] - 255 * RAMP).max() < 10
     opaque = np.full((64, 64, 1), 65535)
-    for dark in (colours / 16, colours / 200, np.concatenate((colours / 16, opaque), axis=2)):
+    hot = colours / 20
+    hot[5, 5] = 65535
+    for dark in (colours / 16, colours / 200, hot, np.concatenate((colours / 16, opaque), axis=2)):
         with pytest.raises(ValueError, match="all but black, since it uses a few of its 16 bits per channel; convert"):
             decode_image(png_of_16_bits(dark), 64)
 
