@@ -7,7 +7,7 @@ from statistics import fmean
 import psutil
 from optuna.trial import FrozenTrial, TrialState
 
-from catdog.data.dataset import Data, load_data, locate
+from catdog.data.dataset import Data, load_data_and_count_test, locate
 from catdog.device import gpu_memory
 from pipeline.console import NUM_SHOWN, progress, say_data, say_note, say_wrapped, show_plan
 from pipeline.plan import Plan, describing_changed_images, settings
@@ -50,7 +50,7 @@ class NetworkCost:
 
 def dry_run(plan: Plan) -> int:
     """Load the images, then print the plan and the forecast of its cost. Keep nothing but the cache of the images."""
-    data = load_data(plan.source, plan.fixed["image_size"])
+    data = load_data_and_count_test(plan.source, plan.fixed["image_size"])
     say_data(plan.source, data)
     left = _work_left(plan, data)
     if left and not sum(left):

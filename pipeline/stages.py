@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from catdog.data.dataset import Data, load_data, locate, note_images
+from catdog.data.dataset import Data, load_data_and_count_test, locate, note_images
 from catdog.device import describe_device
 from pipeline import promotion
 from pipeline.console import announce, console, exit_with_error, progress, say, say_note
@@ -54,7 +54,7 @@ Parts = Sequence[tuple[SharedStudy, Tracking | None]]
 def launch(plan: Plan) -> int:
     """Start a sweep, or resume it where an earlier command stopped. Return the exit status."""
     plan = replace(plan, source=locate(plan.source))
-    data = load_data(plan.source, plan.fixed["image_size"])
+    data = load_data_and_count_test(plan.source, plan.fixed["image_size"])
     load_begun_study(plan.sweep)  # raises if the folder holds something else, before a lock is written there
     with sole_owner(plan.sweep.folder, shared=bool(plan.sweep.storage)):
         if plan.promote != "never":

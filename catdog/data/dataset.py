@@ -117,6 +117,19 @@ def load_test(source: str, image_size: int) -> HeldOutTest:
     return HeldOutTest(_select(test, rows), _fingerprint(source, test, rows), int(known.sum()), notes)
 
 
+def load_data_and_count_test(source: str, image_size: int) -> Data:
+    """Load like `load_data`, and count the test images without unreadable ones and copies of training images.
+
+    It decodes the test images, and looks at their hashes alone. Raises ValueError, too, if a class has none left.
+    """
+    data = load_data(source, image_size)
+    if source == "synthetic":
+        return data
+    test = load_test(source, image_size)
+    notes = tuple(dict.fromkeys((*data.notes, *test.notes)))
+    return replace(data, num_test=_per_class(test.subset.y.numpy()), notes=notes)
+
+
 def note_images(path: Path, source: str, image_size: int, fingerprint: str) -> None:
     """Keep a list of the images of `source` in the file `path`, unless it is there. Test folders are left out."""
     if path.exists() and _read_list(path)[0] == fingerprint:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from catdog.data import dataset as data
 from catdog.data.cache import build_once
-from catdog.data.dataset import describe_change, load_data, load_test, note_images
+from catdog.data.dataset import describe_change, load_data, load_data_and_count_test, load_test, note_images
 from tests.servers.processes import wait_until
 
 
@@ -174,6 +174,30 @@ def test_test_images_that_training_has_all_seen_are_refused(photographs):
     shutil.copytree(photographs / "training_set", photographs / "test_set")
     with pytest.raises(ValueError, match="no readable test images of each class that are not in training"):
         load_test(str(photographs), 32)
+    with pytest.raises(ValueError, match="no readable test images of each class that are not in training"):
+        load_data_and_count_test(str(photographs), 32)
+    assert load_data(str(photographs), 32).count_images()["test"] == (20, 20)
+
+
+@pytest.mark.parametrize("kind", ["copy", "broken", "other class"])
+def test_test_images_are_counted_without_those_that_cannot_be_used(photographs, kind):
+    training, test = (photographs / f"{part}_set/{part}_set" for part in ("training", "test"))
+    source = next((training / ("dogs" if kind == "other class" else "cats")).iterdir())
+    next((test / "cats").iterdir()).write_bytes(b"<html>" if kind == "broken" else source.read_bytes())
+    (photographs / "training_set/training_set/cats/empty.jpg").write_bytes(b"")
+    counted = load_data_and_count_test(str(photographs), 32)
+    assert counted.num_test == (3, 4)
+    reasons = [note for note in counted.notes if "web pages" in note or "among the training images" in note]
+    assert len(reasons) == 1
+    assert len(counted.notes) == 2
+
+
+def test_class_with_copies_alone_in_the_test_part_is_refused(photographs):
+    training, test = (photographs / f"{part}_set/{part}_set/dogs" for part in ("training", "test"))
+    for copy, original in zip(test.iterdir(), training.iterdir(), strict=False):
+        copy.write_bytes(original.read_bytes())
+    with pytest.raises(ValueError, match=r"no readable test images of each class .*; left out 4 of the test images"):
+        load_data_and_count_test(str(photographs), 32)
 
 
 def test_image_called_both_cat_and_dog_is_on_no_side(photographs):
