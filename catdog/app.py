@@ -68,7 +68,8 @@ def _text_of(path: Path) -> str:
     except OSError as error:
         if ":" in str(path) and not path.exists():
             raise ValueError("--auth takes the name of a file; write user:password into that file") from error
-        raise ValueError(f"--auth {path} cannot be read ({error.strerror})") from error
+        remedy = "" if path.exists() else "; make it, with one line user:password"
+        raise ValueError(f"--auth {path} cannot be read ({error.strerror}){remedy}") from error
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:  # UTF-16

@@ -90,8 +90,10 @@ def main() -> None:
         try:
             (answer,) = classify.answer(classify.decode(path.read_bytes())[None])
         except (ValueError, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            print(printable(f"{path}: {reason}; it is left out"), file=sys.stderr)
+            reason = f"{error.strerror if isinstance(error, OSError) else error}; it is left out"
+            if path.is_dir():
+                reason = f"is a folder; give the images in it, {path}/*"
+            print(printable(f"{path}: {reason}"), file=sys.stderr)
             status = 2
             continue
         shown = "  ".join(f"{name} {p:.1%}" for name, p in answer.probabilities.items())

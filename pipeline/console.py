@@ -158,7 +158,8 @@ def show_plan(plan: Plan) -> None:
     proposer = f"{sweep.space.algorithm} by {'the Comet Optimizer' if plan.engine == 'comet' else 'Optuna'}"
     say(f"sweep {sweep.name}: {count(sweep.num_trials, 'trial')} of at most {count(sweep.epochs, 'epoch')}, {proposer}")
     say(f"goal: {sweep.space.goal.direction} {sweep.space.goal.metric}; pruner: {sweep.pruner}")
-    runs = f"the best {plan.confirm} again, with {plan.confirm_seeds} fresh seeds each" if plan.confirm else "nothing"
+    best, seeds = min(plan.confirm, sweep.num_trials), plan.confirm_seeds
+    runs = f"the best {best} again, with {seeds} fresh seeds each" if best else "nothing"
     say(f"confirmed: {runs}; promote: {plan.promote}")
     workers = [f"{slot.device} ({count(slot.threads, 'thread')})" for slot in plan.slots]
     say(f"workers: {', '.join(workers)}; tracking: {plan.tracking}")
