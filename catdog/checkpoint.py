@@ -78,7 +78,8 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Header]:
     if not path.is_file():
-        raise ValueError(f"{path.absolute()} does not exist; train a model first, for example with python run_sweep.py")
+        remedy = "name the file of a model, or train one: python run_sweep.py writes best_model/model.safetensors"
+        raise ValueError(f"{path.absolute()} does not exist; {remedy}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})

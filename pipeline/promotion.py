@@ -38,8 +38,9 @@ from search.workers.tracking import Model, read_note
 BEST_MODEL = Path("best_model")
 REGISTERED = "catdog"  # the champions' name in Comet's Model Registry
 WEIGHTS = "model.safetensors"  # in a trial's folder
+PARTS = ("trials", "confirmation")  # folders of a run
 SAME = "(identical weights)"
-IDENTITY = ("sweep", "run", "trial", "confirmation", "time")  # entries of a provenance that tell models apart
+IDENTITY = ("sweep", "trial", "confirmation", "time")  # entries of a provenance that tell models apart
 
 
 def promote_trial(
@@ -82,9 +83,7 @@ def promote_weights(
     Both are tested on the held-out images of `source`. `say` is told before, and the champion's header counts it. With
     `always` nothing is compared. Raises ValueError, one sentence, and changes nothing, for unusable files or images.
     """
-    challenger = Contestant(*load_model(weights))
-    if url := read_note(weights.parent).get("url"):
-        challenger.header["provenance"]["experiment"] = url
+    challenger = _challenger(weights)
     anyway = _anyway(weights, challenger.header["provenance"].get("trial"))
     with replaceable(best_model, write_card) as new:
         champion = _open_champion(best_model, always=always)
@@ -180,6 +179,17 @@ def record_of(outcome: Outcome, before: Mapping[str, Any]) -> dict[str, Any]:
 def record_key(weights: Path) -> str:
     """Return the key of the record of a trial's weights: confirmation/0003, for example."""
     return "/".join(weights.parts[-3:-1])
+
+
+def _challenger(weights: Path) -> Contestant:
+    """Open a trial's weights. Their run has the present name of its folder, which may have been renamed."""
+    challenger = Contestant(*load_model(weights))
+    provenance = challenger.header["provenance"]
+    if weights.parent.parent.name in PARTS:
+        provenance["run"] = weights.absolute().parents[2].name
+    if url := read_note(weights.parent).get("url"):
+        provenance["experiment"] = url
+    return challenger
 
 
 def _finished_trial(

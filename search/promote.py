@@ -4,6 +4,7 @@ python -m search.promote NAME [--trial N] [--data FOLDER]    a sweep's winner, o
 python -m search.promote --rollback | --undo-rollback
 """
 
+from argparse import ArgumentTypeError
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -19,8 +20,8 @@ DEFAULT_TASK = "pipeline.promotion"  # for --rollback, and for studies that name
 
 def main() -> None:
     parser = CommandLine("python -m search.promote", "Promote a trial, or roll back.")
-    parser.add_argument("name", nargs="?", help="a sweep in runs/ of the current directory, or its path")
-    parser.add_argument("--trial", type=int, help="its number (default: the sweep's winner)")
+    parser.add_argument("name", nargs="?", default="", help="a sweep in runs/ of the current directory, or its path")
+    parser.add_argument("--trial", type=_number, help="its number (default: the sweep's winner)")
     text = "always: promote without a comparison (default: if-better)"
     parser.add_argument("--promote", choices=("if-better", "always"), default="if-better", help=text)
     parser.add_argument("--data", default="", help="the folder of its images (default: the one it was trained on)")
@@ -29,9 +30,11 @@ def main() -> None:
     parser.add_argument("--undo-rollback", action="store_true", help=text)
     options = parser.parse()
     goes_back = options.rollback or options.undo_rollback
-    is_both = options.rollback and options.undo_rollback
-    if is_both or goes_back == bool(options.name) or (goes_back and options.trial is not None):
-        parser.error("give the name of a sweep, with or without --trial, or --rollback alone, or --undo-rollback alone")
+    if options.rollback and options.undo_rollback:
+        parser.error("--undo-rollback takes a rollback back; leave out --rollback")
+    if goes_back and (options.name or options.trial is not None):
+        one = "--rollback" if options.rollback else "--undo-rollback"
+        parser.error(f"{one} is about best_model/; leave out {options.name or '--trial'}")
     try:
         if goes_back:
             task = import_module(DEFAULT_TASK)
@@ -43,6 +46,13 @@ def main() -> None:
         parser.exit(2, first_line(error))
     except (OSError, RuntimeError) as error:
         parser.exit(1, describe(error))
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is not the number of a trial; leave --trial out for the winner") from error
 
 
 def _task_of(folder: Path) -> ModuleType:

@@ -31,13 +31,15 @@ class CommandLine(argparse.ArgumentParser):
             if word[:1] in DASHES and (hint := did_you_mean(word, known)):
                 self.error(f"{word} begins with another dash than '-'{hint}")
         options, unknown = self.parse_known_args(arguments)
+        if unknown and all(map(os.path.lexists, unknown)):
+            self.error(f"too many files or names: leave out {' '.join(unknown)}")
         if unknown:
-            mistyped = (word.partition("=")[0] for word in unknown if not os.path.lexists(word))
-            hints = filter(None, (did_you_mean(word, known) for word in mistyped))
+            hints = filter(None, (did_you_mean(word.partition("=")[0], known) for word in unknown))
             self.error(f"unrecognized arguments: {' '.join(unknown)}{next(hints, '')}")
         return options
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace("expected one argument", "its value is missing")
         self.exit(2, f"{self.prog}: {message}{'' if message.endswith('?') else '; --help lists the options'}")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:

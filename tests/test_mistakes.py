@@ -77,7 +77,7 @@ MISTAKES = [
     ("gave a seed that is no whole number", "run_sweep.py --seed 1.5", ["--seed", "whole number"]),
     ("gave a time that is none", "run_sweep.py --timeout soon", ["--timeout", "seconds"]),
     ("gave an option without its value", "run_sweep.py --trials", ["--trials"]),
-    ("gave two files", "run_sweep.py good.json epochs.json", ["epochs.json"]),
+    ("gave two files", "run_sweep.py good.json epochs.json", ["leave out epochs.json"]),
     ("asked for tiny images", "run_sweep.py --image-size 16", ["give --image-size 64 or more"]),
     ("asked for huge images", "run_sweep.py --image-size 50000", ["image_size"]),
     ("named a GPU that is not there", "run_sweep.py --devices cuda:7", ["cuda:7", "this machine has"]),

@@ -23,7 +23,7 @@ MAX_BATCH = {"cpu": 4, "cuda": 64}  # images computed together; a CPU is no fast
 POLL_SECONDS = 0.5  # between two checks of the model file
 TOLERANCE = 0.05  # of a probability in the self-test: bfloat16 and devices differ
 FACTOR = 1.3  # likewise of a distance
-NO_CHAMPION = "no champion: {} does not exist; python run_sweep.py trains and promotes one"
+NO_CHAMPION = "no champion: {} does not exist; python run_sweep.py writes best_model/model.safetensors"
 NO_SALIENCY = np.zeros((0, 0), dtype=np.float32)
 
 log = logging.getLogger("catdog")

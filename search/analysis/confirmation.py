@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.analysis import statistics
-from search.analysis.ranking import Ranked, rank, winner_of
+from search.analysis.ranking import Ranked, fits, rank, winner_of
 from search.formatting import bounds, count, short
 from search.space.space import Goal, Parameters
 from search.study.shared_study import SharedStudy
@@ -199,15 +199,28 @@ def print_candidates(console: Console, candidates: Sequence[Candidate], goal: Go
         return
     over = "seeds and images" if len(candidates[0].runs) > 1 else "images (one run each says nothing about seeds)"
     title = f"confirmed with fresh seeds, winner first; {goal.metric} over all {over}, 95 % intervals"
-    table = Table(title=title, title_justify="left", box=SIMPLE)
-    for name in ("trial", goal.metric, "interval", "runs", "mult-adds", "compared with the best"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for candidate in candidates:
-        runs = " ".join(f"{value:.4f}" for value in candidate.values)
-        number, mean, cost = str(candidate.trial), f"{candidate.mean:.4f}", short(candidate.cost)
-        interval = bounds(candidate.interval or (math.nan, math.nan))
-        table.add_row(number, mean, interval, runs, cost, candidate.standing)
+    rows = [_cells(candidate, goal) for candidate in candidates]
+    for left_out in ((), ("runs",), ("runs", "mult-adds")):  # until the table has room
+        table = Table(title=title, title_justify="left", box=SIMPLE)
+        for name in (name for name in rows[0] if name not in left_out):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*(text for name, text in row.items() if name not in left_out))
+        if fits(console, table):
+            break
     console.print(table)
+
+
+def _cells(candidate: Candidate, goal: Goal) -> dict[str, str]:
+    """Return the texts of a candidate's row by column."""
+    return {
+        "trial": str(candidate.trial),
+        goal.metric: f"{candidate.mean:.4f}",
+        "interval": bounds(candidate.interval or (math.nan, math.nan)),
+        "runs": " ".join(f"{value:.4f}" for value in candidate.values),
+        "mult-adds": short(candidate.cost),
+        "compared with the best": candidate.standing,
+    }
 
 
 def gain_over_baseline(folder: Path, candidates: Sequence[Candidate], column: str) -> dict[str, Gain]:

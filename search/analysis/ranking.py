@@ -84,9 +84,9 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], goal: Goal, path:
         return
     title = "ranking, best first" + ("; trial 0 is the baseline" if baseline else "")
     table = _table(title, ranking, goal, searched_names(ranking))
-    if not (shows_all := _fits(console, table)):
+    if not (shows_all := fits(console, table)):
         table = _table(title, ranking, goal, [])
-        if not _fits(console, table):
+        if not fits(console, table):
             table.padding = 0
     console.print(table)
     constants = constants_of(ranking)
@@ -101,7 +101,8 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], goal: Goal, path:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _fits(console: Console, table: Table) -> bool:
+def fits(console: Console, table: Table) -> bool:
+    """Say whether a table has room in the width of the console."""
     options = console.options.update(max_width=10_000)
     return Measurement.get(console, options, table).maximum <= console.width
 

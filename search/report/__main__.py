@@ -26,7 +26,7 @@ REMEDY = "take the one before it: python -m search.promote --rollback"
 
 def main() -> None:
     parser = CommandLine("python -m search.report", "Rank the trials of a sweep.")
-    parser.add_argument("name", help="a sweep in runs/ of the current directory, or its path")
+    parser.add_argument("name", nargs="?", default="", help="a sweep in runs/ of the current directory, or its path")
     name = parser.parse().name
     try:
         folder = find_sweep(name)

@@ -37,7 +37,7 @@ def test_header_that_was_read_can_be_saved_again(saved, tmp_path):
 
 
 def test_missing_file_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="does not exist; train a model first"):
+    with pytest.raises(ValueError, match="does not exist; name the file of a model, or train one"):
         load_model(tmp_path / "none.safetensors")
 
 

@@ -247,10 +247,15 @@ def withdrawn(bench, good, tmp_path):
 
 
 def test_command_needs_a_sweep_or_rollback(monkeypatch, capsys):
-    for arguments in ([], ["one", "--rollback"], ["--rollback", "--trial", "3"], ["--rollback", "--undo-rollback"]):
+    for arguments, answer in (
+        ([], "no sweep is named"),
+        (["one", "--rollback"], "leave out one"),
+        (["--undo-rollback", "--trial", "3"], "leave out --trial"),
+        (["--rollback", "--undo-rollback"], "leave out --rollback"),
+    ):
         with pytest.raises(SystemExit, match="2"):
             promote_command(monkeypatch, *arguments)
-        assert "give the name of a sweep, with or without --trial, or --rollback alone" in capsys.readouterr().err
+        assert answer in capsys.readouterr().err
 
 
 def ended(study, *states):

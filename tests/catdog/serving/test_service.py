@@ -68,7 +68,7 @@ def test_answers_are_those_of_the_classifier(service, champion, drawn_files):
 
 
 def test_service_waits_for_its_first_champion(service, champion, drawn_files):
-    with pytest.raises(UnavailableError, match=r"^no champion: .* does not exist; python run_sweep\.py trains"):
+    with pytest.raises(UnavailableError, match=r"^no champion: .* does not exist; python run_sweep\.py writes"):
         service.classify(drawn_files[0][0])
     put(champion(), service)
     wait_until(lambda: service.classifier)

@@ -108,12 +108,15 @@ def test_among_tied_ones_the_cheapest_wins(study):
     candidates = candidates_of(study, runs.trials(), lambda parameters: by_trial[parameters["x"]])
     assert [(c.trial, c.standing, c.cost) for c in candidates] == [(1, "tied", 1.0), (2, "best mean", 5.0)]
     assert candidates[0].mean > candidates[1].mean
-    console = Console(width=120)
-    with console.capture() as captured:
-        print_candidates(console, candidates, study.sweep.space.goal)
-    lines = captured.get().splitlines()
-    assert next(line for line in lines if line.strip().startswith("1 ")).endswith("tied  ")
-    assert next(line for line in lines if line.strip().startswith("2 ")).rstrip().endswith("best mean")
+    for width, left_out in ((120, []), (80, ["runs"]), (70, ["runs", "mult-adds"])):
+        console = Console(width=width)
+        with console.capture() as captured:
+            print_candidates(console, candidates, study.sweep.space.goal)
+        lines = captured.get().splitlines()
+        assert next(line for line in lines if line.strip().startswith("1 ")).endswith("tied  ")
+        assert next(line for line in lines if line.strip().startswith("2 ")).rstrip().endswith("best mean")
+        assert "\u2026" not in captured.get()
+        assert [name for name in ("runs", "mult-adds") if name not in captured.get()] == left_out
 
 
 def test_outcomes_per_image_sharpen_the_comparison(study):
