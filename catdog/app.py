@@ -56,7 +56,7 @@ def read_auth(option: Path | None) -> tuple[str, str] | None:
         raise ValueError(f"{where} holds {problem}")
     user, _, password = (part.strip(BLANKS) for part in line.partition(":"))
     if not (user and password):
-        raise ValueError(f"{where} holds no user:password")
+        raise ValueError(f"{where} holds no user:password; write one such line")
     if not (user + password).isprintable():
         raise ValueError(f"{where} holds an invisible or control character in user:password; type it anew")
     return user, password

@@ -85,10 +85,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Header]:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file; put back a copy of it") from error
+        raise ValueError(f"{path} is not a whole safetensors file; put back a copy of it, or train again") from error
     claimed = metadata.pop("sha256", None)
     if claimed != _digest(tensors, metadata):
-        raise ValueError(f"{path} was altered: its sha256 does not match; put back a copy of it")
+        raise ValueError(f"{path} was altered: its sha256 does not match; put back a copy of it, or train again")
     if missing := ENTRIES - metadata.keys():
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))} in its header; train it again")
     return tensors, {"sha256": claimed, **{key: json.loads(value) for key, value in metadata.items()}}

@@ -19,7 +19,8 @@ def find_devices(wanted: str) -> list[str]:
     devices = [device.strip() for device in wanted.split(",")]
     for device in devices:
         if device not in ("cpu", *gpus):
-            raise ValueError(f"unknown device {device!r}; this machine has {', '.join(['cpu', *gpus])}")
+            known = ", ".join(["cpu", *gpus])
+            raise ValueError(f"unknown device {device!r}; this machine has {known}: give auto or one of these")
     return devices
 
 

@@ -48,10 +48,10 @@ class ModelConfig:
         if self.image_size > MAX_IMAGE_SIZE:
             raise ValueError(f"image_size is {self.image_size}; it must be at most {MAX_IMAGE_SIZE} pixels")
         if self.final_size < 1:
-            need = f"{self.num_poolings} poolings need at least {2**self.num_poolings} pixels"
+            need = f"body_repeats {self.body_repeats} needs an image_size of at least {2**self.num_poolings}"
             deepest = self.image_size.bit_length() - 3
-            need += f"; {self.image_size} pixels allow body_repeats {deepest}" if deepest > 0 else ""
-            raise ValueError(f"image_size {self.image_size} is too small for body_repeats {self.body_repeats}: {need}")
+            limit = f"set body_repeats to at most {deepest}, or image_size higher" if deepest > 0 else "set it higher"
+            raise ValueError(f"{need}, and not {self.image_size}; {limit}")
         if not 0 <= self.residual_blocks <= self.num_poolings:
             most = f"{self.num_poolings}, the number of blocks (body_repeats + 2)"
             raise ValueError(f"residual_blocks is {self.residual_blocks}; it must be 0 to {most}")

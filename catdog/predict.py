@@ -90,15 +90,22 @@ def main() -> None:
         try:
             (answer,) = classify.answer(classify.decode(path.read_bytes())[None])
         except (ValueError, OSError) as error:
-            reason = f"{error.strerror if isinstance(error, OSError) else error}; it is left out"
-            if path.is_dir():
-                reason = f"is a folder; give the images in it, {path}/*"
-            print(printable(f"{path}: {reason}"), file=sys.stderr)
+            print(printable(f"{path}: {_problem(path, error)}"), file=sys.stderr)
             status = 2
             continue
         shown = "  ".join(f"{name} {p:.1%}" for name, p in answer.probabilities.items())
         print(printable(f"{path}: {answer.label if answer.familiar else 'probably neither'}  ({shown})"))
     sys.exit(status)
+
+
+def _problem(path: Path, error: Exception) -> str:
+    """Say why there is no answer to a path, and what to give instead."""
+    if path.is_dir():
+        return f"this is a folder; give the images in it, {path}/*"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file; correct the path"
+    problem = str(error.strerror if isinstance(error, OSError) else error)
+    return problem if ";" in problem else f"{problem}; give another image"
 
 
 if __name__ == "__main__":

@@ -127,7 +127,9 @@ def describing_changed_images(plan: Plan, data: Data) -> Iterator[None]:
         if not study or settings_of(study).get("data") == data.fingerprint:
             raise
         change = describe_change(plan.sweep.folder / IMAGES, plan.source, plan.fixed["image_size"])
-        raise ValueError(f"{plan.sweep.folder} was begun with {change}; give another --name") from None
+        raise ValueError(
+            f"{plan.sweep.folder} was begun with {change}; give the former images, or another --name"
+        ) from None
 
 
 def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: Say) -> Space:
@@ -145,7 +147,7 @@ def _space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: 
             raise ValueError(answer) from error
         raise
     if is_too_small:
-        raise ValueError(f"{answer}, or leave it out with --no-baseline")
+        raise ValueError(f"{answer}, or --no-baseline to sweep without that network")
     return space
 
 
@@ -237,7 +239,7 @@ def _no_budget(space: Space) -> str:
         return f'spec is missing; add "spec": {json.dumps(example)}'
     if "maxCombo" in spec:
         return "spec.maxCombo is 0; set it to the number of trials, or give --trials"
-    return "spec.maxCombo is missing; add it, or give --trials"
+    return 'spec.maxCombo is missing; add "maxCombo": 12, or give --trials'
 
 
 def _storage(folder: Path, wanted: str) -> str:
@@ -258,7 +260,9 @@ def _prior(name: str, sweep: Sweep, engine: Engine) -> PriorSweep | None:
     """Return the sweep to start from: as noted when this sweep began, else as it is now."""
     if engine == "comet":
         raise ValueError("--warm-start is for --engine optuna; a Comet search takes no results of another sweep")
-    if not re.fullmatch(NAME, name) or name == sweep.name:
+    if name == sweep.name:
+        raise ValueError(f"--warm-start {name} is this sweep itself; name another one in {RUNS}/")
+    if not re.fullmatch(NAME, name):
         raise ValueError(f"--warm-start is {name!r}; give the name of another sweep, its folder in {RUNS}/")
     noted = noted_prior_sweep(sweep)
     return noted if noted and noted.is_that_of(RUNS / name) else read_prior_sweep(RUNS / name, sweep.space)

@@ -76,7 +76,9 @@ def _exchange(best_model: Path, verify: Callback, describe: Callback, *, undo: b
 def _nothing_to_go_back_to(best_model: Path, *, undo: bool) -> str:
     if undo:
         return f"{best_model.absolute() / HISTORY} holds no champion that a rollback withdrew, so there is none to undo"
-    why = "no champion came before this one" if (best_model / CHAMPION).exists() else "nothing was promoted here yet"
+    why = "nothing was promoted here yet"
+    if (best_model / CHAMPION).exists():
+        why = "no champion came before the present one, which stays"
     if _history(best_model):
         why = "rollbacks withdrew all earlier ones; python -m search.promote --undo-rollback takes the last one back"
     return f"{best_model.absolute() / HISTORY} holds no champion to go back to: {why}"

@@ -34,7 +34,7 @@ def main() -> None:
         parser.error("--undo-rollback takes a rollback back; leave out --rollback")
     if goes_back and (options.name or options.trial is not None):
         one = "--rollback" if options.rollback else "--undo-rollback"
-        parser.error(f"{one} is about best_model/; leave out {options.name or '--trial'}")
+        parser.error(f"{one} takes no sweep and no trial; leave out {options.name or '--trial'!r}")
     try:
         if goes_back:
             task = import_module(DEFAULT_TASK)

@@ -40,7 +40,8 @@ class CommandLine(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = message.replace("expected one argument", "its value is missing")
-        self.exit(2, f"{self.prog}: {message}{'' if message.endswith('?') else '; --help lists the options'}")
+        has_remedy = any(mark in message for mark in ("?", ";", "leave out"))
+        self.exit(2, f"{self.prog}: {message}{'' if has_remedy else '; --help lists the options'}")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """End the process; print the message, if any, as one line to standard error."""
@@ -50,6 +51,8 @@ class CommandLine(argparse.ArgumentParser):
         """Refuse a value that is none of the choices, in the same words with every version of Python."""
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
+            if len(choices) == 1:
+                raise argparse.ArgumentError(action, f"{value!r} is unknown; write {choices[0]}")
             wanted = " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
             raise argparse.ArgumentError(action, f"{value!r} is not {wanted}{did_you_mean(value, choices)}")
 

@@ -12,6 +12,9 @@ from search.space.expressions import remedy
 
 Levels = Mapping[str, Sequence[str]]  # keys that are known in the file, in spec, in a parameter with a range or values
 
+# What to add, by the name of a key that is missing.
+MISSING = {"algorithm": '"algorithm": "bayes"', "min": '"min": NUMBER', "max": '"max": NUMBER'}
+
 # Words of other programs, without case and underscores, by the word of Comet's schema.
 BOUNDS = ("range", "bounds", "interval", "limits", "domain")
 KEYS: dict[str, tuple[str, ...]] = {
@@ -72,7 +75,7 @@ def _wrong_parameter(name: str, given: Any, defaults: Mapping[str, Any]) -> str:
 
 def unknown_parameter(name: str, defaults: Mapping[str, Any]) -> str:
     meant = nearest(name, sorted(defaults), _initials(defaults))
-    known = f"write {json.dumps(meant)}" if meant else f"known are {', '.join(sorted(defaults))}"
+    known = f"write {json.dumps(meant)}" if meant else f"remove it, or write one of {', '.join(sorted(defaults))}"
     return f"unknown parameter {shown(name)}; {known}"
 
 
@@ -130,7 +133,7 @@ def _unknown_key(steps: Sequence[str], value: Any, content: Mapping[str, Any], l
     if target := nearest(key, levels[other], KEYS, cutoff=1):
         place = "beside spec" if above else "in spec"
         return f"{'.'.join(steps)} is in the wrong place; write {place}: {form(**{target: value})}"
-    return f"unknown key {'.'.join(steps)!r}; known are {', '.join(levels[here])}"
+    return f"unknown key {'.'.join(steps)!r}; remove it, or write one of {', '.join(levels[here])}"
 
 
 def _unknown_in_parameter(where: str, key: str, given: Mapping[str, Any], known: Sequence[str], default: Any) -> str:
@@ -148,7 +151,7 @@ def _unknown_in_parameter(where: str, key: str, given: Mapping[str, Any], known:
         return f"{where} has {key}; write {form(type='integer' if type(default) is int else 'float')}"
     if target:
         return _renamed(f"{where}.{key}", target, value, given)
-    return f"unknown key {f'{where}.{key}'!r}; known are {', '.join(known)}"
+    return f"unknown key {f'{where}.{key}'!r}; remove it, or write one of {', '.join(known)}"
 
 
 def _renamed(where: str, target: str, value: Any, siblings: Mapping[str, Any]) -> str:
@@ -179,7 +182,7 @@ def _wrong_value(key: str, mistake: Mapping[str, Any], default: Any) -> str:
         return f"{key} has no type; add {form(type=_type_for(value, default))}"
     bound = next(iter(mistake.get("ctx", {}).values()), "")
     sentences = {
-        "missing": f"{key} is missing; add {form(algorithm='bayes') if name == 'algorithm' else 'it'}",
+        "missing": f"{key} is missing; add {MISSING.get(name, 'it')}",
         "too_short": f"{key} is empty; name at least one",
         "too_long": f"{key} has more than {bound} values; name fewer, or give min and max",
         "value_error": f"{key} {message}",

@@ -71,9 +71,7 @@ class _Parser:
         if self.token.kind == "end":
             raise ValueError("is empty; write a search space, like that of configs/optimizer.json")
         if self.token.text != "{":
-            raise ValueError(
-                f"begins with {_shown(self.token)}, not with the {{ of JSON; write it like configs/optimizer.json"
-            )
+            raise ValueError(f"begins with {_shown(self.token)}, not with {{; write it like configs/optimizer.json")
         content: dict[str, Any] = self._value()
         if self.token.kind != "end":
             closed = f"line {self._line(self.before)} closes the first {{"

@@ -154,7 +154,7 @@ def load_space(
 
 def _check_parameters(path: Path, file: File, check: Check) -> None:
     if file.trials != 1:
-        raise ValueError(f"{path}: trials is {shown(file.trials)}; set it to 1: --confirm trains the best again")
+        raise ValueError(f"{path}: trials is {shown(file.trials)}; set it to 1: spec.maxCombo is the number of trials")
     for name, parameter in file.parameters.items():
         for value in parameter.extremes():
             try:

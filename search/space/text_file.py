@@ -32,11 +32,13 @@ def _file_to_name(path: Path, error: Exception) -> str:
     kind = error.errno if isinstance(error, OSError) else None
     if kind == errno.EISDIR:
         inside = sorted(path.glob("*.json"))
-        return f"name a file in it, such as {inside[0]}" if inside else "name the file of a search space"
+        if inside:
+            return f"name a file in it, such as {inside[0]}"
+        return f"name the file of a search space, or give --data {path} if it holds images"
     if kind == errno.EACCES:
         return f"make it readable: chmod u+r {path}"
     beside = [str(file) for file in path.parent.glob("*.json")] if kind == errno.ENOENT else []
-    return f"name an existing search space{did_you_mean(str(path), beside)}"
+    return did_you_mean(str(path), beside).removeprefix("; ") or "name an existing search space"
 
 
 def _decoded(content: bytes) -> str:

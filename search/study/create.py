@@ -139,8 +139,8 @@ def require_settings(
     known, settings = settings_of(study), comparable_settings(_with_prior(settings, prior))
     changed = [_difference(key, known.get(key), now) for key, now in settings.items() if known.get(key) != now]
     if changed:
-        differences = ", ".join(changed)
-        raise ValueError(f"{sweep.folder} holds a sweep with other settings ({differences}); give another --name")
+        remedy = "give the former settings, or another --name"
+        raise ValueError(f"{sweep.folder} holds a sweep with other settings ({', '.join(changed)}); {remedy}")
 
 
 def open_shared_study(sweep: Sweep, owner: Owner) -> SharedStudy:

@@ -89,7 +89,10 @@ def test_unshared_body_has_weights_of_its_own_for_each_application():
 
 
 def test_too_small_image_is_refused_with_both_numbers():
-    with pytest.raises(ValueError, match=r"image_size 63 is too small for body_repeats 4: .* at least 64 pixels"):
+    with pytest.raises(
+        ValueError,
+        match=r"body_repeats 4 needs an image_size of at least 64, and not 63; set body_repeats to at most 3",
+    ):
         ModelConfig(image_size=63)
 
 
@@ -123,4 +126,4 @@ def test_impossible_configuration_is_one_sentence(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["model", "--image-size", "8"])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "image_size 8 is too small" in capsys.readouterr().err
+    assert "body_repeats 4 needs an image_size of at least 64, and not 8" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def test_dry_run_shows_the_plan_and_its_cost_and_creates_nothing(home, with_base
 BAD = {
     "missing config": (["none.json"], "none.json: cannot be read"),
     "missing data": (["--data", "/nowhere"], "data folder /nowhere does not exist"),
-    "image too small": (["--image-size", "32"], "image_size 32 is too small for body_repeats 4"),
+    "image too small": (["--image-size", "32"], "body_repeats 4 needs an image_size of at least 64, and not 32"),
     "unknown device": (["--devices", "cuda:77"], "unknown device 'cuda:77'; this machine has cpu"),
     "artifacts in a file": (["--artifacts", "/etc/passwd/here"], "/etc/passwd is not a writable folder"),
     "neither number nor auto": (["--workers-per-device", "some"], "'some' is not auto or a whole number of at least 1"),
@@ -48,7 +48,7 @@ BAD = {
     "workers twice": (["--workers-per-device", "auto"], "auto finds the number of workers; leave out --workers"),
     "unknown option": (["--gpu"], "unrecognized arguments: --gpu; --help lists the options"),
     "warm start from nothing": (["--warm-start", "none"], "--warm-start: runs/none holds no sweep; name one of runs/"),
-    "warm start from itself": (["--warm-start", "small"], "--warm-start is 'small'; give the name of another sweep"),
+    "warm start from itself": (["--warm-start", "small"], "--warm-start small is this sweep itself; name another one"),
     "warm start elsewhere": (["--warm-start", "../x"], "--warm-start is '../x'; give the name of another sweep"),
     "name with a slash": (["--name", "../up"], "--name is '../up'; use letters"),
 }

@@ -249,8 +249,8 @@ def withdrawn(bench, good, tmp_path):
 def test_command_needs_a_sweep_or_rollback(monkeypatch, capsys):
     for arguments, answer in (
         ([], "no sweep is named"),
-        (["one", "--rollback"], "leave out one"),
-        (["--undo-rollback", "--trial", "3"], "leave out --trial"),
+        (["one", "--rollback"], "leave out 'one'"),
+        (["--undo-rollback", "--trial", "3"], "leave out '--trial'"),
         (["--rollback", "--undo-rollback"], "leave out --rollback"),
     ):
         with pytest.raises(SystemExit, match="2"):
@@ -281,7 +281,7 @@ BAD = {
         ["two", "--trial", "0"],
         "of runs/two ended before its first epoch",
     ),
-    "nothing before": ((), ["--rollback"], "holds no champion to go back to: no champion came before this one"),
+    "nothing before": ((), ["--rollback"], "holds no champion to go back to: no champion came before the present one"),
     "nothing to undo": ((), ["--undo-rollback"], "holds no champion that a rollback withdrew"),
 }
 

@@ -105,15 +105,17 @@ def test_smaller_sweep_is_extended_but_not_under_other_settings(home, small, pho
     assert main([*small, "--trials", "1"]) == 0
     capsys.readouterr()
     assert main([*small, "--trials", "1", "--epochs", "3"]) == 2
-    assert "other settings (epochs was 2, is 3); give another --name" in capsys.readouterr().err
+    assert "other settings (epochs was 2, is 3); give the former settings, or another --name" in capsys.readouterr().err
     assert main([*small, "--trials", "1", "--epochs", "3", "--dry-run"]) == 2
-    assert "other settings (epochs was 2, is 3); give another --name" in capsys.readouterr().err
+    assert "other settings (epochs was 2, is 3); give the former settings, or another --name" in capsys.readouterr().err
     images = Path(small[small.index("--data") + 1])
     added = next(images.rglob("training_set/cats")) / "added.jpg"
     added.write_bytes(next(images.rglob("test_set/dogs/*.jpg")).read_bytes() + b"x")
     for options in (["--trials", "1"], ["--trials", "1", "--dry-run"]):
         assert main([*small, *options]) == 2
-        told = r"runs/small was begun with 40 images, .* has 41 now: 1 new in cats \(.*added.jpg\); give another --name"
+        told = (
+            r"small was begun with 40 images, .* has 41 now: 1 new in cats \(.*added.jpg\); give the former images, or"
+        )
         assert re.search(told, capsys.readouterr().err)
     added.unlink()
     assert main(["small"]) == 2
@@ -145,7 +147,10 @@ def test_sweep_without_the_baseline(home, small, with_baseline, capsys):
     assert "note: the baseline network is no trial of this sweep (--no-baseline)" in said
     assert [trial.params["body_width"] in (4, 8) for trial in trials] == [True] * 3
     assert main(with_baseline) == 2
-    assert "other settings (baseline was False, is True); give another --name" in capsys.readouterr().err
+    assert (
+        "other settings (baseline was False, is True); give the former settings, or another --name"
+        in capsys.readouterr().err
+    )
     warm = ["--name", "next", "--warm-start", "small", "--trials", "1"]
     assert main([*small, *warm]) == 0
     assert "its winner is trained again as trial 0\n" in capsys.readouterr().out

@@ -66,7 +66,7 @@ MISTYPED = [
         "python -m search.promote one --trial best",
         "'best' is not the number of a trial; leave --trial out for the winner",
     ),
-    ("python -m search.panels psh", "argument command: 'psh' is not push; did you mean push?"),
+    ("python -m search.panels psh", "argument command: 'psh' is unknown; write push"),
     ("python -m catdog.app --prot 80", "unrecognized arguments: --prot 80; did you mean --port?"),
     ("python -m catdog.app --port http", "argument --port: 'http' is not a whole number; --help"),
     ("python -m catdog.predict", "the following arguments are required: IMAGE; --help"),

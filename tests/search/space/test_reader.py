@@ -103,8 +103,8 @@ MISTAKES = {
     '{"a": ' + "[" * 10**5: "line 1 nests more than 20 brackets; close some",
     "": "is empty; write a search space, like that of configs/optimizer.json",
     " \n# nothing": "is empty; write a search space, like that of configs/optimizer.json",
-    "[1]": "begins with [, not with the { of JSON; write it like configs/optimizer.json",
-    "algorithm: bayes": "begins with algorithm, not with the { of JSON; write it like configs/optimizer.json",
+    "[1]": "begins with [, not with {; write it like configs/optimizer.json",
+    "algorithm: bayes": "begins with algorithm, not with {; write it like configs/optimizer.json",
     '{"a": "x\x00"}': "is not text; write it as JSON",
     "{" + " " * 10**6: "has more than 1,000,000 bytes; name a search space, which has a few thousand",
 }  # fmt: skip
@@ -131,11 +131,9 @@ def test_file_that_is_no_text_or_has_another_encoding_is_named(tmp_path, content
 
 
 def test_file_that_cannot_be_read_leads_to_one_that_can(tmp_path):
-    assert mistake(tmp_path) == "cannot be read (Is a directory); name the file of a search space"
+    answer = f"name the file of a search space, or give --data {tmp_path} if it holds images"
+    assert mistake(tmp_path) == f"cannot be read (Is a directory); {answer}"
     path = written(tmp_path, "{}")
     assert mistake(tmp_path) == f"cannot be read (Is a directory); name a file in it, such as {path}"
     wrong = tmp_path / "optimiser.json"
-    assert (
-        mistake(wrong)
-        == f"cannot be read (No such file or directory); name an existing search space; did you mean {path}?"
-    )
+    assert mistake(wrong) == f"cannot be read (No such file or directory); did you mean {path}?"

@@ -353,7 +353,7 @@ def test_other_settings_are_refused_by_name(study):
     assert create_study(study.sweep, {**GOAL, "epochs": 6}).uid()  # nothing was begun
     assert create_study(study.sweep, GOAL)
     acquire(study, 0, "cpu").release()
-    complaint = r"holds a sweep with other settings \(epochs was 4, is 5\); give another --name"
+    complaint = r"holds a sweep with other settings \(epochs was 4, is 5\); give the former settings, or another --name"
     with pytest.raises(ValueError, match=complaint):
         create_study(study.sweep, {**GOAL, "epochs": 5})
 
