@@ -80,7 +80,7 @@ class HeldOutTest:
 
     subset: ImageSubset
     fingerprint: str  # of their contents and labels
-    num_left_out: int  # because their content is also among the training images
+    num_left_out: int  # because their content is also among the training or validation images
     notes: tuple[str, ...]
 
 
@@ -109,10 +109,13 @@ def load_test(source: str, image_size: int) -> HeldOutTest:
     known = test.readable & np.isin(test.hashes, decoded.hashes)
     notes = test.notes
     if known.any():
-        notes += (f"left out {known.sum()} of the test images: their content is also among the training images",)
+        num_training = len(listing.training) if listing else len(decoded.hashes)
+        parts = {"training": decoded.hashes[:num_training], "validation": decoded.hashes[num_training:]}
+        where = " and ".join(part for part, hashes in parts.items() if np.isin(test.hashes[known], hashes).any())
+        notes += (f"left out {known.sum()} of the test images: their content is also among the {where} images",)
     rows = np.flatnonzero(test.readable & ~known)
     if len(np.unique(test.labels[rows])) < len(CLASSES):
-        none = f"{printable(source)} has no readable test images of each class that are not in training; add some"
+        none = f"{printable(source)} has no readable test images of each class that are in no other part; add some"
         raise ValueError("; ".join((none, *notes)))
     return HeldOutTest(_select(test, rows), _fingerprint(source, test, rows), int(known.sum()), notes)
 

@@ -86,8 +86,9 @@ def list_images(folder: Path) -> Listing:
     _refuse_two_data_sets(folder, labelled)
     parts = _sort_by_part(labelled)
     for part, files in parts.items():
-        _check_classes(folder, part, files, _hint(unknown))
+        _check_classes(folder, part, files, found, _hint(unknown))
     notes = [f"left out: {fault.problem}" for fault in sorted(faults, key=lambda fault: fault.names)]
+    notes += [f"left out: {empty} is empty" for part in parts if (empty := _empty_folder(found, part))]
     if unknown:
         notes.append(_describe_unlabelled(folder, unknown))
     return Listing(folder, parts["training"], parts["validation"], parts["test"], tuple(notes))
@@ -250,7 +251,16 @@ def _sort_by_part(labelled: Iterable[_Found]) -> dict[str, tuple[LabelledFile, .
     return parts
 
 
-def _check_classes(folder: Path, part: str, files: tuple[LabelledFile, ...], hint: str) -> None:
+def _empty_folder(found: Sequence[_Found], part: str, *labels: int) -> str:
+    """Return the topmost folder of a part, or of its classes `labels`, if no such folder holds a file; else ""."""
+    unnamed = "" if part == "training" and labels else part
+    named = [one for one in found if one.part in (part, unnamed) and meaning(one.folder.names)[0].issuperset(labels)]
+    return "" if any(one.folder.files for one in named) else printable("".join(one.folder.path for one in named[:1]))
+
+
+def _check_classes(
+    folder: Path, part: str, files: tuple[LabelledFile, ...], found: Sequence[_Found], hint: str
+) -> None:
     labels = {file.label for file in files}
     missing = [name for label, name in enumerate(CLASSES) if label not in labels]
     if part == "training" and len(missing) == len(CLASSES):
@@ -258,7 +268,8 @@ def _check_classes(folder: Path, part: str, files: tuple[LabelledFile, ...], hin
             f"{printable(str(folder))} has no training images; put them into {printable(str(folder / 'train'))}"
         )
     if files and missing:
-        remedy = f"add a folder {missing[0]}s beside the other class{hint}"
+        empty = _empty_folder(found, part, CLASSES.index(missing[0]))
+        remedy = f"put some into {empty}" if empty else f"add a folder {missing[0]}s beside the other class{hint}"
         raise ValueError(f"the {part} images of {printable(str(folder))} show no {missing[0]}; {remedy}")
 
 

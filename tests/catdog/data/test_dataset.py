@@ -172,11 +172,22 @@ def test_link_to_nowhere_is_left_out_and_named(photographs):
 def test_test_images_that_training_has_all_seen_are_refused(photographs):
     shutil.rmtree(photographs / "test_set")
     shutil.copytree(photographs / "training_set", photographs / "test_set")
-    with pytest.raises(ValueError, match="no readable test images of each class that are not in training"):
-        load_test(str(photographs), 32)
-    with pytest.raises(ValueError, match="no readable test images of each class that are not in training"):
-        load_data_and_count_test(str(photographs), 32)
+    for load in (load_test, load_data_and_count_test):
+        with pytest.raises(
+            ValueError, match=r"each class that are in no other part; .* also among the training images"
+        ):
+            load(str(photographs), 32)
     assert load_data(str(photographs), 32).count_images()["test"] == (20, 20)
+
+
+def test_test_images_that_are_copies_of_other_parts_name_these(photographs):
+    shutil.copytree(photographs / "test_set", photographs / "val")
+    with pytest.raises(ValueError, match="also among the validation images"):
+        load_test(str(photographs), 32)
+    seen = next((photographs / "training_set/training_set/cats").iterdir())
+    shutil.copy(seen, photographs / "test_set/test_set/cats/copy.jpg")
+    with pytest.raises(ValueError, match="also among the training and validation images"):
+        load_test(str(photographs), 32)
 
 
 @pytest.mark.parametrize("kind", ["copy", "broken", "other class"])

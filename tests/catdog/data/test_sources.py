@@ -396,6 +396,22 @@ def test_names_of_any_bytes_are_listed_and_printed_as_escapes(tmp_path):
     assert str(error.value).isprintable()
 
 
+@pytest.mark.parametrize("name", ["test", "val", "valid/cats", "holdout/dogs"])
+def test_empty_part_is_noted(tmp_path, name):
+    data = make(tmp_path / "data", "train/cats/1.jpg", "train/dogs/1.jpg")
+    (data / name).mkdir(parents=True)
+    assert list_images(data).notes == (f"left out: {data / name.partition('/')[0]} is empty",)
+
+
+@pytest.mark.parametrize("name", ["test/dogs", "train/dogs", "dogs"])
+def test_empty_class_is_named(tmp_path, name):
+    files = expand("{train,test}/{cats,dogs}/1.jpg" if "/" in name else "{cats,dogs}/1.jpg")
+    make(tmp_path, *(file for file in files if not file.startswith(name)))
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"show no dog; put some into {tmp_path / name}$"):
+        list_images(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
