@@ -79,10 +79,14 @@ def _too_short(options: argparse.Namespace, plan: Plan | None, began: float) -> 
 def resume_command(options: argparse.Namespace) -> str:
     """Return the command that resumes this one, with the same interpreter, without passwords.
 
+    The folder of the sweep keeps an address with its password, so that the command need not.
     `comet optimize` passes the id of its search in the environment. The command then names that id.
     """
     search_id = os.environ.get("COMET_OPTIMIZER_ID")
     arguments = [argument for argument in sys.orig_argv if not search_id or argument != str(options.config)]
+    if without_password(options.storage) != options.storage:
+        last = next(index for index, argument in enumerate(arguments) if argument.endswith(options.storage))
+        del arguments[last - (arguments[last] == options.storage) : last + 1]
     return shlex.join([*map(without_password, arguments), *([search_id] if search_id else [])])
 
 

@@ -174,17 +174,21 @@ def _tracking(options: argparse.Namespace, engine: str, say: Say) -> TrackingMod
         return wanted
     if not has_key:
         return "offline"
-    return "online" if options.dry_run else _online_or_not(insists=wanted == "online", say=say)
+    instead = "--engine optuna" if engine == "comet" else "--tracking offline" if wanted == "online" else ""
+    return "online" if options.dry_run else _online_or_not(instead, say)
 
 
-def _online_or_not(*, insists: bool, say: Say) -> TrackingMode:
-    """Ask Comet whether it can be used; archives take its place if not. Raises ValueError if that may not be."""
+def _online_or_not(instead: str, say: Say) -> TrackingMode:
+    """Ask Comet whether it can be used; archives take its place if not.
+
+    Raises ValueError if it refuses and the user asked for it: with another option `instead`.
+    """
     archived = "this run archives its trials, and the same command sends them later"
     try:
         check_comet()
     except RefusedError as error:
-        if insists:
-            raise ValueError(f"{error}, or use --tracking offline") from error
+        if instead:
+            raise ValueError(f"{error}, or use {instead}") from error
         say(f"note: {error}; {archived}")
     except ServiceDownError as error:
         say(f"note: Comet does not answer ({error}); {archived}")
@@ -202,7 +206,7 @@ def _sweep(options: argparse.Namespace, space: Space, fixed: Parameters, search_
     return Sweep(
         folder=RUNS / name,
         space=space,
-        epochs=max(cast("epochs", epochs) for epochs in [fixed["epochs"], *space.values_of("epochs")]),
+        epochs=_most_epochs(options, space, fixed),
         num_trials=_num_trials(options, space, search_id),
         pruner=options.pruner,
         search_id=search_id,
@@ -211,6 +215,12 @@ def _sweep(options: argparse.Namespace, space: Space, fixed: Parameters, search_
         keep=options.keep,
         task="pipeline.promotion",
     )
+
+
+def _most_epochs(options: argparse.Namespace, space: Space, fixed: Parameters) -> int:
+    """Return the number of epochs of the longest trial. The baseline keeps the default where epochs are searched."""
+    searched = [cast("epochs", epochs) for epochs in space.values_of("epochs")]
+    return int(max([*searched, *([fixed["epochs"]] if options.baseline or not searched else [])]))
 
 
 def _num_trials(options: argparse.Namespace, space: Space, search_id: str) -> int:

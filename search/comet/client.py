@@ -33,6 +33,7 @@ ENVIRONMENT = {
 MAX_PAUSE_SECONDS = 60.0  # between two attempts to reach Comet
 CHECK_SECONDS = 3.0  # that the first answer may take
 REFUSAL = "Comet refuses the API key"
+NO_ADDRESS = "COMET_URL_OVERRIDE is no address"
 T = TypeVar("T")
 
 
@@ -122,6 +123,8 @@ def translated_errors() -> Iterator[None]:
         fault = describe_fault(error)
         if fault.startswith(REFUSAL):
             raise RefusedError(f"{fault}; set COMET_API_KEY to one that is valid") from error
+        if fault == NO_ADDRESS:
+            raise RefusedError(f"{fault}; set it to https:// and a host, or leave it out") from error
         raise ServiceDownError(fault) from error
 
 
@@ -142,7 +145,7 @@ def describe_fault(error: Exception) -> str:
         return "Comet has no workspace as COMET_WORKSPACE names it"
     host = redact(urlsplit(getattr(getattr(error, "request", None), "url", None) or "").hostname or "Comet")
     words = {
-        exceptions.InvalidURL | exceptions.InvalidSchema | exceptions.MissingSchema: "COMET_URL_OVERRIDE is no address",
+        exceptions.InvalidURL | exceptions.InvalidSchema | exceptions.MissingSchema: NO_ADDRESS,
         exceptions.SSLError: f"the certificate of {host} is not valid",
         exceptions.Timeout: f"{host} gave no answer in time",
         exceptions.ConnectionError: f"no connection to {host}",

@@ -10,11 +10,18 @@ from pipeline.cli import main, parse, resume_command
 
 
 def test_password_of_an_address_is_not_said_again(monkeypatch):
-    options = ["--storage", "postgresql://me:se/cr:et@host:5432/sweeps?password=secret", "--data", "/night:v2@home"]
-    monkeypatch.setattr(sys, "orig_argv", ["my env/bin/python", "-u", "run_sweep.py", *options])
-    said = resume_command(parse(options))
-    assert said.startswith("'my env/bin/python' -u run_sweep.py --storage ")
-    assert said.endswith("'postgresql://me:***@host:5432/sweeps?password=***' --data /night:v2@home")
+    address = "postgresql://me:se/cr:et@host:5432/sweeps?password=secret"
+    for storage in (["--storage", address], [f"--stor={address}"]):
+        options = [*storage, "--artifacts", "s3://me:secret@host", "--data", "/night:v2@home"]
+        monkeypatch.setattr(sys, "orig_argv", ["my env/bin/python", "-u", "run_sweep.py", *options])
+        said = resume_command(parse(options))
+        assert said == "'my env/bin/python' -u run_sweep.py --artifacts 's3://me:***@host' --data /night:v2@home"
+
+
+def test_storage_without_a_password_is_named(monkeypatch):
+    options = ["--storage", "postgresql://me@host/sweeps"]
+    monkeypatch.setattr(sys, "orig_argv", ["python", "run_sweep.py", *options])
+    assert resume_command(parse(options)) == "python run_sweep.py --storage postgresql://me@host/sweeps"
 
 
 def test_dry_run_shows_the_plan_and_its_cost_and_creates_nothing(home, with_baseline, write_space, capsys):

@@ -71,6 +71,14 @@ def test_searched_field_cannot_be_given_on_the_command_line_too(home, small, wri
     assert "epochs is fixed at 3 there; leave out --epochs" in capsys.readouterr().err
 
 
+def test_longest_trial_is_that_of_the_searched_epochs_or_the_baseline(home, small, write_space):
+    place = small.index("--epochs")
+    options = [str(write_space(parameters={"epochs": [1, 2]})), *small[1:place], *small[place + 2 :]]
+    assert make_plan(parse(options), print).sweep.epochs == 2
+    options.remove("--no-baseline")
+    assert make_plan(parse(options), print).sweep.epochs == 20
+
+
 NAMES = {  # in the file, and of the folder
     "photos-2": "photos-2",
     "My Evening Search": "My-Evening-Search",

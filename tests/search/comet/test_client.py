@@ -66,13 +66,18 @@ def test_key_that_comet_refuses_is_said_but_not_shown(server, monkeypatch, key, 
         ("https://{}/clientlib/", "the certificate of 127.0.0.1 is not valid"),
         ("http://127.0.0.1:9/clientlib/", "no connection to 127.0.0.1"),
         ("http://no.such.host.invalid/clientlib/", "no connection to no.such.host.invalid"),
-        ("127.0.0.1:9", "COMET_URL_OVERRIDE is no address"),
-        ("htp://host/", "COMET_URL_OVERRIDE is no address"),
     ],
 )
 def test_host_that_does_not_answer_is_named(server, monkeypatch, address, sentence):
     monkeypatch.setenv("COMET_URL_OVERRIDE", address.format(server.root.partition("//")[2]))
     with pytest.raises(ServiceDownError, match=sentence):
+        check_comet()
+
+
+@pytest.mark.parametrize("address", ["garbage", "127.0.0.1:9", "htp://host/", "http://"])
+def test_address_that_is_none_is_the_users_mistake(server, monkeypatch, address):
+    monkeypatch.setenv("COMET_URL_OVERRIDE", address)
+    with pytest.raises(RefusedError, match="COMET_URL_OVERRIDE is no address; set it to https:// and a host"):
         check_comet()
 
 
@@ -119,6 +124,8 @@ def test_refused_key_is_the_users_mistake_where_online_is_asked_for(server):
     server.break_down("/account-details", 403)
     with pytest.raises(ValueError, match=r"\(HTTP 403\); set COMET_API_KEY .* or use --tracking offline"):
         _tracking(Namespace(tracking="online", dry_run=False), "optuna", print)
+    with pytest.raises(ValueError, match=r"\(HTTP 403\); set COMET_API_KEY .* or use --engine optuna"):
+        _tracking(Namespace(tracking="auto", dry_run=False), "comet", print)
 
 
 def test_dry_run_asks_nothing(server):
