@@ -137,8 +137,11 @@ def _explained(where: str | Path) -> Iterator[None]:
             raise ValueError(f"{what}; put back a copy, or give another --name") from error
         reason, remedy = _why_closed(where) or first_line(error), ""
         if isinstance(where, str):
-            reason = re.sub(r".* failed: (FATAL: +)?|^failed to ", "", reason)  # psycopg repeats the address
+            # psycopg repeats the address, and names its functions.
+            reason = re.sub(r".* failed: (FATAL: +)?|^failed to |fe_sendauth: |\[Errno .*?\] ", "", reason)
             reason, remedy = reason[:1].lower() + reason[1:], "; start the server, or correct --storage"
+            if "password" in reason:
+                remedy = "; write the right one into PGPASSWORD, ~/.pgpass or --storage"
         raise OSError(f"the study {where} cannot be opened ({reason}){remedy}") from error
     except RuntimeError as error:  # Optuna's, about the version of the tables
         raise ValueError(f"the study {where} cannot be read by this version of Optuna ({first_line(error)})") from error

@@ -225,6 +225,25 @@ def test_address_that_nobody_answers_is_not_kept(tmp_path):
     assert noted_storage(sweep.folder) == ""
 
 
+@pytest.mark.parametrize(
+    ("account", "reason"),
+    [("sweeper", "no password supplied"), ("sweeper:no", "password authentication failed for user")],
+)
+def test_password_that_the_server_wants_is_asked_for(postgres, tmp_path, account, reason):
+    rules = postgres.data / "pg_hba.conf"
+    trust = rules.read_text()
+    sweep = make_sweep(tmp_path / "runs/one", 3)
+    sweep = replace(sweep, storage=validated_storage(postgres.url.replace("sweeper", account)))
+    rules.write_text(f"host all all all scram-sha-256\n{trust}")
+    try:
+        postgres.ask("SELECT pg_reload_conf()")
+        with pytest.raises(OSError, match=rf"\({reason}.*\); write the right one into PGPASSWORD"):
+            create_study(sweep, {})
+    finally:
+        rules.write_text(trust)
+        postgres.ask("SELECT pg_reload_conf()")
+
+
 @pytest.mark.slow
 def test_checkpoint_of_a_trial_that_has_ended_leaves_the_store(postgres, tmp_path):
     folder, store = tmp_path / "runs/one", tmp_path / "store"
