@@ -16,9 +16,10 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from catdog.checkpoint import CHAMPION
 from catdog.data.dataset import load_test
 from catdog.data.synthetic import draw
-from catdog.predict import CHAMPION, Classifier
+from catdog.predict import Classifier
 
 NUM, BATCH, SURE = 300, 32, 0.9
 

@@ -8,10 +8,10 @@ import sys
 from ipaddress import ip_address
 from pathlib import Path
 
+from catdog.checkpoint import CHAMPION
 from catdog.device import find_devices
-from catdog.predict import CHAMPION
 from catdog.serving.server import listen, serve
-from shell.command_line import CommandLine
+from shell.command_line import CommandLine, file_path
 
 AUTH = "CATDOG_AUTH"  # environment variable: user:password
 BLANKS = " \t\u00a0\u200b\u200e\u200f\u2060\u3000\ufeff"  # what editors and web pages leave around a text
@@ -30,11 +30,11 @@ def make_parser() -> CommandLine:
     parser = CommandLine("python -m catdog.app", "Serve a model as a web page and an API.")
     add = parser.add_argument
     text = f"model file to serve; a new file at this path replaces it. Default {CHAMPION}"
-    add("--model", type=Path, default=CHAMPION, help=text)
+    add("--model", type=file_path, default=CHAMPION, help=text)
     add("--host", default="127.0.0.1", help="address to listen on; the default 127.0.0.1 admits this machine only")
     add("--port", type=int, default=7860, help="default 7860; 0 chooses a free port")
     text = f"file with user:password, which visitors must enter; alternatively the environment variable {AUTH}"
-    add("--auth", type=Path, metavar="FILE", help=text)
+    add("--auth", type=file_path, metavar="FILE", help=text)
     add("--root-path", default="", help="URL path of the page behind a reverse proxy")
     add("--device", default="auto", help="cpu, cuda:0, ...; auto is the first GPU, else the CPU")
     text = "auto: also log the Monitor's figures to Comet if an API key is configured"
@@ -86,8 +86,6 @@ def _is_open(listener: socket.socket) -> bool:
 def main() -> None:
     parser = make_parser()
     options = parser.parse()
-    if options.model.is_dir():
-        parser.exit(2, f"--model {options.model} is a folder; give the file in it\n")
     if options.root_path and not options.root_path.startswith(("/", "http://", "https://")):
         parser.exit(2, f"--root-path is {options.root_path}; it begins with '/'")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)

@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from catdog.device import is_process_lost
 from catdog.model import CNN, ModelConfig
 
 Header = dict[str, Any]
+
+CHAMPION = Path("best_model/model.safetensors")
 
 ENTRIES = {"model", "classes", "preprocessing", "metrics", "provenance"}  # of every header, beside the hash
 
@@ -50,6 +54,31 @@ def load_model(path: Path) -> tuple[CNN, Header]:
 def read_header(path: Path) -> Header:
     """Return the verified header of a saved network, JSON decoded. Raises ValueError like `load_model`."""
     return _read(path)[1]
+
+
+def replaces_model(output: Path) -> bool:
+    """Return whether a training that writes to `output` replaces the model of an earlier one.
+
+    Raises ValueError, and changes nothing, where no model can be written, or something else would be lost.
+    """
+    if not output.resolve().parent.is_dir():
+        raise ValueError(f"the folder of --output {output} does not exist; make it first")
+    if CHAMPION.parts in (output.absolute().parts[-2:], output.resolve().parts[-2:]):
+        remedy = "name another file, and serve it with python -m catdog.app --model FILE"
+        raise ValueError(f"--output {output} is the champion's place, where search.promote alone writes; {remedy}")
+    if is_there := os.path.lexists(output):
+        is_other = True
+        with suppress(ValueError):
+            is_other = "trial" in read_header(output)["provenance"]  # of a sweep
+        if is_other:
+            raise ValueError(f"--output {output} exists and is no model of catdog.train; name another file")
+    partial = output.with_name(f".{output.name}.partial")  # as `write_file` calls it
+    try:
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise ValueError(f"--output {output} cannot be written ({error.strerror}); name another file") from error
+    return is_there
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from catdog.checkpoint import load_model
+from catdog.checkpoint import CHAMPION, load_model
 from catdog.data.decode import decode_image
 from catdog.data.preprocess import preprocessing
 from catdog.explain import OODDetector, extract_features, margin_of
-from shell.command_line import CommandLine, printable
-
-CHAMPION = Path("best_model/model.safetensors")
+from shell.command_line import CommandLine, file_path, printable
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class Classifier:
 def main() -> None:
     parser = CommandLine("python -m catdog.predict", "Tell cats from dogs.")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    parser.add_argument("--model", type=Path, default=CHAMPION, help=f"default {CHAMPION}")
+    parser.add_argument("--model", type=file_path, default=CHAMPION, help=f"default {CHAMPION}")
     options = parser.parse()
     try:
         classify = Classifier(options.model)

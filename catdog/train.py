@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that the field uses
 from torch import Tensor
 
-from catdog.checkpoint import load_state, save_model, save_state
+from catdog.checkpoint import load_state, replaces_model, save_model, save_state
 from catdog.data.dataset import Data, ImageSubset, load_data
 from catdog.data.loader import batches
 from catdog.data.preprocess import normalize, preprocessing
@@ -26,7 +26,7 @@ from catdog.recipe.average import MovingAverage
 from catdog.recipe.config import CHOICES, TrainConfig, image_size_of, require_suited
 from catdog.recipe.optimizers import make_optimizer
 from catdog.recipe.schedules import make_scheduler
-from shell.command_line import CommandLine
+from shell.command_line import CommandLine, file_path
 from shell.environment import describe
 
 KEEP = {"val_loss": -1, "val_accuracy": 1, "train_loss": -1, "train_accuracy": 1, "last": 1}  # 1: more is better
@@ -232,7 +232,7 @@ def main() -> None:
     add("--device", default="auto", help="cpu, cuda:0, ...; auto is the first GPU, else the CPU")
     text = "keep the weights of the best epoch by this metric, or of the last epoch (default val_loss)"
     add("--keep", choices=KEEP, default="val_loss", help=text)
-    add("--output", type=Path, default=Path("model.safetensors"), help="file of the kept weights")
+    add("--output", type=file_path, default=Path("model.safetensors"), help="file of the kept weights")
     add_options(parser, ModelConfig)
     add_options(parser, TrainConfig)
     parser.epilog = "; ".join(f"{name}: {', '.join(get_args(kind))}" for name, kind in CHOICES.items())
@@ -240,14 +240,15 @@ def main() -> None:
     try:
         shape, recipe = config_from(options, ModelConfig), config_from(options, TrainConfig)
         require_suited(shape, recipe)
+        replaces = replaces_model(options.output)
         data = load_data(options.data, shape.image_size)
         (device,) = find_devices(options.device)[:1]
     except ValueError as error:
         parser.exit(2, f"{error}\n")
-    if not options.output.resolve().parent.is_dir():
-        parser.exit(2, f"the folder of --output {options.output} does not exist; make it first\n")
     if shape.classes != len(data.classes):
         parser.exit(2, f"--classes is {shape.classes}; the images have {len(data.classes)}\n")
+    if replaces:
+        print(f"note: the best epoch replaces {options.output}, the model of an earlier training", flush=True)
     if device == "cpu" and recipe.precision == "auto" and bfloat16_fault():
         print(f"note: {bfloat16_fault()}")
     try:

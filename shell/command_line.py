@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
 
 from shell.redact import without_password
@@ -22,6 +23,7 @@ class CommandLine(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description)
         self.register("type", int, _whole_number)
         self.register("type", float, _number)
+        self.register("type", Path, _path)
 
     def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse the command line. A mistake ends the process with status 2."""
@@ -64,6 +66,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {by_key[closest[0]]}?" if closest else ""
 
 
+def file_path(text: str) -> Path:
+    """Return the path of a file, as the type of an option. A folder is refused."""
+    path = _path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; give the file in it")
+    return path
+
+
 def printable(text: str) -> str:
     """Escape what a terminal would obey or could not show, such as ESC in the name of a file."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
@@ -89,3 +99,9 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; give the name of a file")
+    return Path(text)

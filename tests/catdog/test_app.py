@@ -332,7 +332,8 @@ def test_password_of_the_environment(monkeypatch):
         (("--host", "a host"), "cannot listen on a host:7860"),
         (("--root-path", "cats"), "--root-path is cats; it begins with '/'"),
         (("--host", "192.0.2.1"), "cannot listen on 192.0.2.1:7860"),
-        (("--model", "."), "--model . is a folder; give the file in it"),
+        (("--model", "."), "python -m catdog.app: argument --model: . is a folder; give the file in it"),
+        (("--auth", "."), "python -m catdog.app: argument --auth: . is a folder; give the file in it"),
         (("--device", "cuda:9"), "unknown device 'cuda:9'; this machine has"),
     ],
 )

@@ -11,7 +11,7 @@ from itertools import islice
 import pytest
 import torch
 
-from catdog.checkpoint import load_model
+from catdog.checkpoint import load_model, save_model
 from catdog.data.dataset import ImageSubset
 from catdog.evaluate import evaluate
 from catdog.model import ModelConfig, build_model
@@ -223,16 +223,19 @@ def test_run_goes_on_on_another_kind_of_device(subset, tmp_path):
     assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4]
 
 
+HEADER = {"classes": ["cat", "dog"], "preprocessing": {}, "metrics": {}, "provenance": {}}
 OPTIONS = ["--image-size", "64", "--stem-width", "2", "--body-width", "4", "--epochs", "2"]
 
 
 def test_command_trains_and_saves_the_best_epoch(photographs, tmp_path, monkeypatch, capsys):
     output = tmp_path / "out.safetensors"
+    save_model(build_model(SHAPE), output, HEADER)
     monkeypatch.setattr("sys.argv", ["train", "--data", str(photographs), *OPTIONS, "--output", str(output)])
     main()
     _, header = load_model(output)
     assert header["provenance"]["training"]["epochs"] == 2
     said = capsys.readouterr().out
+    assert said.startswith(f"note: the best epoch replaces {output}, the model of an earlier training\n")
     assert said.count("epoch  ") == 2
     assert f"is in {output}" in said
 
@@ -243,6 +246,34 @@ def test_command_that_cannot_save_ends_with_one_sentence(photographs, monkeypatc
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "of --output /nowhere/out.safetensors does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("output", "answer"),
+    [
+        ("note.txt", "exists and is no model of catdog.train; name another file"),
+        ("pipe", "exists and is no model of catdog.train; name another file"),
+        ("nowhere", "exists and is no model of catdog.train; name another file"),
+        ("trial.safetensors", "exists and is no model of catdog.train; name another file"),
+        ("best_model/model.safetensors", "is the champion's place, where search.promote alone writes; name another"),
+        ("linked/model.safetensors", "is the champion's place, where search.promote alone writes; name another"),
+        ("m" * 250, "cannot be written (File name too long); name another file"),
+    ],
+)
+def test_command_overwrites_nothing_but_its_own_models(tmp_path, monkeypatch, capsys, output, answer):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "note.txt").write_text("a note")
+    (tmp_path / "best_model").mkdir()
+    (tmp_path / "linked").symlink_to("best_model")
+    (tmp_path / "nowhere").symlink_to("none")
+    os.mkfifo(tmp_path / "pipe")
+    save_model(build_model(SHAPE), tmp_path / "trial.safetensors", {**HEADER, "provenance": {"trial": 3}})
+    monkeypatch.setattr("sys.argv", ["train", *OPTIONS, "--output", output])
+    before = sorted((path, path.lstat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert f"--output {output} {answer}" in capsys.readouterr().err
+    assert [(path, path.lstat().st_mtime_ns) for path in sorted(tmp_path.rglob("*"))] == before
 
 
 def test_command_refuses_bad_input_in_one_sentence(monkeypatch, capsys):

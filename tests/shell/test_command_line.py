@@ -1,3 +1,5 @@
+import shlex
+
 import pytest
 
 import catdog.app
@@ -72,6 +74,12 @@ MISTYPED = [
     ("python -m catdog.predict", "the following arguments are required: IMAGE; --help"),
     ("python -m catdog.predict a.jpg --modle m", "unrecognized arguments: --modle m; did you mean --model?"),
     ("python -m catdog.train --learning-rate fast", "argument --learning-rate: 'fast' is not a number; --help"),
+    ("python -m catdog.train --output .", "argument --output: . is a folder; give the file in it"),
+    ("python -m catdog.train --output ..", "argument --output: .. is a folder; give the file in it"),
+    ("python -m catdog.train --output ''", "argument --output: the name is empty; give the name of a file"),
+    ("python -m catdog.predict image --model .", "argument --model: . is a folder; give the file in it"),
+    ("python -m catdog.predict ''", "argument IMAGE: the name is empty; give the name of a file"),
+    ("run_sweep.py ''", "argument config: the name is empty; give the name of a file"),
     ("python -m catdog.train --keep val_los", "train_accuracy or last; did you mean val_loss?"),
     ("python -m catdog.model --stem_widht 8", "unrecognized arguments: --stem_widht 8; did you mean --stem-width?"),
 ]
@@ -80,7 +88,7 @@ MISTYPED = [
 @pytest.mark.parametrize(("line", "sentence"), MISTYPED)
 def test_mistyped_word_is_answered_with_the_closest_one(refused, line, sentence):
     command = next(command for command in COMMANDS if line.startswith(command))
-    assert sentence in refused(command, *line.removeprefix(command).split())
+    assert sentence in refused(command, *shlex.split(line.removeprefix(command)))
 
 
 def test_nothing_is_proposed_that_is_not_like_the_word():
