@@ -11,27 +11,36 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from catdog.checkpoint import load_model, save_model
-from catdog.data.dataset import HeldOutTest, load_data, load_test
+from catdog.data.dataset import load_data, load_test
 from catdog.device import find_devices
-from catdog.evaluate import confusion, evaluate, losses
-from catdog.model import have_same_weights
 from catdog.serving.model_card import write_card
 from catdog.serving.reference import make_reference
 from pipeline.registry import (
     CHAMPION,
     REMEDY,
+    WORK,
     count_looks,
     install,
     is_whole,
+    noting,
     provenance_of,
     replaceable,
     rollback,
     undo_rollback,
 )
-from pipeline.verdict import Contestant, Outcome, Tested, decide, describe_outcome, model_name
+from pipeline.verdict import (
+    SAME,
+    Contestant,
+    Outcome,
+    decide,
+    describe_outcome,
+    measure,
+    model_name,
+    reason_against_test,
+)
 from search.analysis.confirmation import Candidate
-from search.analysis.statistics import Outcomes, accuracy_interval
 from search.study.shared_study import SharedStudy
+from search.study.storage import StorageError, first_line
 from search.study.sweep import CANDIDATES, PROMOTION, RUNS, load_study
 from search.workers.tracking import Model, read_note
 
@@ -39,7 +48,6 @@ BEST_MODEL = Path("best_model")
 REGISTERED = "catdog"  # the champions' name in Comet's Model Registry
 WEIGHTS = "model.safetensors"  # in a trial's folder
 PARTS = ("trials", "confirmation")  # folders of a run
-SAME = "(identical weights)"
 IDENTITY = ("sweep", "trial", "confirmation", "time")  # entries of a provenance that tell models apart
 
 
@@ -65,7 +73,11 @@ def promote_trial(
         raise ValueError(f"{weights} was not trained by a sweep; promote a file that was")
     source = source or _source_of(provenance)
     outcome = promote_weights(weights, BEST_MODEL, source, find_devices("auto")[0], always=always, say=say)
-    study.set_user_attr(PROMOTION, {**promotions, record_key(weights): record_of(outcome, before)})
+    try:
+        study.set_user_attr(PROMOTION, {**promotions, record_key(weights): record_of(outcome, before)})
+    except StorageError as error:  # the champion is in place
+        lost = f"the study of {folder} could not be written ({first_line(error)}); its report lacks this promotion"
+        outcome = replace(outcome, notes=(*outcome.notes, lost))
     return describe_outcome(outcome)
 
 
@@ -85,9 +97,10 @@ def promote_weights(
     """
     challenger = _challenger(weights)
     anyway = _anyway(weights, challenger.header["provenance"].get("trial"))
-    with replaceable(best_model, write_card) as new:
+    notes: list[str] = []
+    with replaceable(best_model, noting(write_card, notes)) as new:
         champion = _open_champion(best_model, always=always)
-        if reason := _reason_against_test(challenger, champion, always=always):
+        if reason := reason_against_test(challenger, champion, always=always):
             return Outcome(promoted=False, reason=reason, advice="" if reason.endswith(SAME) else anyway)
         data = load_data(source, challenger.model.config.image_size)
         if data.fingerprint != challenger.trained_on()[0]:
@@ -95,8 +108,8 @@ def promote_weights(
         test = load_test(source, challenger.model.config.image_size)
         looks = 1 + count_looks(best_model, test.fingerprint)
         say(f"testing {challenger.name} on {len(test.subset)} held-out images: use {looks} of this test set")
-        tested = _test(challenger, test, source, device)
-        opponent = _test(champion, test, source, device) if champion and not always else None
+        tested = measure(challenger, test, source, device)
+        opponent = measure(champion, test, source, device) if champion and not always else None
         outcome = decide(tested, opponent, is_first=not (best_model / CHAMPION).exists(), anyway=anyway)
         winner = tested if outcome.promoted or opponent is None else opponent
         about = {"fingerprint": test.fingerprint, "left_out": test.num_left_out, "looks": looks}
@@ -105,26 +118,35 @@ def promote_weights(
             header["reference"] = make_reference(model, data, device)
         save_model(model, new, header)
         kept = install(best_model, new, keep=outcome.promoted)
-    notes = (*test.notes, f"the champion before it is kept as {kept}") if kept else test.notes
-    return replace(outcome, notes=notes, test={**about, "pictures": len(test.subset)})
+    notes = [*test.notes, *notes, *([f"the champion before it is kept as {kept}"] if kept else [])]
+    return replace(outcome, notes=tuple(notes), test={**about, "pictures": len(test.subset)})
 
 
 def restore(best_model: Path, *, undo: bool = False) -> str:
-    """Make the champion's predecessor the champion again; return a sentence about it. `undo` takes that back."""
-    before, after = (undo_rollback if undo else rollback)(best_model, load_model, write_card)
-    with replaceable(best_model, write_card) as new:
-        champion = Contestant(*load_model(best_model / CHAMPION))
-        test = champion.header["metrics"].get("test", {})
-        if looks := count_looks(best_model, test.get("fingerprint", "")):  # later champions were tested since
-            save_model(champion.model, new, _tested_header(champion.header, {**test, "looks": looks}))
-            install(best_model, new, keep=False)
+    """Make the champion's predecessor the champion again; return lines about it. `undo` takes that back."""
+    notes: list[str] = []
+    before, after = (undo_rollback if undo else rollback)(best_model, load_model, noting(_count_and_describe, notes))
+    name = model_name(provenance_of(best_model))
     kept = f"; the champion until then is kept as {after}" if after else ""
     back = (
         "; python -m search.promote --undo-rollback takes it back"
         if not undo and after and is_whole(after, load_model)
         else ""
     )
-    return f"{best_model / CHAMPION} is {champion.name} again (it was {before}){kept}{back}"
+    done = f"{best_model / CHAMPION} is {name} again (it was {before}){kept}{back}"
+    return "\n".join([*(f"note: {note}" for note in notes), done])
+
+
+def _count_and_describe(path: Path) -> None:
+    """Count the uses of the test set since a restored champion's own, then write its card."""
+    champion = Contestant(*load_model(path))
+    test = champion.header["metrics"].get("test", {})
+    looks = count_looks(path.parent, test.get("fingerprint", ""))
+    if looks > test.get("looks", 0):  # later champions were tested since
+        new = path.parent / WORK / CHAMPION
+        save_model(champion.model, new, _tested_header(champion.header, {**test, "looks": looks}))
+        install(path.parent, new, keep=False)
+    write_card(path)
 
 
 def champion_of(study: optuna.Study, best_model: Path) -> dict[str, Any] | None:
@@ -255,36 +277,6 @@ def _open_champion(best_model: Path, *, always: bool) -> Contestant | None:
         if always:
             return None  # it cannot be compared, and history/ keeps it
         raise ValueError(f"{error}, or {REMEDY}") from error
-
-
-def _reason_against_test(challenger: Contestant, champion: Contestant | None, *, always: bool) -> str:
-    """Return the reason against a test of these two, empty if there is none."""
-    if champion is None:
-        return ""
-    if have_same_weights(challenger.model, champion.model):
-        return f"{challenger.name} is already the champion {SAME}"
-    if always or champion.trained_on() == challenger.trained_on():
-        return ""
-    was, now = (one.header["provenance"].get("data") for one in (champion, challenger))
-    sources = [data.get("source") if isinstance(data, dict) else None for data in (was, now)]
-    told = f" ({sources[0]}, not {sources[1]})" if all(sources) and sources[0] != sources[1] else ""
-    return f"the champion, {champion.name}, was trained on other data or classes and cannot be compared{told}"
-
-
-def _test(contestant: Contestant, test: HeldOutTest, source: str, device: str) -> Tested:
-    """Evaluate a network on the test set, at its own image size."""
-    size = contestant.model.config.image_size
-    subset = test.subset if test.subset.images.shape[1] == size else load_test(source, size).subset
-    scores, y = evaluate(contestant.model, subset, device=device), subset.y
-    outcomes = Outcomes(losses(scores.logits, y).numpy(), (scores.logits.argmax(1) == y).numpy())
-    figures = {
-        "loss": scores.loss,
-        "accuracy": scores.accuracy,
-        "accuracy_interval": accuracy_interval(scores.accuracy, len(subset)),
-        "pictures": len(subset),
-        "confusion": confusion(scores.logits, y),
-    }
-    return Tested(contestant, outcomes, figures)
 
 
 def _tested_header(header: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from catdog.checkpoint import read_header
 
-CHAMPION, HISTORY, WORK = "model.safetensors", "history", ".work"
+CHAMPION, CARD, HISTORY, WORK = "model.safetensors", "README.md", "history", ".work"
 WITHDRAWN = "-withdrawn"  # marks a champion of history/ that a rollback took out of service
 REMEDY = "python -m search.promote --rollback takes the one before it, and --promote always replaces it"
 NUM_KEPT = 10  # champions in history/
@@ -25,14 +25,33 @@ def replaceable(best_model: Path, describe: Callback) -> Iterator[Path]:
 
     After the block, `describe(champion)` runs under the same lock. If the block raises, the champion is untouched
     unless `install` returned. Readers of the champion always see a whole file, the old or the new one. Raises
-    ValueError if the folder cannot be written.
+    ValueError if the folder cannot be written, and OSError if that shows in the block.
     """
     with _locked(best_model):
-        yield best_model / WORK / CHAMPION
+        try:
+            yield best_model / WORK / CHAMPION
+        except OSError as error:
+            if not error.filename or best_model not in Path(error.filename).parents:
+                raise
+            raise OSError(error.errno, _unwritable(best_model, error)) from error
         if (best_model / CHAMPION).exists():
             describe(best_model / CHAMPION)
-        for path in _history(best_model)[:-NUM_KEPT]:
-            path.unlink()
+        with suppress(OSError):  # the next promotion removes them
+            for path in _history(best_model)[:-NUM_KEPT]:
+                path.unlink()
+
+
+def noting(describe: Callback, notes: list[str]) -> Callback:
+    """Return `describe`, with a note in place of its OSError: the champion that it describes is in place by then."""
+
+    def attempt(champion: Path) -> None:
+        try:
+            describe(champion)
+        except OSError as error:
+            card = f"{champion.with_name(CARD)} could not be written ({error.strerror})"
+            notes.append(f"{card}; it does not describe this champion until the next promotion or rollback")
+
+    return attempt
 
 
 def install(best_model: Path, new: Path, *, keep: bool) -> Path | None:
@@ -122,13 +141,16 @@ def _locked(best_model: Path) -> Iterator[None]:
             (best_model / HISTORY / ".probe").touch()
             (best_model / HISTORY / ".probe").unlink()
         except OSError as error:
-            message = f"{best_model}/ cannot be written ({error.strerror}); the champion stays as it is"
-            raise ValueError(message) from error
+            raise ValueError(_unwritable(best_model, error)) from error
         held.callback(shutil.rmtree, work, ignore_errors=True)
         for path in _history(best_model)[-1:]:
             if (best_model / CHAMPION).exists() and path.samefile(best_model / CHAMPION):
                 path.unlink()  # the second name of a champion that was not replaced
         yield
+
+
+def _unwritable(best_model: Path, error: OSError) -> str:
+    return f"{best_model}/ cannot be written ({error.strerror}); the champion stays as it is"
 
 
 def _history(best_model: Path) -> list[Path]:
@@ -166,8 +188,9 @@ def _keep(best_model: Path, mark: str) -> Path:
 
 def _replace(champion: Path, path: Path) -> None:
     path.replace(champion)
-    _sync(path.parent)
-    _sync(champion.parent)
+    with suppress(OSError):  # the champion is in place
+        _sync(path.parent)
+        _sync(champion.parent)
 
 
 def _sync(path: Path) -> None:

@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from catdog.model import CNN, count_mult_adds
-from search.analysis.statistics import Comparison, Outcomes, compare
+from catdog.data.dataset import HeldOutTest, load_test
+from catdog.evaluate import confusion, evaluate, losses
+from catdog.model import CNN, count_mult_adds, have_same_weights
+from search.analysis.statistics import Comparison, Outcomes, accuracy_interval, compare
 from search.formatting import short
+
+SAME = "(identical weights)"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,36 @@ class Tested:
 
     def entry(self) -> dict[str, Any]:
         return {**self.contestant.header["provenance"], **self.figures}
+
+
+def reason_against_test(challenger: Contestant, champion: Contestant | None, *, always: bool) -> str:
+    """Return the reason against a test of these two, empty if there is none."""
+    if champion is None:
+        return ""
+    if have_same_weights(challenger.model, champion.model):
+        return f"{challenger.name} is already the champion {SAME}"
+    if always or champion.trained_on() == challenger.trained_on():
+        return ""
+    was, now = (one.header["provenance"].get("data") for one in (champion, challenger))
+    sources = [data.get("source") if isinstance(data, dict) else None for data in (was, now)]
+    told = f" ({sources[0]}, not {sources[1]})" if all(sources) and sources[0] != sources[1] else ""
+    return f"the champion, {champion.name}, was trained on other data or classes and cannot be compared{told}"
+
+
+def measure(contestant: Contestant, test: HeldOutTest, source: str, device: str) -> Tested:
+    """Evaluate a network on the test set, at its own image size."""
+    size = contestant.model.config.image_size
+    subset = test.subset if test.subset.images.shape[1] == size else load_test(source, size).subset
+    scores, y = evaluate(contestant.model, subset, device=device), subset.y
+    outcomes = Outcomes(losses(scores.logits, y).numpy(), (scores.logits.argmax(1) == y).numpy())
+    figures = {
+        "loss": scores.loss,
+        "accuracy": scores.accuracy,
+        "accuracy_interval": accuracy_interval(scores.accuracy, len(subset)),
+        "pictures": len(subset),
+        "confusion": confusion(scores.logits, y),
+    }
+    return Tested(contestant, outcomes, figures)
 
 
 def decide(challenger: Tested, opponent: Tested | None, *, is_first: bool, anyway: str) -> Outcome:

@@ -22,8 +22,10 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o666, concurrent: bo
         partial.touch(mode)
         partial.write_bytes(content)
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # the system names none where the content does not fit
         raise
 
 

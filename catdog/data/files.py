@@ -16,6 +16,9 @@ def write_file(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # the system names none where the content does not fit
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,6 +1,10 @@
 import re
+import resource
 import shutil
+import sqlite3
 import sys
+from contextlib import closing, contextmanager
+from pathlib import Path
 from random import Random
 
 import optuna
@@ -15,8 +19,9 @@ from catdog.data.preprocess import preprocessing
 from catdog.model import ModelConfig, build_model
 from catdog.predict import Classifier
 from catdog.serving.reference import known_answers
-from pipeline.promotion import champion_of, describe_outcome, promote_weights, record_of, restore
+from pipeline.promotion import champion_of, describe_outcome, promote_trial, promote_weights, record_of, restore
 from pipeline.registry import CHAMPION, provenance_of
+from pipeline.verdict import model_name
 from search.promote import main
 from search.study.create import create_study
 from search.study.queue import acquire
@@ -308,6 +313,56 @@ def test_best_model_that_cannot_be_written_is_one_sentence(bench, good, tmp_path
     with pytest.raises(SystemExit, match="2"):
         promote_command(monkeypatch, "one", "--trial", "0")
     assert "best_model/ cannot be written (Not a directory)" in capsys.readouterr().err
+
+
+@contextmanager
+def full_disk():
+    """Let this process write no byte to any file; it may still rename, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_rollbacks_succeed_on_a_full_disk_and_say_what_is_not_written(withdrawn, monkeypatch, capsys):
+    for option, trial in (("--undo-rollback", "0 of one"), ("--rollback", "0 of other")):
+        card = (withdrawn.champion.parent / "README.md").read_text()
+        with full_disk():
+            promote_command(monkeypatch, option)
+        note, done = capsys.readouterr().out.splitlines()
+        assert note.startswith("note: best_model/README.md could not be written (File too large); it does not describe")
+        assert f"is trial {trial} again" in done
+        assert (withdrawn.champion.parent / "README.md").read_text() == card
+        assert f"trial {trial}" == model_name(provenance_of(withdrawn.champion.parent))
+
+
+def test_promotion_on_a_full_disk_leaves_the_champion(withdrawn, monkeypatch, capsys):
+    before = {path: path.read_bytes() for path in withdrawn.champion.parent.rglob("*.*")}
+    with full_disk(), pytest.raises(SystemExit, match="1"):
+        promote_command(monkeypatch, "one", "--trial", "0")
+    said = "best_model/ cannot be written (File too large); the champion stays as it is; raise the size of files"
+    assert said in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in withdrawn.champion.parent.rglob("*.*")} == before
+
+
+def test_promotion_succeeds_where_its_card_or_record_cannot_be_written(withdrawn, tmp_path):
+    (withdrawn.champion.parent / "README.md").unlink()
+    (withdrawn.champion.parent / "README.md").mkdir()
+
+    def damage(_):
+        with closing(sqlite3.connect(tmp_path / "runs/one/study.db")) as study:
+            study.execute("DROP TABLE study_user_attributes")
+
+    said = "\n".join(promote_trial(Path("runs/one"), 0, always=False, say=damage))
+    assert "note: best_model/README.md could not be written (Is a directory); it does not describe" in said
+    assert (
+        "note: the study of runs/one could not be written (no such table: study_user_attributes); its report lacks"
+        in said
+    )
+    assert "promoted: trial 0 of one is better" in said
+    assert provenance_of(withdrawn.champion.parent)["run"] == "one"
 
 
 def test_trial_is_promoted_by_hand_and_told(withdrawn, good, tmp_path, monkeypatch, capsys):
