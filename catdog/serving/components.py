@@ -3,6 +3,7 @@
 import binascii
 import html
 from base64 import b64decode
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,5 +79,22 @@ def _to_gallery_data(value: Any) -> Any:
     return [{"image": {"url": url}, "caption": caption} for url, caption in value or []]
 
 
+def answer_wrong_arguments(blocks: gr.Blocks, arguments: Mapping[str, str]) -> None:
+    """Answer a call whose arguments Gradio refuses with one sentence; `arguments` describes those of each function."""
+    preprocess = blocks.preprocess_data
+
+    async def preprocess_data(function: Any, *inputs: Any, **options: Any) -> Any:
+        try:
+            return await preprocess(function, *inputs, **options)
+        except gr.Error:
+            raise
+        except ValueError as problem:
+            wanted = arguments.get(function.api_name, "what /gradio_api/info lists")
+            raise error(f"the arguments are not those of {function.api_name}; give {wanted}") from problem
+
+    blocks.preprocess_data = preprocess_data  # type: ignore[method-assign, assignment]
+
+
 def error(sentence: str) -> gr.Error:
-    return gr.Error(html.escape(sentence), print_exception=False)
+    """Return an error for the page, which shows it as HTML, and for the API, to which quotes are just quotes."""
+    return gr.Error(html.escape(sentence, quote=False), print_exception=False)

@@ -20,7 +20,15 @@ from catdog.data.sources import CLASSES
 from catdog.data.synthetic import draw
 from catdog.serving import render
 from catdog.serving.charts import draw_charts
-from catdog.serving.components import UNCHANGED, error, make_files, make_gallery, make_image, uploaded
+from catdog.serving.components import (
+    UNCHANGED,
+    answer_wrong_arguments,
+    error,
+    make_files,
+    make_gallery,
+    make_image,
+    uploaded,
+)
 from catdog.serving.model_card import model_card
 from catdog.serving.service import Service, UnavailableError
 from catdog.serving.uploads import MAX_IMAGES, ImageFile, unpack
@@ -40,6 +48,8 @@ OPTIONS: dict[str, Any] = {
     "theme": gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),  # no downloads
     "css_paths": [Path(__file__).with_name("ui.css")],
 }
+FILE = "gradio_client.handle_file(PATH)"
+ARGUMENTS = {"classify": f"an image file, {FILE}, and true or false", "many": f"a list of files, [{FILE}, ...]"}
 PRIVATE: dict[str, Any] = {"queue": False, "api_visibility": "private"}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "many"}
 QUIET = {**PRIVATE, "show_progress": "hidden"}
@@ -97,6 +107,7 @@ class Page:
             monitor.select(lambda: gr.Timer(active=True), None, plot_timer, **QUIET)
             others = [tab.select for tab in (classify, many, model)]
             gr.on(others, lambda: gr.Timer(active=False), None, plot_timer, **QUIET)
+        answer_wrong_arguments(blocks, ARGUMENTS)
         blocks.queue(max_size=MAX_QUEUED, api_open=False)  # nothing that is queued may be called past the queue
         return blocks
 

@@ -116,7 +116,35 @@ def test_heat_is_for_those_who_asked(server):
 
 def test_bad_base64_is_one_sentence(server):
     status, answer = server.run("classify", {"url": "data:image/png;base64,!!!"}, False)
-    assert (status, answer["error"]) == (500, "the image&#x27;s data URL is not valid base64")
+    assert (status, answer["error"]) == (500, "the image's data URL is not valid base64")
+
+
+WRONG = ["x", 5, {"url": 5}, {"path": 5, "meta": {"_type": "gradio.FileData"}}, {"path": "\0"}, ["x"], [None], [{}]]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("classify", "an image file, gradio_client.handle_file(PATH), and true or false"),
+        ("many", "a list of files, [gradio_client.handle_file(PATH), ...]"),
+        ("show_one", "what /gradio_api/info lists"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence_and_no_traceback(server, client, name, wanted):
+    sentence = f"the arguments are not those of {name}; give {wanted}"
+    for data in [[], *([argument, False][: 1 + (name == "classify")] for argument in WRONG)]:
+        if name == "many":
+            body = json.dumps({"data": data}).encode()
+            _, content = request(f"{server.url}/gradio_api/call/many", body, {"Content-Type": "application/json"})
+            told = server.get(f"/gradio_api/call/many/{json.loads(content)['event_id']}")[1].decode()
+            assert told.startswith(f'event: error\ndata: {{"error": "{sentence}"'), data
+        else:
+            status, answer = server.run(name, *data)
+            assert (status, answer["error"]) == (500, sentence), data
+    if name != "show_one":
+        with pytest.raises(AppError, match=f"^{re.escape(sentence)}$"):
+            client.predict("hello", *[False][: name == "classify"], api_name=f"/{name}")
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_metrics_count_the_requests(server):
