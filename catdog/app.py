@@ -10,6 +10,7 @@ from pathlib import Path
 
 from catdog.checkpoint import CHAMPION
 from catdog.device import find_devices
+from catdog.predict import Classifier
 from catdog.serving.server import listen, serve
 from shell.command_line import CommandLine, file_path
 
@@ -56,7 +57,9 @@ def read_auth(option: Path | None) -> tuple[str, str] | None:
         raise ValueError(f"{where} holds {problem}")
     user, _, password = (part.strip(BLANKS) for part in line.partition(":"))
     if not (user and password):
-        raise ValueError(f"{where} holds no user:password; write one such line")
+        raise ValueError(
+            f"{where} holds no user:password; {'write one such line' if option else 'set it to user:password'}"
+        )
     if not (user + password).isprintable():
         raise ValueError(f"{where} holds an invisible or control character in user:password; type it anew")
     return user, password
@@ -90,6 +93,8 @@ def main() -> None:
         parser.exit(2, f"--root-path is {options.root_path}; it begins with '/'")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     try:
+        if options.model.absolute().parts[-2:] != CHAMPION.parts:  # there, the first may be yet to come
+            Classifier(options.model)
         auth, (device, *_) = read_auth(options.auth), find_devices(options.device)
         listener = listen(options.host, options.port)
     except ValueError as error:

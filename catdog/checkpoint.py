@@ -107,15 +107,17 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Header]:
     if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "is not a file" if path.exists() else "does not exist"
         remedy = "name the file of a model, or train one: python run_sweep.py writes best_model/model.safetensors"
-        raise ValueError(f"{path.absolute()} does not exist; {remedy}")
+        raise ValueError(f"{path.absolute()} {problem}; {remedy}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
+            claimed = metadata.pop("sha256")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file; put back a copy of it, or train again") from error
-    claimed = metadata.pop("sha256", None)
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        unfit = "is not a whole model file of this project; put back a copy of it, name another, or train again"
+        raise ValueError(f"{path} {unfit}") from error
     if claimed != _digest(tensors, metadata):
         raise ValueError(f"{path} was altered: its sha256 does not match; put back a copy of it, or train again")
     if missing := ENTRIES - metadata.keys():

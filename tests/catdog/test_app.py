@@ -349,6 +349,9 @@ def test_password_of_the_environment(monkeypatch):
     assert read_auth(None) is None
     monkeypatch.setenv("CATDOG_AUTH", "a:b")
     assert read_auth(None) == ("a", "b")
+    monkeypatch.setenv("CATDOG_AUTH", "word")
+    with pytest.raises(ValueError, match="CATDOG_AUTH holds no user:password; set it to user:password"):
+        read_auth(None)
 
 
 @pytest.mark.parametrize(
@@ -362,6 +365,8 @@ def test_password_of_the_environment(monkeypatch):
         (("--host", "192.0.2.1"), "cannot listen on 192.0.2.1:7860"),
         (("--model", "."), "python -m catdog.app: argument --model: . is a folder; give the file in it"),
         (("--auth", "."), "python -m catdog.app: argument --auth: . is a folder; give the file in it"),
+        (("--model", "/none.safetensors"), "/none.safetensors does not exist; name the file of a model"),
+        (("--model", __file__), f"{__file__} is not a whole model file of this project; put back a copy"),
         (("--device", "cuda:9"), "unknown device 'cuda:9'; this machine has"),
     ],
 )

@@ -1,10 +1,12 @@
 import json
+import os
 import random
 import struct
 from dataclasses import asdict
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from catdog.checkpoint import load_model, read_header, save_model
 from catdog.model import ModelConfig, build_model
@@ -39,6 +41,10 @@ def test_header_that_was_read_can_be_saved_again(saved, tmp_path):
 def test_missing_file_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="does not exist; name the file of a model, or train one"):
         load_model(tmp_path / "none.safetensors")
+    os.mkfifo(tmp_path / "pipe")
+    for name, problem in {"pipe": "is not a file", ".": "is a folder"}.items():
+        with pytest.raises(ValueError, match=f"{problem}; name the file of a model"):
+            load_model(tmp_path / name)
 
 
 def test_every_flipped_bit_is_refused(saved):
@@ -47,7 +53,7 @@ def test_every_flipped_bit_is_refused(saved):
         byte, bit = rng.randrange(len(content)), rng.randrange(8)
         content[byte] ^= 1 << bit
         saved.write_bytes(content)
-        with pytest.raises(ValueError, match=r"was altered|not a whole safetensors file|does not hold"):
+        with pytest.raises(ValueError, match=r"was altered|not a whole model file|does not hold"):
             load_model(saved)
         content[byte] ^= 1 << bit
 
@@ -68,8 +74,14 @@ def test_header_without_an_entry_is_refused(tmp_path):
 
 def test_truncated_file_is_refused(saved):
     saved.write_bytes(saved.read_bytes()[:-7])
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+    with pytest.raises(ValueError, match="not a whole model file of this project"):
         load_model(saved)
+
+
+def test_safetensors_file_of_another_program_is_no_altered_model(tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="not a whole model file of this project"):
+        load_model(tmp_path / "other.safetensors")
 
 
 def test_header_can_be_read_without_our_code(saved):

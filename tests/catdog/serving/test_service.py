@@ -127,7 +127,7 @@ def test_champion_whose_test_figures_alone_changed_is_no_other_version(service, 
 @pytest.mark.parametrize(
     ("broken", "sentence"),
     [
-        (torn, "is not a whole safetensors file"),
+        (torn, "is not a whole model file"),
         (altered, "was altered: its sha256 does not match"),
         (different, "fails its self-test: its answers have changed since its promotion"),
         (dumb, "fails its self-test: its probabilities are not finite"),
