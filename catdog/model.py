@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -167,13 +167,17 @@ def have_same_weights(one: CNN, other: CNN) -> bool:
     )
 
 
-def add_options(parser: argparse.ArgumentParser, config: type) -> None:
+def add_options(parser: CommandLine, config: type) -> None:
     """Add an option for each field of a configuration class to `parser`, with the field's default."""
     for field in fields(config):
         flag, kind = f"--{field.name.replace('_', '-')}", type(field.default)
         if kind is bool:
-            text = f"default {'yes' if field.default else 'no'}"
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=text)
+            options: dict[str, Any] = {"nargs": "?", "const": True, "metavar": "true|false"}
+            text = f"default {str(field.default).lower()}"
+            parser.add_argument(flag, type=bool, default=field.default, help=text, **options)
+            parser.add_argument(
+                f"--no-{flag[2:]}", dest=field.name, action="store_false", help=f"the same as {flag} false"
+            )
         else:
             parser.add_argument(flag, type=kind, default=field.default, help=f"default {field.default}")
 

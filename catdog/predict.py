@@ -1,5 +1,6 @@
 """Classify images with a saved network. `python -m catdog.predict IMAGE...` uses best_model/."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,6 +101,8 @@ def _problem(path: Path, error: Exception) -> str:
     """Say why there is no answer to a path, and what to give instead."""
     if path.is_dir():
         return f"this is a folder; give the images in it, {path}/*"
+    if re.match(r"\w+:/", str(path)):
+        return "this is an address; download the image, and give its file"
     if isinstance(error, FileNotFoundError):
         return "there is no such file; correct the path"
     problem = str(error.strerror if isinstance(error, OSError) else error)

@@ -24,6 +24,7 @@ class CommandLine(argparse.ArgumentParser):
         self.register("type", int, _whole_number)
         self.register("type", float, _number)
         self.register("type", Path, _path)
+        self.register("type", bool, _truth)
 
     def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse the command line. A mistake ends the process with status 2."""
@@ -42,6 +43,10 @@ class CommandLine(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = message.replace("expected one argument", "its value is missing")
+        if "arguments are required" in message:
+            missing = [action for action in self._actions if action.required]
+            words = [str(next(iter(action.choices or [action.metavar or action.dest]))) for action in missing]
+            message = f"an argument is missing; write {self.prog} {' '.join(words)}"
         has_remedy = any(mark in message for mark in ("?", ";", "leave out"))
         self.exit(2, f"{self.prog}: {message}{'' if has_remedy else '; --help lists the options'}")
 
@@ -92,6 +97,12 @@ def _whole_number(text: str) -> int:
         return int(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from error
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
+    return text.lower() == "true"
 
 
 def _number(text: str) -> float:

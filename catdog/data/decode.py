@@ -69,7 +69,7 @@ def _read_preview(content: bytes, size: int) -> Image.Image:
 
 def _decode_within_limits(content: bytes, size: int, read: Callable[[bytes, int], Image.Image]) -> Image.Image:
     if len(content) > MAX_BYTES:
-        raise ValueError(f"the file has {len(content) / 2**20:.0f} MB; the limit is {MAX_BYTES / 2**20:.0f} MB")
+        raise ValueError(f"the file has more than {MAX_BYTES / 2**20:.0f} MB; send a smaller one")
     with _open(content) as file:
         num_pixels = _count_pixels(file)
     try:

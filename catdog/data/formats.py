@@ -29,7 +29,7 @@ FOREIGN = tuple(
         (rb"version https://git-lfs", "a Git LFS pointer" + NO_IMAGE, "fetch the image with git lfs pull"),
         (rb"\s*(?:<\?xml.*?|<!--.*?|<!DOCTYPE svg.*?)?<svg", "an SVG drawing", TO_JPEG),
         (rb"\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html|head|body|script)", "a web page" + NO_IMAGE, AGAIN),
-        (rb"\s*(?:<\?xml|<Error>|\{\s*\")", "a text of a server" + NO_IMAGE, AGAIN),
+        (rb"\s*(?:<\?xml|<Error>|\{\s*\")", "a JSON or XML text" + NO_IMAGE, "download or give the image itself"),
         (rb"II[*+]\x00|MM\x00[*+]", "a damaged or rare kind of TIFF image", TO_JPEG),
     )
 )

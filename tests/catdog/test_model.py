@@ -5,7 +5,16 @@ import torch
 from torchinfo import summary
 
 from catdog.kernels.block import ResidualBlock
-from catdog.model import ModelConfig, build_model, count_mult_adds, count_parameters, main
+from catdog.model import (
+    ModelConfig,
+    add_options,
+    build_model,
+    config_from,
+    count_mult_adds,
+    count_parameters,
+    main,
+)
+from shell.command_line import CommandLine
 
 SMALL = ModelConfig(stem_width=2, body_width=4, body_repeats=2, image_size=32)
 DOUBLED = ModelConfig(4, 32, 3, share_body=False, double_width=True, residual_blocks=2, global_pool=True, image_size=64)
@@ -114,6 +123,23 @@ def test_weights_follow_from_the_seed_and_leave_the_global_state_alone():
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(one.stem[0].weight, same.stem[0].weight)
     assert not torch.equal(one.stem[0].weight, other.stem[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("words", "share"),
+    [
+        ("", True),
+        ("--share-body", True),
+        ("--share-body True", True),
+        ("--share-body false", False),
+        ("--share-body=false", False),
+        ("--no-share-body", False),
+    ],
+)
+def test_option_of_two_values_is_given_as_a_value_or_as_a_flag(words, share):
+    parser = CommandLine("test", "A test.")
+    add_options(parser, ModelConfig)
+    assert config_from(parser.parse(words.split()), ModelConfig) == ModelConfig(share_body=share)
 
 
 def test_table_is_printed_for_any_configuration(capsys, monkeypatch):

@@ -48,11 +48,12 @@ def test_command_says_cat_or_dog_for_each_image(ask, photographs, capsys):
 def test_broken_image_among_others_is_named_and_the_rest_go_on(ask, photographs, tmp_path, capsys):
     (tmp_path / "text.jpg").write_text("no image")
     good = next((photographs / "test_set/test_set/dogs").iterdir())
-    assert ask(tmp_path / "text.jpg", tmp_path / "none.jpg", good) == 2
+    assert ask(tmp_path / "text.jpg", tmp_path / "none.jpg", "https://example.com/cat.jpg", good) == 2
     said = capsys.readouterr()
     assert said.out.startswith(str(good))
     assert "text.jpg: this file is not an image that can be read" in said.err
     assert "none.jpg: there is no such file" in said.err
+    assert "cat.jpg: this is an address; download the image, and give its file" in said.err
 
 
 def test_name_of_a_file_is_no_command_to_the_terminal(ask, photographs, tmp_path, capsys):

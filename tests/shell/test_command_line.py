@@ -71,7 +71,8 @@ MISTYPED = [
     ("python -m search.panels psh", "argument command: 'psh' is unknown; write push"),
     ("python -m catdog.app --prot 80", "unrecognized arguments: --prot 80; did you mean --port?"),
     ("python -m catdog.app --port http", "argument --port: 'http' is not a whole number; --help"),
-    ("python -m catdog.predict", "the following arguments are required: IMAGE; --help"),
+    ("python -m catdog.predict", "an argument is missing; write python -m catdog.predict IMAGE"),
+    ("python -m search.panels", "an argument is missing; write python -m search.panels push"),
     ("python -m catdog.predict a.jpg --modle m", "unrecognized arguments: --modle m; did you mean --model?"),
     ("python -m catdog.train --learning-rate fast", "argument --learning-rate: 'fast' is not a number; --help"),
     ("python -m catdog.train --output .", "argument --output: . is a folder; give the file in it"),
@@ -80,6 +81,7 @@ MISTYPED = [
     ("python -m catdog.predict image --model .", "argument --model: . is a folder; give the file in it"),
     ("python -m catdog.predict ''", "argument IMAGE: the name is empty; give the name of a file"),
     ("run_sweep.py ''", "argument config: the name is empty; give the name of a file"),
+    ("python -m catdog.train --share-body=maybe", "argument --share-body: 'maybe' is not true or false; --help"),
     ("python -m catdog.train --keep val_los", "train_accuracy or last; did you mean val_loss?"),
     ("python -m catdog.model --stem_widht 8", "unrecognized arguments: --stem_widht 8; did you mean --stem-width?"),
 ]

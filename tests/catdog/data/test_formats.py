@@ -109,8 +109,8 @@ FOREIGN = {
     "SVG": (b"<?xml version='1.0'?>\n<!-- by hand -->\n<svg/>", "an SVG drawing; convert it"),
     "HTML": (b"\n<!DOCTYPE html>\n<html><title>403</title>", "web page, not an image; download the image again"),
     "html after a mark": (b"\xef\xbb\xbf<html><body>gone", "web page, not an image"),
-    "XML": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "text of a server, not an image"),
-    "JSON": (b'{"error": "not found"}', "text of a server, not an image"),
+    "XML": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML text, not an image"),
+    "JSON": (b'{"error": "not found"}', "a JSON or XML text, not an image; download or give the image itself"),
     "zeros": (bytes(5000), "the file holds nothing but zero bytes; copy it again"),
     "TIFF": (b"II*\0\x08\0\0\0\0\0" + bytes(300), "a damaged or rare kind of TIFF image; convert it"),
 }
