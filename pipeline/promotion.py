@@ -42,11 +42,13 @@ from search.analysis.confirmation import Candidate
 from search.study.shared_study import SharedStudy
 from search.study.storage import StorageError, first_line
 from search.study.sweep import CANDIDATES, PROMOTION, RUNS, load_study
+from search.study.trials import state_of
 from search.workers.tracking import Model, read_note
 
 BEST_MODEL = Path("best_model")
 REGISTERED = "catdog"  # the champions' name in Comet's Model Registry
 WEIGHTS = "model.safetensors"  # in a trial's folder
+GONE = "is not there (deleted, or not kept: --keep)"
 PARTS = ("trials", "confirmation")  # folders of a run
 IDENTITY = ("sweep", "trial", "confirmation", "time")  # entries of a provenance that tell models apart
 
@@ -62,7 +64,7 @@ def promote_trial(
     study = load_study(folder)
     candidates = [Candidate(**entry) for entry in study.user_attrs.get(CANDIDATES, [])]
     trial = _finished_trial(folder, study, candidates, number)
-    weights = _weights_of(folder, trial, candidates)
+    weights = _weights_of(folder, trial, candidates, say)
     promotions = study.user_attrs.get(PROMOTION, {})
     before = promotions.get(record_key(weights), {})
     if not always and is_settled(before, by_hand=True):
@@ -71,6 +73,9 @@ def promote_trial(
     provenance = load_model(weights)[1]["provenance"]
     if "trial" not in provenance:
         raise ValueError(f"{weights} was not trained by a sweep; promote a file that was")
+    if trial.state != TrialState.COMPLETE:
+        of = f" of {provenance['training']['epochs']}" if "training" in provenance else ""
+        say(f"note: the training of trial {trial.number} ended after epoch {trial.last_step}{of}: {state_of(trial)}")
     source = source or _source_of(provenance)
     outcome = promote_weights(weights, BEST_MODEL, source, find_devices("auto")[0], always=always, say=say)
     try:
@@ -234,14 +239,18 @@ def _finished_trial(
     return trials[number]
 
 
-def _weights_of(folder: Path, trial: FrozenTrial, candidates: Sequence[Candidate]) -> Path:
-    """Return the weights of a trial's best confirmed run, else those of the trial itself. Raises ValueError."""
+def _weights_of(folder: Path, trial: FrozenTrial, candidates: Sequence[Candidate], say: Callable[[str], None]) -> Path:
+    """Return the weights of a trial's best confirmed run, else, with a note, those of the trial. Raises ValueError."""
     own = folder / "trials" / f"{trial.number:04}" / WEIGHTS
     confirmed = next((candidate for candidate in candidates if candidate.trial == trial.number), None)
     best = confirmed.folder(folder) / WEIGHTS if confirmed else own
-    for weights in (best, own):
-        if weights.exists():
-            return weights
+    there = [weights for weights in dict.fromkeys((best, own)) if weights.exists()]
+    if there:
+        weights = next((weights for weights in there if is_whole(weights, load_model)), there[0])
+        if weights != best:
+            fault = "is damaged" if best.exists() else GONE
+            say(f"note: {best} {fault}; the weights of trial {trial.number} itself are tested instead")
+        return weights
     others = sorted(int(path.parent.name) for path in folder.glob(f"trials/[0-9]*/{WEIGHTS}"))
     remedy = (
         f"promote another trial: --trial {' or '.join(map(str, others[:9]))}" if others else "no trial has any here"
@@ -252,7 +261,7 @@ def _weights_of(folder: Path, trial: FrozenTrial, candidates: Sequence[Candidate
         raise ValueError(f"{best.parent} is gone, with the weights of trial {trial.number}; put it back, or {remedy}")
     if (best.parent / "command.txt").exists():
         remedy += "; command.txt beside it trains this network again, outside the sweep"
-    raise ValueError(f"{best} was not kept (--keep), so it cannot be promoted; {remedy}")
+    raise ValueError(f"{best} {GONE}, so it cannot be promoted; {remedy}")
 
 
 def _anyway(weights: Path, number: int | None) -> str:

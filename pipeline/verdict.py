@@ -117,8 +117,6 @@ def describe_outcome(outcome: Outcome) -> list[str]:
             low, high = found["accuracy_interval"]
             interval = f"{low:.1%} to {high:.1%} of {found['pictures']} images"
             lines.append(f"{title}: {model_name(found)}, test accuracy {found['accuracy']:.1%} ({interval})")
-    if looks := outcome.test.get("looks"):
-        lines.append(f"the test set was used {'once' if looks == 1 else f'{looks} times'} so far")
     lines.append(f"{'promoted' if outcome.promoted else 'kept the champion'}: {outcome.reason}")
     return [*lines, *filter(None, [outcome.advice])]
 

@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import sys
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
@@ -22,10 +23,11 @@ from catdog.serving.reference import known_answers
 from pipeline.promotion import champion_of, describe_outcome, promote_trial, promote_weights, record_of, restore
 from pipeline.registry import CHAMPION, provenance_of
 from pipeline.verdict import model_name
+from search.analysis.confirmation import Candidate
 from search.promote import main
 from search.study.create import create_study
 from search.study.queue import acquire
-from search.study.sweep import PROMOTION, load_study
+from search.study.sweep import CANDIDATES, PROMOTION, load_study
 from tests.conftest import DRAWN, GOOD
 from tests.servers.counting_sweep import make_sweep
 
@@ -103,7 +105,7 @@ def test_better_challenger_wins_and_worse_one_is_kept_out(bench, good):
     assert re.search(
         r"challenger: trial 2 of one, test accuracy \d.*\nchampion: trial 1 of one, test accuracy \d", said
     )
-    assert "used 3 times" in said
+    assert "test set" not in said  # its use is told before the test
     assert len(list((bench.champion.parent / "history").iterdir())) == 1
 
 
@@ -266,7 +268,7 @@ def test_command_needs_a_sweep_or_rollback(monkeypatch, capsys):
 def ended(study, *states):
     for state in states:
         claim = acquire(study, 0, "cpu")
-        if state == TrialState.COMPLETE:
+        if state != TrialState.FAIL:
             study.report(claim.trial, 1, 0.5)
         study.tell(claim.trial, state, 0.5 if state == TrialState.COMPLETE else None)
         claim.release()
@@ -280,7 +282,11 @@ BAD = {
     "run that goes on": ((TrialState.COMPLETE,), ["two"], "runs/two has no winner yet; let its sweep end, or give"),
     "unknown trial": ((TrialState.COMPLETE,), ["two", "--trial", "7"], "has no trial 7; its only trial is 0"),
     "no trials": ((), ["two", "--trial", "0"], "runs/two has no trial 0; it has none yet; start its sweep"),
-    "missing weights": ((TrialState.COMPLETE,), ["two", "--trial", "0"], "0000/model.safetensors was not kept"),
+    "missing weights": (
+        (TrialState.COMPLETE,),
+        ["two", "--trial", "0"],
+        "0000/model.safetensors is not there (deleted, or",
+    ),
     "trial that failed at once": (
         (TrialState.FAIL,),
         ["two", "--trial", "0"],
@@ -420,6 +426,35 @@ def test_use_of_the_test_set_is_told_before_it_is_made(bench, good, tmp_path):
     save_model(good[0], weights, read_header(weights))
     promote_weights(weights, bench.champion.parent, "synthetic", "cpu", say=say)
     assert looks == [("testing trial 0 of one on 300 held-out images: use 2 of this test set", 1)]
+
+
+def test_trial_that_was_pruned_is_promoted_with_a_note(bench, good, tmp_path, monkeypatch, capsys):
+    ended(create_study(make_sweep(tmp_path / "runs/one", 1), {}), TrialState.PRUNED)
+    bench(good[0], 0)
+    bench.champion.unlink()
+    path = tmp_path / "runs/one/trials/0000/model.safetensors"
+    model, header = load_model(path)
+    save_model(model, path, {**header, "provenance": {**header["provenance"], "training": {"epochs": 4}}})
+    promote_command(monkeypatch, "one", "--trial", "0")
+    said = capsys.readouterr().out
+    assert said.startswith("note: the training of trial 0 ended after epoch 1 of 4: pruned\ntesting trial 0 of one on")
+    assert "promoted: trial 0 of one is the champion" in said
+
+
+@pytest.mark.parametrize("fault", ["is not there (deleted, or not kept: --keep)", "is damaged"])
+def test_trial_stands_in_for_the_lost_weights_of_its_confirmation(withdrawn, tmp_path, monkeypatch, capsys, fault):
+    winner = Candidate(0, (0,), (0.5,), 0.5, None, 1.0, "best mean", 0)
+    load_study(tmp_path / "runs/one").set_user_attr(CANDIDATES, [asdict(winner)])
+    weights = Path("runs/one/confirmation/0000/model.safetensors")
+    weights.parent.mkdir(parents=True)
+    if fault == "is damaged":
+        weights.write_bytes(Path("runs/one/trials/0000/model.safetensors").read_bytes()[:-7])
+    promote_command(monkeypatch, "one")
+    said = capsys.readouterr().out
+    assert said.startswith(
+        f"note: {weights} {fault}; the weights of trial 0 itself are tested instead\ntesting trial 0"
+    )
+    assert "promoted: trial 0 of one is better" in said
 
 
 def test_advice_to_take_the_challenger_anyway_works(bench, good, tmp_path, monkeypatch, capsys):
