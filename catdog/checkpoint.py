@@ -61,11 +61,11 @@ def replaces_model(output: Path) -> bool:
 
     Raises ValueError, and changes nothing, where no model can be written, or something else would be lost.
     """
-    if not output.resolve().parent.is_dir():
-        raise ValueError(f"the folder of --output {output} does not exist; make it first")
     if CHAMPION.parts in (output.absolute().parts[-2:], output.resolve().parts[-2:]):
         remedy = "name another file, and serve it with python -m catdog.app --model FILE"
         raise ValueError(f"--output {output} is the champion's place, where search.promote alone writes; {remedy}")
+    if not output.resolve().parent.is_dir():
+        raise ValueError(f"the folder of --output {output} does not exist; make it first")
     if is_there := os.path.lexists(output):
         is_other = True
         with suppress(ValueError):

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from catdog.serving.model_card import write_card
 from catdog.serving.reference import make_reference
 from pipeline.registry import (
     CHAMPION,
-    REMEDY,
     WORK,
     count_looks,
+    explain_damage,
     install,
     is_whole,
     noting,
@@ -103,7 +104,7 @@ def promote_weights(
     challenger = _challenger(weights)
     anyway = _anyway(weights, challenger.header["provenance"].get("trial"))
     notes: list[str] = []
-    with replaceable(best_model, noting(write_card, notes)) as new:
+    with replaceable(best_model, noting(partial(write_card, say=say), notes)) as new:
         champion = _open_champion(best_model, always=always)
         if reason := reason_against_test(challenger, champion, always=always):
             return Outcome(promoted=False, reason=reason, advice="" if reason.endswith(SAME) else anyway)
@@ -130,7 +131,8 @@ def promote_weights(
 def restore(best_model: Path, *, undo: bool = False) -> str:
     """Make the champion's predecessor the champion again; return lines about it. `undo` takes that back."""
     notes: list[str] = []
-    before, after = (undo_rollback if undo else rollback)(best_model, load_model, noting(_count_and_describe, notes))
+    describe = noting(partial(_count_and_describe, say=notes.append), notes)
+    before, after = (undo_rollback if undo else rollback)(best_model, load_model, describe)
     name = model_name(provenance_of(best_model))
     kept = f"; the champion until then is kept as {after}" if after else ""
     back = (
@@ -142,7 +144,7 @@ def restore(best_model: Path, *, undo: bool = False) -> str:
     return "\n".join([*(f"note: {note}" for note in notes), done])
 
 
-def _count_and_describe(path: Path) -> None:
+def _count_and_describe(path: Path, say: Callable[[str], object]) -> None:
     """Count the uses of the test set since a restored champion's own, then write its card."""
     champion = Contestant(*load_model(path))
     test = champion.header["metrics"].get("test", {})
@@ -151,7 +153,7 @@ def _count_and_describe(path: Path) -> None:
         new = path.parent / WORK / CHAMPION
         save_model(champion.model, new, _tested_header(champion.header, {**test, "looks": looks}))
         install(path.parent, new, keep=False)
-    write_card(path)
+    write_card(path, say)
 
 
 def champion_of(study: optuna.Study, best_model: Path) -> dict[str, Any] | None:
@@ -285,7 +287,7 @@ def _open_champion(best_model: Path, *, always: bool) -> Contestant | None:
     except ValueError as error:
         if always:
             return None  # it cannot be compared, and history/ keeps it
-        raise ValueError(f"{error}, or {REMEDY}") from error
+        raise ValueError(explain_damage(best_model, error)) from error
 
 
 def _tested_header(header: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from typing import Any
 from filelock import FileLock
 
 from catdog.checkpoint import read_header
+from search.durable import what_blocks
+from shell.environment import remedy_of
 
 CHAMPION, CARD, HISTORY, WORK = "model.safetensors", "README.md", "history", ".work"
 WITHDRAWN = "-withdrawn"  # marks a champion of history/ that a rollback took out of service
-REMEDY = "python -m search.promote --rollback takes the one before it, and --promote always replaces it"
+ANYWAY = "promote a trial with python -m search.promote NAME --promote always"
 NUM_KEPT = 10  # champions in history/
 
 Callback = Callable[[Path], object]  # takes the path of a champion
@@ -80,24 +82,27 @@ def undo_rollback(best_model: Path, verify: Callback, describe: Callback) -> tup
 
 def _exchange(best_model: Path, verify: Callback, describe: Callback, *, undo: bool) -> tuple[Path, Path | None]:
     if not any(_is_withdrawn(path) == undo for path in _history(best_model)):
-        raise ValueError(_nothing_to_go_back_to(best_model, undo=undo))  # before folders are made in a wrong place
+        why = _nothing_to_go_back_to(best_model, verify, undo=undo)
+        raise ValueError(why)  # before folders are made in a wrong place
     with replaceable(best_model, describe):
         past = [path for path in _history(best_model) if _is_withdrawn(path) == undo]
         before = next((path for path in reversed(past) if is_whole(path, verify)), None)
         if before is None:
             damaged = f"{best_model / HISTORY} holds no champion to go back to: {len(past)} are damaged"
-            raise ValueError(f"{damaged}; promote a trial with python -m search.promote NAME --promote always")
+            raise ValueError(f"{damaged}; {ANYWAY}")
         after = _keep(best_model, "" if undo else WITHDRAWN) if (best_model / CHAMPION).exists() else None
         _replace(best_model / CHAMPION, before)
     return before, after
 
 
-def _nothing_to_go_back_to(best_model: Path, *, undo: bool) -> str:
+def _nothing_to_go_back_to(best_model: Path, verify: Callback, *, undo: bool) -> str:
     if undo:
         return f"{best_model.absolute() / HISTORY} holds no champion that a rollback withdrew, so there is none to undo"
     why = "nothing was promoted here yet"
     if (best_model / CHAMPION).exists():
         why = "no champion came before the present one, which stays"
+        if not is_whole(best_model / CHAMPION, verify):
+            why = f"no champion came before the present one, which is damaged; {ANYWAY}"
     if _history(best_model):
         why = "rollbacks withdrew all earlier ones; python -m search.promote --undo-rollback takes the last one back"
     return f"{best_model.absolute() / HISTORY} holds no champion to go back to: {why}"
@@ -115,7 +120,15 @@ def provenance_of(best_model: Path) -> dict[str, Any]:
     try:
         return dict(read_header(champion)["provenance"]) if champion.exists() else {}
     except ValueError as error:
-        raise ValueError(f"{error}, or {REMEDY}") from error
+        raise ValueError(explain_damage(best_model, error)) from error
+
+
+def explain_damage(best_model: Path, error: ValueError) -> str:
+    """Say what is wrong with a champion that cannot be read, and what helps."""
+    other = "give --promote always to replace it"
+    if not all(map(_is_withdrawn, _history(best_model))):
+        other = "take the one before it: python -m search.promote --rollback"
+    return f"{str(error).partition(';')[0]}; put back a copy of it, or {other}"
 
 
 def count_looks(best_model: Path, fingerprint: str) -> int:
@@ -141,7 +154,8 @@ def _locked(best_model: Path) -> Iterator[None]:
             (best_model / HISTORY / ".probe").touch()
             (best_model / HISTORY / ".probe").unlink()
         except OSError as error:
-            raise ValueError(_unwritable(best_model, error)) from error
+            told = f"{_unwritable(best_model, error)}; {remedy_of(error) or 'make it writable'}"
+            raise ValueError(what_blocks(best_model / HISTORY) or told) from error
         held.callback(shutil.rmtree, work, ignore_errors=True)
         for path in _history(best_model)[-1:]:
             if (best_model / CHAMPION).exists() and path.samefile(best_model / CHAMPION):

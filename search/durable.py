@@ -34,6 +34,12 @@ def write_text(path: Path, text: str, *, mode: int = 0o666, concurrent: bool = F
     write_bytes(path, text.encode(errors="backslashreplace"), mode=mode, concurrent=concurrent)
 
 
+def what_blocks(folder: Path) -> str:
+    """Return, as a sentence, what stands in the way of a folder; empty if nothing does."""
+    others = (path for path in (folder, *folder.parents) if os.path.lexists(path) and not path.is_dir())
+    return next((f"{path} is not a folder; move it away" for path in others), "")
+
+
 def retry_while_unreachable(
     ask: Callable[[], T],
     patience_seconds: float,

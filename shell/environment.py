@@ -61,7 +61,7 @@ def is_environments(error: BaseException) -> bool:
     """Return whether the machine, its limits or its installation caused an error: any other work would fail too."""
     if isinstance(error, (OSError, ImportError, UnicodeError)):
         return True
-    return isinstance(error, RuntimeError) and bool(_remedy_of(error))
+    return isinstance(error, RuntimeError) and bool(remedy_of(error))
 
 
 def describe(error: BaseException) -> str:
@@ -75,11 +75,11 @@ def describe(error: BaseException) -> str:
     text = " ".join(redact(error).split()) or nameless
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    remedy = _remedy_of(error)
+    remedy = remedy_of(error)
     return f"{text}; {remedy}" if remedy and remedy not in text else text
 
 
-def _remedy_of(error: BaseException) -> str:
+def remedy_of(error: BaseException) -> str:
     """Return what to do about an error of the machine or its limits; empty if it is none that is known here."""
     number, text = getattr(error, "errno", None), str(error)
     if isinstance(error, MemoryError):
@@ -101,6 +101,7 @@ def _remedies() -> "dict[int, str]":
         errno.EFBIG: f"raise the size of files, now {size} bytes (ulimit -f)" if size else "",
         errno.ENOSPC: "free some space",
         errno.EDQUOT: "free some space, or have your quota raised",
+        errno.EISDIR: "move that folder away",
         errno.EROFS: "use a folder that can be written",
     }
 

@@ -1,6 +1,8 @@
 """Write the card of a model, best_model/README.md, from its header: architecture, metrics, origin, limits."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from catdog.data.files import write_file
 from catdog.model import ModelConfig, count_mult_adds, count_parameters
 from shell.command_line import printable
 
+TITLE = ": the model in service"
 USAGE = """## Usage
 
 ```python
@@ -20,9 +23,24 @@ print(classify.classes, classify([Path("image.jpg").read_bytes()]))
 ```"""
 
 
-def write_card(path: Path) -> None:
-    """Write the card of a model file beside it. Raises ValueError for a damaged file."""
-    write_file(path.with_name("README.md"), model_card(read_header(path)).encode(errors="backslashreplace"))
+def write_card(path: Path, say: Callable[[str], object] = lambda _: None) -> None:
+    """Write the card of a model file beside it. Raises ValueError for a damaged file.
+
+    A README.md that is no such card is kept in history/, and `say` is told.
+    """
+    readme, card, kept = path.with_name("README.md"), model_card(read_header(path)), None
+    if readme.is_file() and TITLE.encode() not in readme.read_bytes().partition(b"\n")[0]:
+        kept = next(file for n in count(1) if not os.path.lexists(file := path.parent / f"history/README-{n}.md"))
+        kept.parent.mkdir(exist_ok=True)
+        readme.rename(kept)
+    try:
+        write_file(readme, card.encode(errors="backslashreplace"))
+    except OSError:
+        if kept:
+            kept.rename(readme)
+        raise
+    if kept:
+        say(f"{readme} is the model card now; the one before it, which no promotion wrote, is kept as {kept}")
 
 
 def headline(header: Mapping[str, Any]) -> str:
@@ -39,7 +57,7 @@ def headline(header: Mapping[str, Any]) -> str:
 def model_card(header: Mapping[str, Any]) -> str:
     """Return the card in Markdown."""
     sections = [
-        f"# {' or '.join(header['classes'])}: the model in service",
+        f"# {' or '.join(header['classes'])}{TITLE}",
         _architecture(ModelConfig(**header["model"])),
         _metrics(header),
         _origin(header["provenance"]),
@@ -101,7 +119,9 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _origin(provenance: Mapping[str, Any]) -> str:
-    source = f"Trial {provenance.get('trial')} of the sweep `{provenance.get('run')}`"
+    source = "A training outside of a sweep"
+    if "trial" in provenance:
+        source = f"Trial {provenance['trial']} of the sweep `{provenance.get('run')}`"
     if "confirmation" in provenance:
         source += f", trained again with a fresh seed as its confirmation run {provenance['confirmation']}"
     data = provenance.get("data")

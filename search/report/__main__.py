@@ -21,7 +21,6 @@ from shell.command_line import CommandLine
 from shell.environment import describe
 
 CHAMPION = Path("best_model/model.safetensors")
-REMEDY = "take the one before it: python -m search.promote --rollback"
 
 
 def main() -> None:
@@ -56,14 +55,21 @@ def _champion_of(study: optuna.Study) -> dict[str, Any] | None:
             metadata = dict(file.metadata() or {})
             tensors = [(name, file.get_tensor(name)) for name in sorted(file.keys())]
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{CHAMPION} is not a whole safetensors file; put back a copy of it, or {REMEDY}") from error
+        raise ValueError(f"{CHAMPION} is not a whole safetensors file; {_remedy()}") from error
     claimed = metadata.pop("sha256", None)
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())  # as catdog/checkpoint.py computes it
     for name, array in tensors:
         digest.update(f"{name} torch.{array.dtype} {array.shape} ".encode() + array.tobytes())
     if claimed != digest.hexdigest():
-        raise ValueError(f"{CHAMPION} was altered: its sha256 does not match; put back a copy of it, or {REMEDY}")
+        raise ValueError(f"{CHAMPION} was altered: its sha256 does not match; {_remedy()}")
     return {name: json.loads(text) for name, text in metadata.items()}
+
+
+def _remedy() -> str:
+    is_before = any(CHAMPION.parent.glob("history/[0-9][0-9][0-9][0-9].safetensors"))  # not withdrawn by a rollback
+    other = "take the one before it: python -m search.promote --rollback"
+    replacing = "replace it: python -m search.promote NAME --promote always"
+    return f"put back a copy of it, or {other if is_before else replacing}"
 
 
 if __name__ == "__main__":

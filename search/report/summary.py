@@ -102,4 +102,5 @@ def sentences(record: Record, champion: Mapping[str, Any] | None) -> Iterator[st
         yield f"{left_out} test images were left out: training images have the same content."
     if champion:
         provenance = champion["provenance"]
-        yield f"In service: trial {provenance.get('trial')} of {provenance.get('run')}."
+        trial = f"trial {provenance['trial']} of {provenance.get('run')}" if "trial" in provenance else ""
+        yield f"In service: {trial or 'a model that no sweep trained'}."

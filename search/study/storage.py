@@ -205,6 +205,8 @@ def studies_in(path: Path) -> dict[str, tuple[bool, bool]]:
     An ordinary connection would create missing files and tables, and one to read only would leave the files of the
     write-ahead log behind. So a file that nobody has open is read as if it could not change.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; move it away, or use another name for the sweep")
     if not path.exists() or not path.stat().st_size:
         return {}
     leftovers = {"-wal": "mode=ro", "-journal": "mode=rw"}  # of a process that writes, or died; a journal is undone

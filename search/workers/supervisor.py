@@ -15,6 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from search.durable import what_blocks
 from search.study.queue import num_free
 from search.study.shared_study import SharedStudy
 from search.task import Task, WorkerSlot
@@ -213,7 +214,7 @@ def sole_owner(folder: Path, *, shared: bool = False) -> Iterator[None]:
         if error.errno == ENOSPC:
             raise
         remedy = "run from a folder that can be written: runs/ belongs to the current directory"
-        raise ValueError(f"{folder} cannot be written ({error.strerror}); {remedy}") from error
+        raise ValueError(what_blocks(folder) or f"{folder} cannot be written ({error.strerror}); {remedy}") from error
     try:
         yield
     finally:

@@ -263,7 +263,6 @@ def test_command_that_cannot_save_ends_with_one_sentence(photographs, monkeypatc
 def test_command_overwrites_nothing_but_its_own_models(tmp_path, monkeypatch, capsys, output, answer):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "note.txt").write_text("a note")
-    (tmp_path / "best_model").mkdir()
     (tmp_path / "linked").symlink_to("best_model")
     (tmp_path / "nowhere").symlink_to("none")
     os.mkfifo(tmp_path / "pipe")

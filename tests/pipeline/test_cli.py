@@ -118,7 +118,7 @@ def test_ray_that_is_not_installed_is_one_sentence(home, small, capsys, monkeypa
 def test_best_model_that_cannot_be_written_is_refused_before_the_sweep(home, small, capsys):
     (home / "best_model").write_text("a file")
     assert main(small) == 2
-    assert "best_model/ cannot be written (Not a directory)" in capsys.readouterr().err
+    assert "best_model is not a folder; move it away" in capsys.readouterr().err
     assert not (home / "runs/small/study.db").exists()
 
 
@@ -132,7 +132,18 @@ def test_empty_and_one_class_and_broken_folders_are_refused(home, small, photogr
     assert not list(home.iterdir())
 
 
-def test_runs_that_cannot_be_written_are_refused(home, small, capsys):
-    (home / "runs").write_text("a file")
+@pytest.mark.parametrize(
+    ("make", "answer"),
+    [
+        (lambda home: (home / "runs").write_text("a file"), "runs is not a folder; move it away"),
+        (lambda home: (home / "runs").symlink_to("nowhere"), "runs is not a folder; move it away"),
+        (
+            lambda home: (home / "runs/small/study.db").mkdir(parents=True),
+            "runs/small/study.db is a folder; move it away, or use another name for the sweep",
+        ),
+    ],
+)
+def test_what_stands_where_a_sweep_writes_is_to_be_moved_away(home, small, capsys, make, answer):
+    make(home)
     assert main(small) == 2
-    assert "runs/small cannot be written" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"run_sweep.py: {answer}\n"

@@ -171,12 +171,47 @@ def test_altered_champion_is_refused_and_replaced_only_on_demand(bench, good):
     content = bytearray(bench.champion.read_bytes())
     content[-100] ^= 1
     bench.champion.write_bytes(content)
-    with pytest.raises(ValueError, match=r"model\.safetensors was altered"):
+    helps = "match; put back a copy of it, or give --promote always to replace it$"
+    with pytest.raises(ValueError, match=rf"model\.safetensors was altered: its sha256 does not {helps}"):
         bench(build_model(GOOD), 1)
+    with pytest.raises(ValueError, match=f"not {helps}"):
+        provenance_of(bench.champion.parent)
+    why = "no champion came before the present one, which is damaged; promote a trial with python -m search.promote"
+    with pytest.raises(ValueError, match=why):
+        restore(bench.champion.parent)
     assert bench.champion.read_bytes() == content
     outcome = bench(build_model(GOOD), 1, always=True)
     assert outcome.promoted
     assert "without a comparison, because of --promote always" in outcome.reason
+
+
+def test_damaged_champion_with_one_before_it_may_be_rolled_back(bench, good):
+    bench(build_model(GOOD), 0)
+    bench(good[0], 1)
+    bench.champion.write_text("junk")
+    helps = "put back a copy of it, or take the one before it: python -m search.promote --rollback"
+    with pytest.raises(ValueError, match=f"not a whole model file of this project; {helps}$"):
+        provenance_of(bench.champion.parent)
+    assert "is trial 0 of one again" in restore(bench.champion.parent)
+
+
+def test_readme_that_no_promotion_wrote_is_kept_and_told(bench, good, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    readme, told = bench.champion.parent / "README.md", []
+    bench(build_model(GOOD), 0)
+    for text in ("# Ours", "# Again ours"):
+        readme.write_text(text)
+        weights = tmp_path / "runs/one/trials/0000/model.safetensors"
+        promote_weights(weights, bench.champion.parent, "synthetic", "cpu", say=told.append)
+        bench(build_model(GOOD), 0)
+    kept = [bench.champion.parent / f"history/README-{number}.md" for number in (1, 2)]
+    assert [path.read_text() for path in kept] == ["# Ours", "# Again ours"]
+    what = f"{readme} is the model card now; the one before it, which no promotion wrote, is kept as"
+    assert told == [f"{what} {path}" for path in kept]
+    bench(good[0], 1)
+    readme.write_text("# Ours")
+    assert restore(bench.champion.parent).startswith(f"note: {what} {kept[0].with_name('README-3.md')}\n")
+    assert "Trial 0 of the sweep `one`" in readme.read_text()
 
 
 def test_rollback_restores_the_champion_before(bench, good):
@@ -318,7 +353,7 @@ def test_best_model_that_cannot_be_written_is_one_sentence(bench, good, tmp_path
     bench.champion.parent.write_text("a file")
     with pytest.raises(SystemExit, match="2"):
         promote_command(monkeypatch, "one", "--trial", "0")
-    assert "best_model/ cannot be written (Not a directory)" in capsys.readouterr().err
+    assert "best_model is not a folder; move it away" in capsys.readouterr().err
 
 
 @contextmanager
@@ -330,6 +365,16 @@ def full_disk():
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_readme_that_no_promotion_wrote_stays_on_a_full_disk(withdrawn, monkeypatch, capsys):
+    readme = withdrawn.champion.parent / "README.md"
+    readme.write_text("# Ours")
+    with full_disk():
+        promote_command(monkeypatch, "--undo-rollback")
+    assert "note: best_model/README.md could not be written" in capsys.readouterr().out
+    assert readme.read_text() == "# Ours"
+    assert not list(readme.parent.glob("history/*.md"))
 
 
 def test_rollbacks_succeed_on_a_full_disk_and_say_what_is_not_written(withdrawn, monkeypatch, capsys):

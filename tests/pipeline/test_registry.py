@@ -27,6 +27,13 @@ def kept_in(best):
     return {path.name: path.read_text() for path in sorted((best / "history").iterdir())}
 
 
+def test_card_of_a_model_that_no_sweep_trained_names_no_trial(tmp_path):
+    header = {"classes": ["cat", "dog"], "preprocessing": {}, "metrics": {}, "provenance": {"data": "ab12"}}
+    save_model(build_model(TINY), tmp_path / CHAMPION, header)
+    write_card(tmp_path / CHAMPION)
+    assert "A training outside of a sweep. Data: ab12." in (tmp_path / "README.md").read_text()
+
+
 def test_champion_before_is_kept_under_the_next_number(tmp_path):
     for name in ("one", "two", "three"):
         promote(tmp_path / "best", name)
@@ -134,7 +141,7 @@ def test_folder_that_cannot_be_written_is_one_sentence(tmp_path, blocked):
     best = tmp_path / "best"
     (best / blocked).parent.mkdir(exist_ok=True)
     (best / blocked).write_text("a file")
-    with pytest.raises(ValueError, match="best/ cannot be written"):
+    with pytest.raises(ValueError, match=f"^{best / blocked} is not a folder; move it away$"):
         require_writable(best)
 
 

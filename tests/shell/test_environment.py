@@ -110,6 +110,7 @@ ENVIRONMENTS = {
     "torch's shared memory": (RuntimeError("unable to write: No space left on device (28)"), "free some space"),
     "SQLite": (RuntimeError("(sqlite3.OperationalError) database or disk is full"), "free some space"),
     "a read-only disk": (OSError(errno.EROFS, os.strerror(errno.EROFS), "/x"), "use a folder that can be written"),
+    "a folder in the way": (OSError(errno.EISDIR, os.strerror(errno.EISDIR), "/x"), "move that folder away"),
     "a library": (ImportError("libgomp.so.1: cannot open shared object file"), "libgomp"),
     "a text": (UnicodeDecodeError("ascii", b"\xff", 0, 1, "ordinal not in range"), "ordinal"),
 }

@@ -9,6 +9,8 @@ from search.report import page as report
 from search.report.__main__ import main
 from search.report.figures import parallel_coordinates, slices
 from search.report.page import kept_up_to_date, write_last_page, write_page
+from search.report.record import read_record
+from search.report.summary import sentences
 from search.space.space import Goal
 from search.study.queue import acquire
 from search.study.sweep import load_study
@@ -16,6 +18,8 @@ from tests.servers.app_server import HANG
 from tests.servers.counting_sweep import make_sweep
 from tests.servers.finished_sweep import make_finished_sweep
 from tests.servers.processes import wait_until
+
+GOAL = {"metric": "best_loss", "direction": "minimize"}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +126,7 @@ def test_page_of_a_sweep_that_has_just_begun(tmp_path):
     from search.study.create import create_study
 
     folder = tmp_path / "runs/begun"
-    study = create_study(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
+    study = create_study(make_sweep(folder, 3), {"goal": GOAL})
     assert "Too few trials so far" in write_page(folder).read_text()
     claim = acquire(study, 0, "cpu")
     study.report(claim.trial, 1, 0.5)
@@ -135,7 +139,7 @@ def test_page_is_kept_up_to_date_while_the_sweep_runs(tmp_path, monkeypatch):
 
     monkeypatch.setattr(report, "EVERY_SECONDS", 0.1)
     folder = tmp_path / "runs/begun"
-    create_study(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
+    create_study(make_sweep(folder, 3), {"goal": GOAL})
     with kept_up_to_date(folder):
         wait_until((folder / "report.html").exists)
     assert len(load_study(folder).get_trials()) == 0
@@ -146,7 +150,7 @@ def test_page_of_an_interrupted_sweep_is_not_waited_for_if_its_study_does_not_an
 
     monkeypatch.setattr(report, "LAST_SECONDS", 0.2)
     folder = tmp_path / "runs/begun"
-    create_study(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}}).close()
+    create_study(make_sweep(folder, 3), {"goal": GOAL}).close()
     with closing(sqlite3.connect(folder / "study.db", isolation_level=None)) as other:
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
         other.execute("BEGIN EXCLUSIVE")
@@ -181,7 +185,7 @@ def test_command_refuses_a_champion_that_is_not_whole(tmp_path, monkeypatch, cap
     from search.study.create import create_study
 
     folder = tmp_path / "runs/one"
-    study = create_study(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
+    study = create_study(make_sweep(folder, 3), {"goal": GOAL})
     study.optuna.set_user_attr("promotion", {})
     monkeypatch.chdir(tmp_path)
     (tmp_path / "best_model").mkdir()
@@ -189,7 +193,13 @@ def test_command_refuses_a_champion_that_is_not_whole(tmp_path, monkeypatch, cap
     monkeypatch.setattr(sys, "argv", ["report", "one"])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "best_model/model.safetensors is not a whole safetensors file" in capsys.readouterr().err
+    said = "best_model/model.safetensors is not a whole safetensors file; put back a copy of it, or"
+    assert f"{said} replace it: python -m search.promote NAME --promote always" in capsys.readouterr().err
+    (tmp_path / "best_model/history").mkdir()
+    (tmp_path / "best_model/history/0001.safetensors").touch()
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert f"{said} take the one before it: python -m search.promote --rollback" in capsys.readouterr().err
 
 
 def test_command_reads_the_champion_as_it_was_saved_and_refuses_an_altered_one(tmp_path, monkeypatch):
@@ -198,13 +208,15 @@ def test_command_reads_the_champion_as_it_was_saved_and_refuses_an_altered_one(t
     from search.report.__main__ import CHAMPION, _champion_of
     from search.study.create import create_study
 
-    study = create_study(make_sweep(tmp_path / "runs/one", 3), {"goal": {"metric": "best_loss"}}).optuna
+    study = create_study(make_sweep(tmp_path / "runs/one", 3), {"goal": GOAL}).optuna
     study.set_user_attr("promotion", {})
     monkeypatch.chdir(tmp_path)
     CHAMPION.parent.mkdir()
     header = {"classes": ["cat", "dog"], "preprocessing": {}, "metrics": {}, "provenance": {"run": "one"}}
     save_model(build_model(ModelConfig(2, 4, 2, image_size=32)), CHAMPION, header)
     assert _champion_of(study) == {name: entry for name, entry in read_header(CHAMPION).items() if name != "sha256"}
+    *_, last = sentences(read_record(tmp_path / "runs/one"), _champion_of(study))
+    assert last == "In service: a model that no sweep trained."
     CHAMPION.write_bytes(CHAMPION.read_bytes().replace(b'\\"one\\"', b'\\"two\\"'))
     with pytest.raises(ValueError, match="was altered: its sha256 does not match"):
         _champion_of(study)
