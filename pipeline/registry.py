@@ -126,7 +126,7 @@ def provenance_of(best_model: Path) -> dict[str, Any]:
 def explain_damage(best_model: Path, error: ValueError) -> str:
     """Say what is wrong with a champion that cannot be read, and what helps."""
     other = "give --promote always to replace it"
-    if not all(map(_is_withdrawn, _history(best_model))):
+    if any(is_whole(path, read_header) for path in _history(best_model) if not _is_withdrawn(path)):
         other = "take the one before it: python -m search.promote --rollback"
     return f"{str(error).partition(';')[0]}; put back a copy of it, or {other}"
 

@@ -64,7 +64,7 @@ def explain(content: bytes) -> UnreadableImageError:
     """Return the error for content that Pillow cannot open."""
     head = content[:HEAD].removeprefix(b"\xef\xbb\xbf")
     if not content:
-        return UnreadableImageError("the file is empty", "are not images")
+        return UnreadableImageError("the file is empty", "are empty")
     if is_heic(content) and not can_decode_heic():
         return needs_pi_heif()
     if is_heic(content):

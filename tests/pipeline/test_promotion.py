@@ -185,13 +185,19 @@ def test_altered_champion_is_refused_and_replaced_only_on_demand(bench, good):
     assert "without a comparison, because of --promote always" in outcome.reason
 
 
-def test_damaged_champion_with_one_before_it_may_be_rolled_back(bench, good):
+def test_damaged_champion_with_one_before_it_may_be_rolled_back(bench, good, tmp_path):
     bench(build_model(GOOD), 0)
     bench(good[0], 1)
     bench.champion.write_text("junk")
     helps = "put back a copy of it, or take the one before it: python -m search.promote --rollback"
     with pytest.raises(ValueError, match=f"not a whole model file of this project; {helps}$"):
         provenance_of(bench.champion.parent)
+    (before,) = (bench.champion.parent / "history").iterdir()
+    before.rename(tmp_path / "before")
+    before.write_text("junk")
+    with pytest.raises(ValueError, match=r"put back a copy of it, or give --promote always to replace it$"):
+        provenance_of(bench.champion.parent)
+    (tmp_path / "before").rename(before)
     assert "is trial 0 of one again" in restore(bench.champion.parent)
 
 
