@@ -6,6 +6,7 @@ A list of the images, kept in a file, tells later what has changed.
 import csv
 import gzip
 import hashlib
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -134,8 +135,8 @@ def load_data_and_count_test(source: str, image_size: int) -> Data:
 
 
 def note_images(path: Path, source: str, image_size: int, fingerprint: str) -> None:
-    """Keep a list of the images of `source` in the file `path`, unless it is there. Test folders are left out."""
-    if path.exists() and _read_list(path)[0] == fingerprint:
+    """Keep a list of the images of `source` in the file `path`, unless a whole one is there, without test folders."""
+    if _read_list(path)[0] == fingerprint:
         return
     text = StringIO()
     csv.writer(text).writerows([(fingerprint,), *_list_entries(source, image_size)])
@@ -145,9 +146,8 @@ def note_images(path: Path, source: str, image_size: int, fingerprint: str) -> N
 def describe_change(path: Path, source: str, image_size: int) -> str:
     """Describe how the images of `source` differ from those of a list that `note_images` kept."""
     shown = printable(source)
-    try:
-        before = _read_list(path)[1]
-    except (OSError, EOFError, ValueError, csv.Error):  # a sweep of an earlier version has none
+    before = _read_list(path)[1]
+    if not before:
         return f"other images than those of {shown}"
     now = _list_entries(source, image_size)
     new, missing = _find_surplus(now, before), _find_surplus(before, now)
@@ -184,9 +184,13 @@ def _per_class(labels: np.ndarray) -> tuple[int, ...]:
 
 
 def _read_list(path: Path) -> tuple[str, list[Entry]]:
-    with gzip.open(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        (fingerprint,), *rows = csv.reader(file)
-    return fingerprint, [(label, digest, side, name) for label, digest, side, name in rows]
+    """Return the fingerprint and the entries of a list; none if it is damaged or, of an earlier version, not there."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            (fingerprint,), *rows = csv.reader(file)
+        return fingerprint, [(label, digest, side, name) for label, digest, side, name in rows]
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error):
+        return "", []
 
 
 def _list_entries(source: str, image_size: int) -> list[Entry]:

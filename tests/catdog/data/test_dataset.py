@@ -1,4 +1,5 @@
 import errno
+import gzip
 import multiprocessing
 import os
 import shutil
@@ -401,8 +402,25 @@ def test_other_split_other_images_and_no_list_are_told(photographs, tmp_path, no
             path.write_bytes(drawn_files[label][int(path.stem.split(".")[1])] + b"x")
     assert noted() == "40 images, and none of the 40 of FOLDER is among them"
     assert describe_change(tmp_path / "none", str(photographs), 32) == f"other images than those of {photographs}"
-    (tmp_path / "torn").write_bytes((tmp_path / "images.csv.gz").read_bytes()[:40])
-    assert describe_change(tmp_path / "torn", str(photographs), 32).startswith("other images than")
+
+
+DAMAGE = {
+    "torn": lambda whole: whole[:40],
+    "emptied": lambda _: b"",
+    "junk": lambda _: b"junk\n",
+    "changed": lambda whole: whole[:60] + bytes(60) + whole[120:],
+    "of another program": lambda _: gzip.compress(b"a,b\n1,2\n"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_list_is_as_none_and_written_anew(photographs, tmp_path, noted, damage):
+    path = tmp_path / "images.csv.gz"
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert noted() == "other images than those of FOLDER"
+    note_images(path, str(photographs), 32, "fingerprint")
+    assert path.read_bytes() == whole
 
 
 def test_list_is_small_and_written_once(photographs, tmp_path):
