@@ -18,6 +18,7 @@ from torch import Tensor
 from catdog.data.files import write_file
 from catdog.device import is_process_lost
 from catdog.model import CNN, ModelConfig
+from shell.environment import module_command
 
 Header = dict[str, Any]
 
@@ -62,7 +63,7 @@ def replaces_model(output: Path) -> bool:
     Raises ValueError, and changes nothing, where no model can be written, or something else would be lost.
     """
     if CHAMPION.parts in (output.absolute().parts[-2:], output.resolve().parts[-2:]):
-        remedy = "name another file, and serve it with python -m catdog.app --model FILE"
+        remedy = f"name another file, and serve it with {module_command('catdog.app')} --model FILE"
         raise ValueError(f"--output {output} is the champion's place, where search.promote alone writes; {remedy}")
     if not output.resolve().parent.is_dir():
         raise ValueError(f"the folder of --output {output} does not exist; make it first")

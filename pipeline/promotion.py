@@ -45,6 +45,7 @@ from search.study.storage import StorageError, first_line
 from search.study.sweep import CANDIDATES, PROMOTION, RUNS, load_study
 from search.study.trials import state_of
 from search.workers.tracking import Model, read_note
+from shell.environment import module_command
 
 BEST_MODEL = Path("best_model")
 REGISTERED = "catdog"  # the champions' name in Comet's Model Registry
@@ -135,11 +136,8 @@ def restore(best_model: Path, *, undo: bool = False) -> str:
     before, after = (undo_rollback if undo else rollback)(best_model, load_model, describe)
     name = model_name(provenance_of(best_model))
     kept = f"; the champion until then is kept as {after}" if after else ""
-    back = (
-        "; python -m search.promote --undo-rollback takes it back"
-        if not undo and after and is_whole(after, load_model)
-        else ""
-    )
+    can_return = not undo and after and is_whole(after, load_model)
+    back = f"; {module_command('search.promote')} --undo-rollback takes it back" if can_return else ""
     done = f"{best_model / CHAMPION} is {name} again (it was {before}){kept}{back}"
     return "\n".join([*(f"note: {note}" for note in notes), done])
 
@@ -194,7 +192,7 @@ def describe_settled(before: Mapping[str, Any], name: str) -> list[str]:
     return [
         f"{verdict} on {before['time']}: {before['reason']}",
         f"the champion in {BEST_MODEL}/ now: {model_name(provenance_of(BEST_MODEL))}",
-        f"to test it again: python -m search.promote {name}",
+        f"to test it again: {module_command('search.promote')} {name}",
     ]
 
 
@@ -270,7 +268,8 @@ def _anyway(weights: Path, number: int | None) -> str:
     """Return the command that promotes a trial without a comparison, as a sentence."""
     folder = weights.parents[2]
     name = folder.name if folder.parent == RUNS else str(folder)
-    return f"python -m search.promote {shlex.quote(name)} --trial {number} --promote always replaces it anyway"
+    promote = f"{module_command('search.promote')} {shlex.quote(name)}"
+    return f"{promote} --trial {number} --promote always replaces it anyway"
 
 
 def _source_of(provenance: Mapping[str, Any]) -> str:

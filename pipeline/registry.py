@@ -11,11 +11,10 @@ from filelock import FileLock
 
 from catdog.checkpoint import read_header
 from search.durable import what_blocks
-from shell.environment import remedy_of
+from shell.environment import module_command, remedy_of
 
 CHAMPION, CARD, HISTORY, WORK = "model.safetensors", "README.md", "history", ".work"
 WITHDRAWN = "-withdrawn"  # marks a champion of history/ that a rollback took out of service
-ANYWAY = "promote a trial with python -m search.promote NAME --promote always"
 NUM_KEPT = 10  # champions in history/
 
 Callback = Callable[[Path], object]  # takes the path of a champion
@@ -89,7 +88,7 @@ def _exchange(best_model: Path, verify: Callback, describe: Callback, *, undo: b
         before = next((path for path in reversed(past) if is_whole(path, verify)), None)
         if before is None:
             damaged = f"{best_model / HISTORY} holds no champion to go back to: {len(past)} are damaged"
-            raise ValueError(f"{damaged}; {ANYWAY}")
+            raise ValueError(f"{damaged}; {_anyway()}")
         after = _keep(best_model, "" if undo else WITHDRAWN) if (best_model / CHAMPION).exists() else None
         _replace(best_model / CHAMPION, before)
     return before, after
@@ -102,10 +101,15 @@ def _nothing_to_go_back_to(best_model: Path, verify: Callback, *, undo: bool) ->
     if (best_model / CHAMPION).exists():
         why = "no champion came before the present one, which stays"
         if not is_whole(best_model / CHAMPION, verify):
-            why = f"no champion came before the present one, which is damaged; {ANYWAY}"
+            why = f"no champion came before the present one, which is damaged; {_anyway()}"
     if _history(best_model):
-        why = "rollbacks withdrew all earlier ones; python -m search.promote --undo-rollback takes the last one back"
+        back = f"{module_command('search.promote')} --undo-rollback takes the last one back"
+        why = f"rollbacks withdrew all earlier ones; {back}"
     return f"{best_model.absolute() / HISTORY} holds no champion to go back to: {why}"
+
+
+def _anyway() -> str:
+    return f"promote a trial with {module_command('search.promote')} NAME --promote always"
 
 
 def require_writable(best_model: Path) -> None:
@@ -127,7 +131,7 @@ def explain_damage(best_model: Path, error: ValueError) -> str:
     """Say what is wrong with a champion that cannot be read, and what helps."""
     other = "give --promote always to replace it"
     if any(is_whole(path, read_header) for path in _history(best_model) if not _is_withdrawn(path)):
-        other = "take the one before it: python -m search.promote --rollback"
+        other = f"take the one before it: {module_command('search.promote')} --rollback"
     return f"{str(error).partition(';')[0]}; put back a copy of it, or {other}"
 
 

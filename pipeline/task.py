@@ -24,6 +24,7 @@ from search.space.schema import to_boolean
 from search.space.space import Parameters
 from search.study.sweep import Sweep
 from search.task import EpochMetrics, OutOfMemoryError, ProcessLostError, TrialContext
+from shell.environment import module_command
 
 METRICS: dict[str, Literal["minimize", "maximize"]] = {  # columns that a goal may name, with their direction
     "val_loss": "minimize",
@@ -100,7 +101,7 @@ class TrainTrial:
                 else:
                     options += [f"--{flag}", str(value)]
         threads = os.environ.get("OMP_NUM_THREADS", "")  # the worker's share
-        return f"OMP_NUM_THREADS={threads} {shlex.join(['python', '-m', 'catdog.train', *options])}"
+        return f"OMP_NUM_THREADS={threads} {module_command('catdog.train')} {shlex.join(options)}"
 
     def header(self, context: TrialContext, data: Data, train_config: TrainConfig, epoch: Epoch) -> dict[str, Any]:
         """Return the header of the model file, without the architecture."""

@@ -57,6 +57,13 @@ def prepare() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def module_command(name: str) -> str:
+    """Return the beginning of a command that runs a module of ours from the current directory."""
+    if Path("shell").resolve() == ROOT / "shell" and not os.environ.get("PYTHONSAFEPATH"):
+        return f"python -m {name}"
+    return f"PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -m {name}"
+
+
 def is_environments(error: BaseException) -> bool:
     """Return whether the machine, its limits or its installation caused an error: any other work would fail too."""
     if isinstance(error, (OSError, ImportError, UnicodeError)):

@@ -18,7 +18,7 @@ from search.report.summary import sentences
 from search.study.storage import StorageError, first_line
 from search.study.sweep import PROMOTION, find_sweep, load_study
 from shell.command_line import CommandLine
-from shell.environment import describe
+from shell.environment import describe, module_command
 
 CHAMPION = Path("best_model/model.safetensors")
 
@@ -67,8 +67,8 @@ def _champion_of(study: optuna.Study) -> dict[str, Any] | None:
 
 def _remedy() -> str:
     is_before = any(CHAMPION.parent.glob("history/[0-9][0-9][0-9][0-9].safetensors"))  # not withdrawn by a rollback
-    other = "take the one before it: python -m search.promote --rollback"
-    replacing = "replace it: python -m search.promote NAME --promote always"
+    other = f"take the one before it: {module_command('search.promote')} --rollback"
+    replacing = f"replace it: {module_command('search.promote')} NAME --promote always"
     return f"put back a copy of it, or {other if is_before else replacing}"
 
 

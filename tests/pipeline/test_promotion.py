@@ -447,7 +447,7 @@ def test_withdrawn_champion_can_be_promoted_again(withdrawn, monkeypatch, capsys
     promote_command(monkeypatch, "one", "--trial", "0")
     promote_command(monkeypatch, "--rollback")
     before = withdrawn.champion.parent / "history/0004-withdrawn.safetensors"
-    assert f"is kept as best_model/history/{before.name}; python -m" in capsys.readouterr().out
+    assert f"is kept as best_model/history/{before.name}; PYTHONPATH=" in capsys.readouterr().out
     promote_command(monkeypatch, "--undo-rollback")
     assert provenance_of(withdrawn.champion.parent)["run"] == "one"
     promote_command(monkeypatch, "--rollback")

@@ -223,8 +223,7 @@ def test_promote_never_promotes_nothing_and_the_reports_command_makes_the_same_w
     assert "winner: trial 0, not promoted because of --promote never" in capsys.readouterr().out
     assert not (home / "best_model").exists()
     folder = home / "runs/small/trials/0000"
-    command = (folder / "command.txt").read_text().replace("python", sys.executable, 1)
-    subprocess.run(command, shell=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    subprocess.run((folder / "command.txt").read_text(), shell=True, check=True)
     again, found = load_model(home / "model.safetensors")[0], load_model(folder / "model.safetensors")[0]
     pairs = zip(again.state_dict().values(), found.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)

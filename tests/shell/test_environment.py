@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from shell import environment
-from shell.environment import describe, is_environments
+from shell.environment import describe, is_environments, module_command
 from tests.conftest import ROOT
 
 COMMANDS = (
@@ -102,6 +102,15 @@ def test_a_low_soft_limit_of_open_files_is_raised():
     shell = ["bash", "-c", 'ulimit -Sn 40; exec "$@"', "bash", *command]
     shown = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert int(shown) == min(hard, environment.NUM_FILES)
+
+
+def test_module_runs_from_any_folder_by_the_command_that_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert module_command("shell.redact") == "python -m shell.redact"
+    for folder, safe in ((ROOT, "1"), (tmp_path, "1"), (tmp_path, "")):
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("PYTHONSAFEPATH", safe)
+        subprocess.run(module_command("shell.redact"), shell=True, check=True)
 
 
 ENVIRONMENTS = {
