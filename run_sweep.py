@@ -2,6 +2,9 @@
 
 import signal
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # which Python leaves out with -I, -P or PYTHONSAFEPATH
 
 from shell import environment
 

@@ -54,6 +54,13 @@ class CommandLine(argparse.ArgumentParser):
         """End the process; print the message, if any, as one line to standard error."""
         super().exit(status, f"{one_line(without_password(message))}\n" if message else None)
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Refuse an empty text, which a variable of the shell that is not set leaves behind."""
+        if "" in arg_strings:
+            name, rest = next(iter(action.option_strings), ""), ", or leave it out"
+            self.error(f"{name or action.metavar or action.dest} is empty; give a value{rest if name else ''}")
+        return super()._get_values(action, arg_strings)
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Refuse a value that is none of the choices, in the same words with every version of Python."""
         if action.choices is not None and value not in action.choices:

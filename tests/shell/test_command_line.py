@@ -93,6 +93,24 @@ def test_mistyped_word_is_answered_with_the_closest_one(refused, line, sentence)
     assert sentence in refused(command, *shlex.split(line.removeprefix(command)))
 
 
+EMPTY = [
+    ("run_sweep.py", ["--name", ""], "--name is empty; give a value, or leave it out"),
+    ("run_sweep.py", ["--data="], "--data is empty; give a value, or leave it out"),
+    ("run_sweep.py", ["s.json", "--storage", ""], "--storage is empty; give a value, or leave it out"),
+    ("run_sweep.py", ["--trials", ""], "--trials is empty; give a value, or leave it out"),
+    ("run_sweep.py", [""], "config is empty; give a value"),
+    ("python -m search.report", [""], "name is empty; give a value"),
+    ("python -m search.promote", ["", "--rollback"], "name is empty; give a value"),
+    ("python -m catdog.predict", ["a.jpg", ""], "IMAGE is empty; give a value"),
+    ("python -m catdog.app", ["--auth", ""], "--auth is empty; give a value, or leave it out"),
+]
+
+
+@pytest.mark.parametrize(("command", "arguments", "sentence"), EMPTY)
+def test_empty_value_is_refused(refused, command, arguments, sentence):
+    assert refused(command, *arguments) == sentence
+
+
 def test_nothing_is_proposed_that_is_not_like_the_word():
     assert did_you_mean("gpu", ["--trials", "--epochs"]) == ""
     assert did_you_mean("", ["--trials"]) == ""

@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 
 COMMANDS = (
     ["run_sweep.py"],
+    ["-I", "run_sweep.py"],
     ["-m", "search.report", "x"],
     ["-m", "search.promote", "x"],
     ["-m", "search.panels", "push"],
