@@ -18,7 +18,7 @@ from catdog.device import find_devices
 from catdog.model import ModelConfig
 from pipeline.placement import AUTO, place_here, place_on_ray
 from pipeline.profiling import Say
-from pipeline.space import FIXED, NAME, make_space, sweep_name
+from pipeline.space import FIXED, as_folder, how_to_name, make_space, sweep_name
 from pipeline.task import DEFAULTS, cast, configure, library_versions
 from search.comet.client import RefusedError, ServiceDownError, check_comet, has_api_key
 from search.space.space import Parameters, Space
@@ -272,8 +272,9 @@ def _prior(name: str, sweep: Sweep, engine: Engine) -> PriorSweep | None:
         raise ValueError("--warm-start is for --engine optuna; a Comet search takes no results of another sweep")
     if name == sweep.name:
         raise ValueError(f"--warm-start {name} is this sweep itself; name another one in {RUNS}/")
-    if not re.fullmatch(NAME, name):
-        raise ValueError(f"--warm-start is {name!r}; give the name of another sweep, its folder in {RUNS}/")
+    if as_folder(name) != name:
+        remedy = how_to_name(Path(name), "give --warm-start") or f"give the name of another sweep in {RUNS}/"
+        raise ValueError(f"--warm-start is {name!r}; {remedy}")
     noted = noted_prior_sweep(sweep)
     return noted if noted and noted.is_that_of(RUNS / name) else read_prior_sweep(RUNS / name, sweep.space)
 

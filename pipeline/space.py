@@ -3,6 +3,7 @@
 import argparse
 import re
 import unicodedata
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -28,8 +29,8 @@ RELATED = ("image_size", "body_repeats", "residual_blocks", "global_pool", "batc
 
 def make_space(options: argparse.Namespace, search_id: str, fixed: Parameters, say: Say) -> Space:
     """Read the search space, or a search at Comet. Raises ValueError for values that no trial could use."""
-    if not search_id and _is_sweep(options.config):
-        remedy = f"repeat its command with --name {options.config.name}"
+    if not search_id and _sweep_at(options.config) and not options.config.is_file():
+        remedy = how_to_name(options.config, "repeat its command with --name")
         raise ValueError(f"{options.config} is a sweep, not a search space; {remedy}")
     if not search_id and options.config == DEFAULT_CONFIG and not options.config.exists():
         remedy = f"start the command in {Path(__file__).parents[1]}, or name a search space"
@@ -52,11 +53,11 @@ def make_space(options: argparse.Namespace, search_id: str, fixed: Parameters, s
     return replace(space, seed=seed, baseline=space.baseline if options.baseline else None)
 
 
-def _is_sweep(config: Path) -> bool:
-    try:
-        return holds_study(config) or (holds_study(RUNS / config) and not config.exists())
-    except OSError:  # such as a name that is too long
-        return False
+def _sweep_at(path: Path) -> Path | None:
+    """Return the folder of the sweep that a path leads to, from runs/ or from the current directory."""
+    with suppress(OSError):  # such as a name that is too long
+        return next(filter(holds_study, (RUNS / path, path)), None)
+    return None
 
 
 def _ends(name: str, values: list[Any]) -> list[Any]:
@@ -81,18 +82,24 @@ def sweep_name(options: argparse.Namespace, space: Space, search_id: str) -> str
             raise ValueError(f"{options.config}: name is {shown(space.name)}; use at least one letter or digit")
         raise ValueError(f'{options.config} gives the sweep no name; add "name": "my sweep", or give --name')
     if (name := as_folder(options.name)) != options.name:
-        raise ValueError(f"--name is {shown(options.name)}; {_better_name(options.name, name)}")
+        usual = "use letters, digits, '.', '_' and '-'" + (f", as in {name}" if name else "")
+        remedy = how_to_name(Path(options.name), "give --name") or usual
+        raise ValueError(f"--name is {shown(options.name)}; {remedy}")
     return name
 
 
-def _better_name(given: str, name: str) -> str:
-    """Say what to give instead of a name that cannot be that of a folder in runs/."""
-    path = Path(given)
-    if path.parent.name == RUNS.name and as_folder(path.name) == path.name:
-        return f"give --name {path.name}"
-    if name and path.name == given and holds_study(RUNS / path):
-        return f"rename the folder {RUNS / path} to {name} first, and give --name {name}"
-    return "use letters, digits, '.', '_' and '-'" + (f", as in {name}" if name else "")
+def how_to_name(path: Path, give: str) -> str:
+    """Say how to name the sweep that a path leads to; empty if it leads to none and not into runs/ either."""
+    folder = _sweep_at(path)
+    is_ours = folder.parent.resolve() == RUNS.resolve() if folder else path.parent.name == RUNS.name
+    if is_ours and as_folder(path.name) == path.name:
+        return f"{give} {path.name}"
+    if not folder:
+        return ""
+    name = as_folder(folder.name) or as_folder(folder.resolve().name) or "sweep"
+    names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
+    free = next(name for name in names if not (RUNS / name).exists())
+    return f"move the folder {folder} to {RUNS / free} first, and {give} {free}"
 
 
 def as_folder(name: str) -> str:

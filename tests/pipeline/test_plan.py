@@ -118,11 +118,22 @@ def test_name_on_the_command_line_is_that_of_a_folder(home, small, name, example
 
 
 def test_name_of_a_folder_in_runs_is_told_from_its_path(home, small):
-    Path("runs/my copy").mkdir(parents=True)
-    Path("runs/my copy/study.db").touch()
-    for name, answer in (("runs/y", "--name y$"), ("./runs/y/", "--name y$"), ("my copy", "to my-copy first")):
-        with pytest.raises(ValueError, match=answer):
-            make_plan(parse([*small, "--name", name]), print)
+    for folder in ("runs/my copy", "runs/my-copy", "runs/a", "old/runs/a", "old/c"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "study.db").touch()
+    for name, answer in (
+        ("runs/y", "give {} y"),
+        ("./runs/y/", "give {} y"),
+        (f"{home}/runs/a", "give {} a"),
+        ("my copy", "move the folder runs/my copy to runs/my-copy-2 first, and give {} my-copy-2"),
+        ("old/runs/a", "move the folder old/runs/a to runs/a-2 first, and give {} a-2"),
+        (f"{home}/old/c", f"move the folder {home}/old/c to runs/c first, and give {{}} c"),
+    ):
+        for option in ("--name", "--warm-start"):
+            with pytest.raises(ValueError, match=f"^{option} is .*; {answer.format(option)}$"):
+                make_plan(parse([*small, option, name]), print)
+    with pytest.raises(ValueError, match="is a sweep, not a search space; move the folder old/c to runs/c first, and"):
+        make_plan(parse(["old/c", *small[1:]]), print)
 
 
 def test_another_folder_than_the_projects_is_named(home):
