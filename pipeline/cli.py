@@ -18,7 +18,7 @@ from pipeline.plan import Plan, make_plan
 from pipeline.space import DEFAULT_CONFIG
 from pipeline.stages import launch
 from pipeline.task import DEFAULTS
-from search.study.storage import StorageError, first_line
+from search.study.storage import StorageError, first_line, is_read_only
 from search.study.sweep import find_study, holds_study
 from search.workers.history import HISTORY
 from search.workers.signals import stop_by_signals
@@ -59,7 +59,7 @@ def _hint(options: argparse.Namespace, plan: Plan | None) -> str:
     """Say how to resume, if there is something to resume, as the end of a message."""
     if options.dry_run:
         return ". Nothing is kept"
-    is_begun = plan and holds_study(plan.sweep.folder)
+    is_begun = plan and holds_study(plan.sweep.folder) and not is_read_only(plan.sweep.folder)
     return f". Progress is saved. Resume with: {resume_command(options)}" if is_begun else ""
 
 

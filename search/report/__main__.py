@@ -30,9 +30,7 @@ def main() -> None:
     try:
         folder = find_sweep(name)
         champion = _champion_of(load_study(folder))
-        page = write_page(folder, champion)
         record = read_record(folder)
-        write_ranking(folder / "ranking.csv", record.ranking, record.goal)
     except (ValueError, OSError, StorageError) as error:
         parser.exit(2, describe(error) if isinstance(error, OSError) else first_line(error))
     console = Console(width=None if sys.stdout.isatty() else WIDE)
@@ -40,7 +38,13 @@ def main() -> None:
     print_candidates(console, record.candidates, record.goal)
     for sentence in sentences(record, champion):
         console.print(sentence, highlight=False, soft_wrap=True, markup=False)
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    try:
+        write_ranking(folder / "ranking.csv", record.ranking, record.goal)
+        console.print(f"report: {write_page(folder, champion)}", highlight=False, soft_wrap=True)
+    except PermissionError:
+        parser.exit(2, f"{folder} cannot be written, so there is no new report; make it writable")
+    except OSError as error:
+        parser.exit(2, describe(error))
 
 
 def _champion_of(study: optuna.Study) -> dict[str, Any] | None:

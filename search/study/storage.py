@@ -200,19 +200,12 @@ def is_passing(error: Exception) -> bool:
 
 
 def studies_in(path: Path) -> dict[str, tuple[bool, bool]]:
-    """Return the studies in a SQLite file by name: whether each is a sweep's, and has trials. Writes nothing.
-
-    An ordinary connection would create missing files and tables, and one to read only would leave the files of the
-    write-ahead log behind. So a file that nobody has open is read as if it could not change.
-    """
+    """Return the studies in a SQLite file by name: whether each is a sweep's, and has trials. Writes nothing."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; move it away, or use another name for the sweep")
     if not path.exists() or not path.stat().st_size:
         return {}
-    leftovers = {"-wal": "mode=ro", "-journal": "mode=rw"}  # of a process that writes, or died; a journal is undone
-    modes = [mode for suffix, mode in leftovers.items() if path.with_name(path.name + suffix).exists()]
-    address = f"file:{quote(os.fsencode(path))}?{(*modes, 'immutable=1')[0]}"
-    with _explained(path), closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as connection:
+    with _explained(path), closing(_reading(path)) as connection:
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         if tables and "study_user_attributes" not in tables:
             raise ValueError(
@@ -221,11 +214,30 @@ def studies_in(path: Path) -> dict[str, tuple[bool, bool]]:
         return {name: (bool(a), bool(b)) for name, a, b in connection.execute(STUDIES)} if tables else {}
 
 
+def _reading(path: Path) -> sqlite3.Connection:
+    """Connect to a SQLite file for reading.
+
+    An ordinary connection would create missing files and tables, and one to read only would leave the files of the
+    write-ahead log behind. So a file that nobody has open is read as if it could not change.
+    """
+    leftovers = {"-wal": "mode=ro", "-journal": "mode=rw"}  # of a process that writes, or died; a journal is undone
+    modes = [mode for suffix, mode in leftovers.items() if path.with_name(path.name + suffix).exists()]
+    address = f"file:{quote(os.fsencode(path))}?{(*modes, 'immutable=1')[0]}"
+    return sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)
+
+
+def is_read_only(folder: Path) -> bool:
+    """Return whether the study of a sweep is a file that cannot be written."""
+    path = folder / "study.db"
+    return path.exists() and not (os.access(path, os.W_OK) and os.access(folder, os.W_OK))
+
+
 def _open_file(path: Path, *, locking: bool) -> RDBStorage:
     """Open the tables in a file. A reader leaves the file as it is, and neither connections nor files beside it."""
     settings: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}}
     if not locking:
         settings["poolclass"] = sqlalchemy.NullPool
+        settings |= {"creator": lambda: _reading(path)} if is_read_only(path.parent) else {}
     else:
         # PRAGMA synchronous stays FULL, though NORMAL commits far faster: after a power cut the study could lack a
         # trial whose checkpoint exists, and the next trial of that number would resume it.

@@ -213,7 +213,7 @@ def sole_owner(folder: Path, *, shared: bool = False) -> Iterator[None]:
     except OSError as error:
         if error.errno == ENOSPC:
             raise
-        remedy = "run from a folder that can be written: runs/ belongs to the current directory"
+        remedy = "make it writable, or run from a folder that can be written: runs/ belongs to the current directory"
         raise ValueError(what_blocks(folder) or f"{folder} cannot be written ({error.strerror}); {remedy}") from error
     try:
         yield

@@ -1,12 +1,19 @@
+import os
 import re
 import signal
+import subprocess
 import sys
 from contextlib import contextmanager
 
 import pytest
+from optuna.trial import TrialState
 
 from pipeline import stages
 from pipeline.cli import main, parse, resume_command
+from search.study.create import create_study
+from search.study.queue import acquire
+from tests.conftest import ROOT
+from tests.servers.counting_sweep import make_sweep
 
 
 def test_password_of_an_address_is_not_said_again(monkeypatch):
@@ -147,3 +154,31 @@ def test_what_stands_where_a_sweep_writes_is_to_be_moved_away(home, small, capsy
     make(home)
     assert main(small) == 2
     assert capsys.readouterr().err == f"run_sweep.py: {answer}\n"
+
+
+AS_USER = [] if os.getuid() else ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
+COMMANDS = """import sys
+from pathlib import Path
+from types import SimpleNamespace
+from pipeline.cli import _hint, parse
+from search.report.__main__ import main
+print(_hint(parse([]), SimpleNamespace(sweep=SimpleNamespace(folder=Path("runs/one")))))
+sys.argv = ["report", "one"]
+main()"""
+
+
+def test_run_that_cannot_be_written_is_ranked_and_no_command_is_said_to_resume_it(tmp_path):
+    folder = tmp_path / "runs/one"
+    study = create_study(make_sweep(folder, 3), {"goal": {"metric": "best_loss", "direction": "minimize"}})
+    claim = acquire(study, 0, "cpu")
+    study.report(claim.trial, 1, 0.5)
+    study.tell(claim.trial, TrialState.COMPLETE, 0.5)
+    claim.release()
+    study.close()
+    folder.chmod(0o555)
+    command, environment = [*AS_USER, sys.executable, "-c", COMMANDS], {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    folder.chmod(0o755)
+    assert ended.stdout.startswith("\n"), ended.stderr  # no hint
+    assert "1       0   complete" in ended.stdout
+    assert ended.stderr == "runs/one cannot be written, so there is no new report; make it writable\n"
