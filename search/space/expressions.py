@@ -22,9 +22,14 @@ OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {  # with floats, whose resu
 }
 
 
-def remedy(text: str) -> str:
-    """Return the end of a sentence: what to write instead of `text`; empty if it is not understood."""
+def remedy(text: str, *, whole: bool = False) -> str:
+    """Return the end of a sentence: what to write instead of `text`; empty if it is not understood.
+
+    With `whole`, a comma in it separates whole numbers, if not thousands.
+    """
     text = text.strip()
+    if len(text) > MAX_LENGTH:
+        return ""
     if prefixed := re.fullmatch(r"[a-zA-Z]{1,2}(['\"])(.*)\1", text):
         return f"write {json.dumps(prefixed[2], ensure_ascii=False)}"
     if bounds := re.fullmatch(rf"({NUMBER})\s*(?:-|\.\.+|to)\s*({NUMBER})", text):
@@ -32,6 +37,9 @@ def remedy(text: str) -> str:
         if low < high:
             return _range(low, high)
     number = _localised(text)
+    is_list = re.fullmatch(rf"{NUMBER}(?:\s*,\s*{NUMBER})+", text) and not re.search(r"(?<![\d.])0\d", text)
+    if is_list and (number is None or (whole and number % 1)):
+        return f"write [{', '.join(re.findall(NUMBER, text))}]"
     return _of_python(text) if number is None else f"write {number:.12g}"
 
 
@@ -47,8 +55,6 @@ def _localised(text: str) -> float | None:
 
 
 def _of_python(text: str) -> str:
-    if len(text) > MAX_LENGTH:
-        return ""
     try:
         with warnings.catch_warnings(action="ignore"):
             node = ast.parse(text.replace("^", "**"), mode="eval").body

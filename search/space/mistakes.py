@@ -180,6 +180,8 @@ def _wrong_value(key: str, mistake: Mapping[str, Any], default: Any) -> str:
         return _wrong_word(key, value, re.findall(r"'(\w+)'", expected), default)
     if kind == "union_tag_not_found":
         return f"{key} has no type; add {form(type=_type_for(value, default))}"
+    meant = remedy(str(value))
+    whole = meant if re.fullmatch(r"write \d+", meant) else "write a whole number"
     bound = next(iter(mistake.get("ctx", {}).values()), "")
     sentences = {
         "missing": f"{key} is missing; add {MISSING.get(name, 'it')}",
@@ -188,7 +190,7 @@ def _wrong_value(key: str, mistake: Mapping[str, Any], default: Any) -> str:
         "value_error": f"{key} {message}",
         "greater_than_equal": f"{key} is {shown(value)}; write a number of at least {bound}",
         "less_than_equal": f"{key} is {shown(value)}; write a number of at most {bound}",
-        "int_type": f"{key} is {shown(value)}; {remedy(str(value)) or 'write a whole number'}",
+        "int_type": f"{key} is {shown(value)}; {whole}",
         "bool_type": f"{key} is {shown(value)}; write true or false",
         "string_type": f"{key} is {shown(value)}; write a text in quotes",
         "dict_type": f"{key} is {shown(value)}; write braces with a key for each entry: {{ }}",

@@ -152,7 +152,8 @@ class _Parser:
         if token.kind != "text" and self.token.text == ":":
             raise ValueError(f"line {self._line(token)} has the key {_shown(token)}; write {_quoted(token.text)}")
         if number := re.search(r"[+-]?\d+,[\d,]+\Z", self.text[max(0, token.start - 40) : token.end]):
-            raise ValueError(f"line {self._line(token)} has {number[0]}; {remedy(number[0]) or PLAIN_VALUE}")
+            numbers = number[0] + re.sub(r"[^\d,][\s\S]*", "", self.text[token.end : token.end + 40]).rstrip(",")
+            raise ValueError(f"line {self._line(token)} has {numbers}; {remedy(numbers) or PLAIN_VALUE}")
         if self.token.text in (",", "}"):
             line = f"line {self._line(token)} has {_shown(token)} in braces without a value"
             raise ValueError(f"{line}; write a list in [ ], or a key with its value")

@@ -46,7 +46,7 @@ def _number(value: Any) -> float:
     number = _of_text(value)
     if isinstance(number, bool) or not isinstance(number, int | float):
         meant = remedy(value) if isinstance(value, str) else ""
-        raise ValueError(f"is {shown(value)}; {meant or 'give a number'}")  # noqa: TRY004 - pydantic wants a ValueError
+        raise ValueError(f"is {shown(value)}; {meant if meant and '[' not in meant else 'give a number'}")  # noqa: TRY004 - pydantic wants a ValueError
     if not abs(number) <= MAX_NUMBER:
         raise ValueError(f"is {shown(value)}; give a number between -{MAX_NUMBER:.0e} and {MAX_NUMBER:.0e}")
     return number
@@ -173,7 +173,8 @@ def _fitted(value: Any, default: Any) -> Any:
     if isinstance(default, bool) and value in (0, 1) and not isinstance(value, float):
         return without_boolean(bool(value))
     number = _of_text(value) if isinstance(default, int | float) else value
-    if isinstance(number, str) and not isinstance(default, str) and (meant := remedy(number)):
+    meant = remedy(number, whole=type(default) is int) if isinstance(number, str) else ""
+    if meant and not isinstance(default, str):
         raise ValueError(f" has the value {shown(value)}; {meant}")
     kind = (str,) if isinstance(default, bool | str) else (int, float)
     if value is None or isinstance(number, bool | list | dict):

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.space import check_alone
 from pipeline.task import METRICS, SEARCHABLE
+from search.space.expressions import remedy
 from search.space.space import load_space
 
 RANGE = {"min": 0.001, "max": 0.1}
@@ -93,6 +94,11 @@ FILES = [  # changes of the file as they were written, the end of the answer, an
     ({"parameters": {"stem_width": {"type": "float", "min": 8, "max": 9}}}, "set it to 'integer'", {"parameters": {"stem_width": {"type": "integer", "min": 8, "max": 9}}}),
     ({"name": 7}, "name is 7; write a text in quotes", {"name": "7"}),
     ({"spec": {"maxCombo": "many"}}, "write a whole number", {"spec": {"maxCombo": "30"}}),
+    ({"parameters": {"dropout": {"type": "float", "min": "0.1, 0.2", "max": 0.3}}}, "give a number", {"parameters": {"dropout": {"type": "float", "min": 0.1, "max": 0.3}}}),
+    ({"spec": {"maxCombo": 2.5}}, "write a whole number", {"spec": {"maxCombo": 2}}),
+    ({"spec": {"maxCombo": "16,32"}}, "write a whole number", {"spec": {"maxCombo": 16}}),
+    ({"spec": {"maxCombo": "1,000"}}, "write 1000", {"spec": {"maxCombo": 1000}}),
+    ({"spec": {"maxCombo": "2**4"}}, "write 16", {"spec": {"maxCombo": 16}}),
 ]  # fmt: skip
 
 
@@ -100,6 +106,10 @@ FILES = [  # changes of the file as they were written, the end of the answer, an
 def test_answer_shows_the_file_that_works(write_space, changes, end, repaired):
     assert mistake(write_space(**changes)).endswith(end)
     load(write_space(**repaired))
+
+
+def test_long_text_is_not_repeated_in_the_answer():
+    assert remedy(f'rs"{300 * "a"}"') == ""
 
 
 def test_two_words_for_one_key_are_refused(write_space):
@@ -149,6 +159,11 @@ FOREIGN = [  # entries as they were written, the end of the answer, and entries 
     ('"batch_size": "8-64"', "or give {}", '{"type": "integer", "min": 8, "max": 64}'),
     ('"batch_size": hp.choice("b", [8, 16])', "write {}", "[8, 16]"),
     ('"learning_rate": tune.loguniform(1e-4, 1e-1)', "or give {}", '{"type": "float", "min": 0.0001, "max": 0.1, "scalingType": "loguniform"}'),
+    ('"batch_size": "16,32"', "write {}", "[16, 32]"),
+    ('"batch_size": "16, 32,64"', "write {}", "[16, 32, 64]"),
+    ('"batch_size": 16,32,64', "write {}", "[16, 32, 64]"),
+    ('"learning_rate": "0.1, 0.2"', "write {}", "[0.1, 0.2]"),
+    ('"batch_size": "1,024"', "write {}", "1024"),
     ('"learning_rate": 10**-3', "write {}", "0.001"),
     ('"learning_rate": [1/1000]', "write {}", "0.001"),
     ('"learning_rate": "0,001"', "write {}", "0.001"),
