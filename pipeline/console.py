@@ -240,6 +240,7 @@ def _describe_progress(study: SharedStudy) -> Iterator[str]:
     if num_removed := len(weights_to_remove(study.sweep, ended)):
         yield f"note: --keep {study.sweep.keep} removes the weights of {count(num_removed, 'trial')}"
     if study.num_unfinished() <= 0:
-        yield f"nothing left to search: all {len(trials)} trials of {name} have ended"
+        ended_all = f"all {len(trials)} trials of {name} have" if len(trials) > 1 else f"the only trial of {name} has"
+        yield f"nothing left to search: {ended_all} ended"
     elif trials:
         yield f"resuming {name}: {len(ended)} of {count(num_asked, 'trial')} ended before"

@@ -1,14 +1,18 @@
 import io
 
 import pytest
+from optuna.trial import TrialState
 from rich.console import Console
 
 from catdog.model import ModelConfig, count_mult_adds, count_parameters
 from pipeline import console
 from pipeline.cli import parse
-from pipeline.console import _describe_missing_baseline, progress, say_fixed, show_plan
+from pipeline.console import _describe_missing_baseline, _describe_progress, progress, say_fixed, show_plan
 from pipeline.plan import make_plan
 from search.formatting import short
+from search.study.create import create_study
+from search.study.queue import acquire
+from tests.servers.counting_sweep import make_sweep
 
 
 def test_plan_says_what_is_searched_for_each_trial_and_the_constants_once(home, with_baseline, write_space, capsys):
@@ -136,3 +140,11 @@ def test_largest_network_need_not_be_the_deepest(home, small, write_space, shape
     plan = make_plan(parse([config, *small[1:], "--image-size", str(image_size)]), print)
     cost = count_mult_adds(ModelConfig(**shape, body_repeats=costliest, image_size=image_size))
     assert _describe_missing_baseline(plan).endswith(f"the largest of this space {short(cost)}")
+
+
+def test_only_trial_of_a_sweep_is_not_called_all_of_them(tmp_path):
+    study = create_study(make_sweep(tmp_path / "runs/one", 1), {})
+    claim = acquire(study, 0, "cpu")
+    study.tell(claim.trial, TrialState.FAIL)
+    claim.release()
+    assert list(_describe_progress(study)) == ["nothing left to search: the only trial of one has ended"]
