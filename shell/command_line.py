@@ -23,7 +23,6 @@ class CommandLine(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description)
         self.register("type", int, _whole_number)
         self.register("type", float, _number)
-        self.register("type", Path, _path)
         self.register("type", bool, _truth)
 
     def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -117,9 +116,3 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
-
-
-def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("the name is empty; give the name of a file")
-    return Path(text)

@@ -77,10 +77,7 @@ MISTYPED = [
     ("python -m catdog.train --learning-rate fast", "argument --learning-rate: 'fast' is not a number; --help"),
     ("python -m catdog.train --output .", "argument --output: . is a folder; give the file in it"),
     ("python -m catdog.train --output ..", "argument --output: .. is a folder; give the file in it"),
-    ("python -m catdog.train --output ''", "argument --output: the name is empty; give the name of a file"),
     ("python -m catdog.predict image --model .", "argument --model: . is a folder; give the file in it"),
-    ("python -m catdog.predict ''", "argument IMAGE: the name is empty; give the name of a file"),
-    ("run_sweep.py ''", "argument config: the name is empty; give the name of a file"),
     ("python -m catdog.train --share-body=maybe", "argument --share-body: 'maybe' is not true or false; --help"),
     ("python -m catdog.train --keep val_los", "train_accuracy or last; did you mean val_loss?"),
     ("python -m catdog.model --stem_widht 8", "unrecognized arguments: --stem_widht 8; did you mean --stem-width?"),
@@ -101,6 +98,7 @@ EMPTY = [
     ("run_sweep.py", [""], "config is empty; give a value"),
     ("python -m search.report", [""], "name is empty; give a value"),
     ("python -m search.promote", ["", "--rollback"], "name is empty; give a value"),
+    ("python -m catdog.train", ["--output", ""], "--output is empty; give a value, or leave it out"),
     ("python -m catdog.predict", ["a.jpg", ""], "IMAGE is empty; give a value"),
     ("python -m catdog.app", ["--auth", ""], "--auth is empty; give a value, or leave it out"),
 ]
