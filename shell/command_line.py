@@ -79,7 +79,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def file_path(text: str) -> Path:
     """Return the path of a file, as the type of an option. A folder is refused."""
-    path = _path(text)
+    path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder; give the file in it")
     return path

@@ -162,7 +162,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from pipeline.cli import _hint, parse
 from search.report.__main__ import main
-print(_hint(parse([]), SimpleNamespace(sweep=SimpleNamespace(folder=Path("runs/one")))))
+from search.workers.supervisor import sole_owner
+folder = Path("runs/one")
+try:
+    with sole_owner(folder):
+        pass
+except ValueError as error:
+    print(f"{error}{_hint(parse([]), SimpleNamespace(sweep=SimpleNamespace(folder=folder)))}")
 sys.argv = ["report", "one"]
 main()"""
 
@@ -179,6 +185,7 @@ def test_run_that_cannot_be_written_is_ranked_and_no_command_is_said_to_resume_i
     command, environment = [*AS_USER, sys.executable, "-c", COMMANDS], {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     folder.chmod(0o755)
-    assert ended.stdout.startswith("\n"), ended.stderr  # no hint
+    remedy = "make it writable, or run from a folder that can be written: runs/ belongs to the current directory"
+    assert ended.stdout.startswith(f"runs/one cannot be written (Permission denied); {remedy}\n"), ended.stderr
     assert "1       0   complete" in ended.stdout
     assert ended.stderr == "runs/one cannot be written, so there is no new report; make it writable\n"

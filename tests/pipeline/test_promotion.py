@@ -28,6 +28,7 @@ from search.promote import main
 from search.study.create import create_study
 from search.study.queue import acquire
 from search.study.sweep import CANDIDATES, PROMOTION, load_study
+from shell.environment import module_command
 from tests.conftest import DRAWN, GOOD
 from tests.servers.counting_sweep import make_sweep
 
@@ -176,7 +177,7 @@ def test_altered_champion_is_refused_and_replaced_only_on_demand(bench, good):
         bench(build_model(GOOD), 1)
     with pytest.raises(ValueError, match=f"not {helps}"):
         provenance_of(bench.champion.parent)
-    why = "no champion came before the present one, which is damaged; promote a trial with python -m search.promote"
+    why = "no champion came before the present one, which is damaged; promote a trial with PYTHONPATH="
     with pytest.raises(ValueError, match=why):
         restore(bench.champion.parent)
     assert bench.champion.read_bytes() == content
@@ -189,7 +190,7 @@ def test_damaged_champion_with_one_before_it_may_be_rolled_back(bench, good, tmp
     bench(build_model(GOOD), 0)
     bench(good[0], 1)
     bench.champion.write_text("junk")
-    helps = "put back a copy of it, or take the one before it: python -m search.promote --rollback"
+    helps = f"put back a copy of it, or take the one before it: {module_command('search.promote')} --rollback"
     with pytest.raises(ValueError, match=f"not a whole model file of this project; {helps}$"):
         provenance_of(bench.champion.parent)
     (before,) = (bench.champion.parent / "history").iterdir()

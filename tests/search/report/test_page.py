@@ -14,6 +14,7 @@ from search.report.summary import sentences
 from search.space.space import Goal
 from search.study.queue import acquire
 from search.study.sweep import load_study
+from shell.environment import module_command
 from tests.servers.app_server import HANG
 from tests.servers.counting_sweep import make_sweep
 from tests.servers.finished_sweep import make_finished_sweep
@@ -194,12 +195,12 @@ def test_command_refuses_a_champion_that_is_not_whole(tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit, match="2"):
         main()
     said = "best_model/model.safetensors is not a whole safetensors file; put back a copy of it, or"
-    assert f"{said} replace it: python -m search.promote NAME --promote always" in capsys.readouterr().err
+    assert f"{said} replace it: {module_command('search.promote')} NAME --promote always" in capsys.readouterr().err
     (tmp_path / "best_model/history").mkdir()
     (tmp_path / "best_model/history/0001.safetensors").touch()
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert f"{said} take the one before it: python -m search.promote --rollback" in capsys.readouterr().err
+    assert f"{said} take the one before it: {module_command('search.promote')} --rollback" in capsys.readouterr().err
 
 
 def test_command_reads_the_champion_as_it_was_saved_and_refuses_an_altered_one(tmp_path, monkeypatch):
