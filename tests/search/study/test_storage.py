@@ -227,7 +227,7 @@ def test_address_that_nobody_answers_is_not_kept(tmp_path):
 
 @pytest.mark.parametrize(
     ("account", "reason"),
-    [("sweeper", "no password supplied"), ("sweeper:no", "password authentication failed for user")],
+    [("sweeper", "no password supplied"), ("sweeper:not-the-one", "password authentication failed for user")],
 )
 def test_password_that_the_server_wants_is_asked_for(postgres, tmp_path, account, reason):
     rules = postgres.data / "pg_hba.conf"
