@@ -85,8 +85,8 @@ def resume_command(options: argparse.Namespace) -> str:
     search_id = os.environ.get("COMET_OPTIMIZER_ID")
     arguments = [argument for argument in sys.orig_argv if not search_id or argument != str(options.config)]
     if without_password(options.storage) != options.storage:
-        last = next(index for index, argument in enumerate(arguments) if argument.endswith(options.storage))
-        del arguments[last - (arguments[last] == options.storage) : last + 1]
+        for last in [index for index, argument in enumerate(arguments) if argument.endswith(options.storage)][:1]:
+            del arguments[last - (arguments[last] == options.storage) : last + 1]
     return shlex.join([*map(without_password, arguments), *([search_id] if search_id else [])])
 
 

@@ -23,6 +23,8 @@ def test_password_of_an_address_is_not_said_again(monkeypatch):
         monkeypatch.setattr(sys, "orig_argv", ["my env/bin/python", "-u", "run_sweep.py", *options])
         said = resume_command(parse(options))
         assert said == "'my env/bin/python' -u run_sweep.py --artifacts 's3://me:***@host' --data /night:v2@home"
+    monkeypatch.setattr(sys, "orig_argv", ["python", "of_another_program.py"])
+    assert resume_command(parse(options)) == "python of_another_program.py"
 
 
 def test_storage_without_a_password_is_named(monkeypatch):
